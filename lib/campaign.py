@@ -1,0 +1,147 @@
+"""Work through a profile: train every run that its notebooks state, then render the notebooks from the stored runs.
+
+    python -m lib.campaign --profile quick          # `make study`
+    python -m lib.campaign --profile lite --list    # what there is to do
+    python -m lib.campaign --profile lite --train-only --only mnist
+
+A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under
+`notebooks`, one entry for each time a notebook is executed. A notebook's parameters but `profile` and `jobs` are the
+arguments of the function that states its runs (`PLANS`), so that the notebook and this module cannot disagree.
+"""
+
+import argparse
+import ast
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+
+from lib import data, paths, record, run, store
+from lib.run import Run
+
+PLANS: dict[str, Callable[..., list[Run]]] = {
+    "10_al2_label_randomization": run.label_randomization,
+    "11_al2_ablation": run.label_randomization,
+}
+NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One execution of one notebook."""
+
+    notebook: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Notebook and what sets this execution apart: the stem of the rendered notebook."""
+        marks = [str(self.parameters[k]) for k in ("dataset", "corruption") if k in self.parameters]
+        return "-".join([self.notebook, *marks])
+
+    def runs(self) -> list[Run]:
+        """The runs that the notebook states with these parameters; none for a notebook that only reads."""
+        if self.notebook not in PLANS:
+            return []
+        values = notebook_parameters(self.notebook) | self.parameters
+        return PLANS[self.notebook](**{k: v for k, v in values.items() if k not in NOT_OF_THE_RUNS})
+
+
+def notebook_parameters(notebook: str) -> dict[str, Any]:
+    """The defaults in a notebook's parameters cell, by name.
+
+    Raises:
+        ValueError: for an unknown notebook; the message lists those there are.
+    """
+    folder = paths.ROOT / "notebooks"
+    if not (folder / f"{notebook}.ipynb").exists():
+        known = ", ".join(sorted(f.stem for f in folder.glob("*.ipynb")))
+        raise ValueError(f"there is no notebook {notebook!r}; there are {known}")
+    found = papermill.inspect_notebook(str(folder / f"{notebook}.ipynb"))
+    return {name: ast.literal_eval(value["default"]) for name, value in found.items()}
+
+
+def plan(profile: str) -> list[Entry]:
+    """Every notebook execution of a profile, checked: every key is a parameter that a notebook has.
+
+    Raises:
+        ValueError: for an unknown profile, notebook or parameter, naming what there is.
+    """
+    path = paths.PARAMS / f"{profile}.yaml"
+    if not path.exists():
+        raise ValueError(f"there is no profile {profile!r}; there are {', '.join(sorted(f.stem for f in paths.PARAMS.glob('*.yaml')))}")
+    content = yaml.safe_load(path.read_text())
+    shared, entries, used = content["all"] | {"profile": profile}, [], {"profile"}
+    for notebook, executions in content["notebooks"].items():
+        known = notebook_parameters(notebook)
+        used |= shared.keys() & known.keys()
+        for own in executions or [{}]:
+            if unknown := own.keys() - known.keys():
+                raise ValueError(
+                    f"{path.name}: {notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+                )
+            entries.append(Entry(notebook, {k: v for k, v in shared.items() if k in known} | own))
+    if unused := shared.keys() - used:
+        raise ValueError(f"{path.name}: no notebook has a parameter {', '.join(sorted(unused))}")
+    return entries
+
+
+def train(entries: Iterable[Entry], profile: str, jobs: int) -> None:
+    """Train what the entries lack, in their order. Entries whose data cannot be reached are named and passed over."""
+    for entry in entries:
+        try:
+            store.ensure(entry.runs(), profile=profile, jobs=jobs)
+        except data.DataError as error:
+            print(f"not run: {entry.name}: {error}", file=sys.stderr)
+
+
+def render(entry: Entry, profile: str) -> Path:
+    """Execute a notebook into `results/<profile>/notebooks/`, unless it is newer than all that it is made from."""
+    source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
+    target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
+    metrics = [folder / "metrics.csv" for r in entry.runs() if (folder := store.find(r))]
+    made_from = [source, paths.PARAMS / f"{profile}.yaml", *(paths.ROOT / "lib").glob("*.py"), *metrics]
+    if target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from if f.exists()):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with paths.replacing(target) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # papermill calls the temporary name's ending unknown
+        papermill.execute_notebook(str(source), str(part), entry.parameters, kernel_name="python3", progress_bar=False)
+    return target
+
+
+def main() -> None:
+    """Command line, see the top of this module."""
+    parser = argparse.ArgumentParser(description="Train a profile's runs and render its notebooks.")
+    parser.add_argument("--profile", required=True, help="quick, lite or paper")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="training processes on a CPU (default: all cores)")
+    parser.add_argument("--only", default="", help="only executions whose name holds this text")
+    parser.add_argument("--list", action="store_true", help="show what there is to do and stop")
+    parser.add_argument("--train-only", action="store_true", help="train, render nothing")
+    arguments = parser.parse_args()
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    try:
+        entries = [entry for entry in plan(arguments.profile) if arguments.only in entry.name]
+        if arguments.list:
+            for entry in entries:
+                runs = entry.runs()
+                done = sum((folder := store.find(r)) is not None and record.is_finished(folder) for r in runs)
+                print(f"{entry.name}: {done} of {len(runs)} runs done")
+            return
+        train(entries, arguments.profile, arguments.jobs)
+        if not arguments.train_only:
+            for entry in entries:
+                print(render(entry, arguments.profile))
+    except (ValueError, TypeError, OSError, record.RecordError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Every plot of the papers, drawn from tidy frames. One colour a baseline throughout; solid with AL2, dashed without."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib.data import noise_floor
+from lib.tables import BASELINES
+
+COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
+AXES = {
+    "test_accuracy": "test accuracy (%)",
+    "train_accuracy": "training accuracy (%)\non the corrupted labels",
+    "cross_entropy": "training cross-entropy (nats)",
+    "activation_l2": r"$L_r$ = mean $\varphi^2$",
+    "ablation_auc": "area under the ablation curve",
+    "validation_accuracy": "validation accuracy (%)\non the corrupted labels",
+}
+MASKS = {"element": "a coin for each image and unit", "shared": "one order of units", "channel": "whole feature maps"}
+
+
+def style() -> None:
+    """The look of all figures; call it once in a notebook."""
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 110, "axes.titlesize": "medium", "figure.constrained_layout.use": True})
+
+
+def training_curves(
+    frame: pd.DataFrame, metrics: Sequence[str] = ("test_accuracy", "cross_entropy", "activation_l2"), classes: int = 10
+) -> Figure:
+    """Metrics against epochs, a column a baseline, without and with AL2; a line the mean over seeds, a band their range.
+
+    Args:
+        frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
+        metrics: columns of the frame, a row of the figure each.
+        classes: K, for the noise floor and for chance.
+    """
+    _one_cell(frame)
+    corruption, seeds = frame.corruption.iloc[0], frame.seed.nunique()
+    baselines = [b for b in BASELINES if b in set(frame.baseline)]
+    fig, axes = plt.subplots(
+        len(metrics), len(baselines), figsize=(2.9 * len(baselines), 2.3 * len(metrics)), sharex=True, sharey="row", squeeze=False
+    )
+    for column, baseline in enumerate(baselines):
+        axes[0, column].set_title(BASELINES[baseline])
+        for row, metric in enumerate(metrics):
+            ax = axes[row, column]
+            for al2 in (False, True):
+                runs = frame[(frame.baseline == baseline) & (frame.al2 == al2)]
+                _line(ax, runs, metric, COLOURS[baseline], "-" if al2 else "--")
+            ax.set_ylabel(AXES.get(metric, metric) if column == 0 else "")
+            if metric == "cross_entropy":
+                ax.axhline(noise_floor(corruption, classes), color="0.3", lw=1, ls=":")
+            if metric == "test_accuracy":
+                ax.axhline(100 / classes, color="0.3", lw=1, ls=":")
+            if metric == "activation_l2":
+                ax.set_yscale("log")
+        axes[-1, column].set_xlabel("epoch")
+    _al2_legend(fig, dotted="noise floor; chance")
+    band = f", {seeds} seeds: mean and range" if seeds > 1 else ", one seed"
+    fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the labels corrupted{band}")
+    return fig
+
+
+def ablation_curves(curves: pd.DataFrame) -> Figure:
+    """Accuracy against the share of ablated units, a column a mask, a row an epoch.
+
+    Args:
+        curves: columns baseline, al2, mask, epoch, ablated (%), accuracy (%), seed.
+    """
+    masks = [m for m in MASKS if m in set(curves["mask"])]
+    epochs = sorted(curves.epoch.unique())
+    fig, axes = plt.subplots(
+        len(epochs), len(masks), figsize=(3.6 * len(masks), 2.7 * len(epochs)), sharex=True, sharey=True, squeeze=False
+    )
+    for (row, epoch), (column, mask) in ((r, c) for r in enumerate(epochs) for c in enumerate(masks)):
+        ax, here = axes[row, column], curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
+        for (baseline, al2), own in here.groupby(["baseline", "al2"]):
+            line = own.groupby("ablated").accuracy.mean()
+            ax.plot(line.index, line, color=COLOURS[baseline], ls="-" if al2 else "--", lw=1.6)
+        ax.set_title(f"{mask}: {MASKS[mask]}\nepoch {epoch}" if row == 0 else f"epoch {epoch}")
+        ax.set_xlabel("units set to zero (%)" if row == len(epochs) - 1 else "")
+        ax.set_ylabel("accuracy on training images,\ntrue labels (%)" if column == 0 else "")
+        ax.set_ylim(0, 101)
+    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(curves.baseline)])
+    return fig
+
+
+def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
+    """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over seeds."""
+    _one_cell(frame)
+    measured = frame[frame[column].notna()]
+    fig, ax = plt.subplots(figsize=(6, 3.4))
+    for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
+        _line(ax, runs, column, COLOURS[baseline], "-" if al2 else "--", marker="o")
+    ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"])
+    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
+    return fig
+
+
+def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
+    """Measured against published over the paper's epochs, a column a profile and data set.
+
+    Args:
+        table: as `lib.tables.beside_published` gives it.
+        metric: which of its metrics.
+    """
+    rows = table[table.metric == metric]
+    paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
+    measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
+    panels = [("published", "mnist", 0.75)] + list(
+        measured[["profile", "dataset_measured", "corruption"]].drop_duplicates().itertuples(index=False, name=None)
+    )
+    width = min(4, len(panels))
+    height = -(-len(panels) // width)
+    fig, axes = plt.subplots(height, width, figsize=(3.1 * width, 2.6 * height), sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
+        if profile == "published":
+            own, column = paper, "published"
+        else:
+            own, column = measured[(measured.profile == profile) & (measured.dataset == dataset)], "measured"
+            own = own[own.corruption == corruption]
+        for (baseline, al2), line in own.groupby(["baseline", "al2"]):
+            line = line.sort_values("epoch")
+            ax.plot(line.epoch, line[column].astype(float), color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
+        count = "" if profile == "published" else f", n = {int(own.n.max())}"
+        ax.set_title(f"{profile}{count}\n{dataset}, {100 * corruption:.0f} %")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(AXES.get(metric, metric))
+    fig.supxlabel("epoch of the paper's 700")
+    _al2_legend(fig, baselines=list(BASELINES))
+    return fig
+
+
+def _line(ax: plt.Axes, runs: pd.DataFrame, metric: str, colour, dashes: str, marker: str = "") -> None:
+    if runs.empty or metric not in runs:
+        return
+    over_seeds = runs.groupby("epoch")[metric].agg(["mean", "min", "max"]).dropna()
+    ax.plot(over_seeds.index, over_seeds["mean"], color=colour, ls=dashes, lw=1.6, marker=marker, ms=4)
+    ax.fill_between(over_seeds.index, over_seeds["min"], over_seeds["max"], color=colour, alpha=0.2, lw=0)
+
+
+def _al2_legend(fig: Figure, dotted: str = "", baselines: Sequence[str] = ()) -> None:
+    lines = [plt.Line2D([], [], color=COLOURS[b], label=BASELINES[b], lw=3) for b in baselines]
+    lines += [plt.Line2D([], [], color="0.2", ls="--", label="without AL2"), plt.Line2D([], [], color="0.2", label="with AL2")]
+    if dotted:
+        lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
+    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
+
+
+def _one_cell(frame: pd.DataFrame) -> None:
+    cells = frame[["dataset", "corruption"]].drop_duplicates()
+    if len(cells) != 1:
+        raise ValueError(f"a figure shows one data set and corruption level, not {np.array(cells).tolist()}")

@@ -1,0 +1,49 @@
+"""Where things lie. Every path is absolute, so that nothing depends on the folder a notebook or a test is started in.
+
+Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user downloads them), `CACHE_DIR`
+(their decoded copies, safe to delete) and `RESULTS_DIR` (run folders). They are read at each call, so that a test or a
+notebook can set them late. The papers' own numbers always lie in the project.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "results" / "published"
+PARAMS = ROOT / "notebooks" / "params"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().absolute()
+
+
+def data_dir() -> Path:
+    """Data sets as downloaded: `$DATA_DIR`, else `data/` in the project."""
+    return _folder("DATA_DIR", ROOT / "data")
+
+
+def cache_dir() -> Path:
+    """Decoded data sets: `$CACHE_DIR`, else `.cache/` in the project."""
+    return _folder("CACHE_DIR", ROOT / ".cache")
+
+
+def results_dir() -> Path:
+    """Run folders, by profile: `$RESULTS_DIR`, else `results/` in the project."""
+    return _folder("RESULTS_DIR", ROOT / "results")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, moved over it when the block ends well and deleted when it does not.
+
+    Whoever reads `target` sees the old file or the whole new one, never a part, whenever the writer is killed.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""A run's folder: what lies in it, and that it is written whole or not at all.
+
+config.json     what was trained and what was measured on the way
+env.json        versions, device, precision, commit, wall time, hashes of data and labels
+metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
+measures.npz    arrays: ablation curves, …
+status.json     only where the loss became NaN: {"diverged": epoch}
+checkpoint.pt   only while unfinished
+weights.pt      only on request (`keep_weights`)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.paths import replacing
+from lib.run import Run
+
+
+class RecordError(RuntimeError):
+    """A run's folder cannot be read or written; the message names it and says what to do."""
+
+
+def begin(folder: Path, run: Run) -> None:
+    """Make the folder and say in it what is going to be trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", {"id": run.id, "run": run.to_dict(), "measures": run.measured()})
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a whole run."""
+    return (folder / "metrics.csv").exists()
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write a training's state, which `load_checkpoint` gives back."""
+    with replacing(folder / "checkpoint.pt") as part:
+        torch.save(state, part)
+
+
+def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The state a training was left in, on the CPU, or None where it has to start anew.
+
+    A state that was measuring something else than is asked for now is not continued.
+
+    Raises:
+        RecordError: if the checkpoint is damaged.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        run_id, measures = state["id"], state["measured"]
+    except Exception as error:
+        raise RecordError(f"{path} cannot be read ({error}). Delete the folder to train this run anew.") from error
+    if run_id != run.id:
+        raise RecordError(f"{path} belongs to the run {run_id}, not to {run.id}. Delete the folder to train it anew.")
+    return state if measures == json.dumps(run.measured()) else None
+
+
+def finish(
+    folder: Path,
+    run: Run,
+    metrics: pd.DataFrame,
+    arrays: dict[str, np.ndarray],
+    env: dict[str, Any],
+    diverged: int | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the results of a run and, last of all, `metrics.csv`; then the checkpoint is dropped."""
+    begin(folder, run)
+    _write_json(folder / "env.json", env)
+    with replacing(folder / "measures.npz") as part, open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    if diverged is not None:
+        _write_json(folder / "status.json", {"diverged": diverged})
+    else:
+        (folder / "status.json").unlink(missing_ok=True)
+    if weights is not None:
+        with replacing(folder / "weights.pt") as part:
+            torch.save(weights, part)
+    with replacing(folder / "metrics.csv") as part:
+        metrics.to_csv(part, index=False, float_format="%.6g")
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def reopen(folder: Path) -> None:
+    """Make a finished folder unfinished, so that it is trained again."""
+    (folder / "metrics.csv").unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds or is going to hold.
+
+    Raises:
+        RecordError: if `config.json` is missing, damaged, or does not match the id in the folder's name.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        run = Run.from_dict(config["run"] | config["measures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} cannot be read ({error}). Delete the folder to train this run anew.") from error
+    if run.id != config.get("id") or not folder.name.endswith(run.id):
+        raise RecordError(f"{path} describes the run {run.id}, but its folder is {folder.name}. Delete or rename the folder.")
+    return run
+
+
+def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
+    """A finished run's metrics, a row an epoch, and the epoch at which it diverged, if it did.
+
+    Raises:
+        RecordError: if the files are damaged or do not hold every epoch.
+    """
+    run = read_run(folder)
+    try:
+        metrics = pd.read_csv(folder / "metrics.csv")
+        status = folder / "status.json"
+        diverged = int(json.loads(status.read_text())["diverged"]) if status.exists() else None
+        epochs = list(metrics["epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{folder} cannot be read ({error}). Delete the folder to train this run anew.") from error
+    last = run.epochs if diverged is None else diverged - 1
+    if epochs != list(range(1, last + 1)):
+        raise RecordError(
+            f"{folder / 'metrics.csv'} holds {len(epochs)} epochs instead of 1 … {last}. "
+            "Delete the folder to train this run anew."
+        )
+    return metrics, diverged
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a finished run, by name.
+
+    Raises:
+        RecordError: if the file is damaged.
+    """
+    try:
+        with np.load(folder / "measures.npz", allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:
+        raise RecordError(f"{folder / 'measures.npz'} cannot be read ({error}). Delete the folder to train anew.") from error
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,239 @@
+"""The run store: a run is a folder. `ensure` trains what is missing, `load` and `collect` read what is there.
+
+    results/<profile>/<dataset>/<network>-<what differs>-<id>/
+
+The profile names a folder and no more: a run is found by its id in whichever profile it was trained for.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from lib import paths, record, trainer
+from lib.run import Run
+
+
+def find(run: Run) -> Path | None:
+    """The folder of a run, finished or under way, in any profile; None if there is none.
+
+    Raises:
+        RecordError: if there are several, since ids are unique across profiles.
+    """
+    folders = [f for f in paths.results_dir().glob(f"*/{run.dataset}/*-{run.id}") if f.is_dir()]
+    if len(folders) > 1:
+        raise record.RecordError(f"the run {run.id} has {len(folders)} folders, keep one: {', '.join(map(str, folders))}")
+    return folders[0] if folders else None
+
+
+def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> None:
+    """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
+
+    Every run is checked against its data, and every folder is read, before anything trains. A run that another process
+    is training is waited for, not trained twice.
+
+    Args:
+        runs: the runs that have to be there.
+        profile: the folder under `results/` for those that are new.
+        jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one.
+
+    Raises:
+        ValueError, data.DataError, RecordError: bad input, before anything trains.
+        OSError: if the results cannot be written.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; at least one process is needed")
+    runs = list({run.id: run for run in runs}.values())
+    missing = [run for run in runs if not _is_done(run)]
+    if not missing:
+        return
+    _check_writable(paths.results_dir() / profile)
+    for key in dict.fromkeys(map(_split_key, missing)):
+        trainer.prepare(next(run for run in missing if _split_key(run) == key))
+    jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
+    missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
+    with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
+        if jobs == 1:
+            _train_all(iter(missing), profile, on_epoch=bar.update)
+        else:
+            _train_in_processes(missing, profile, jobs, bar)
+
+
+def load(runs: Sequence[Run]) -> pd.DataFrame:
+    """One tidy frame of the runs' metrics: a row a run and epoch, with the run's fields, `id`, `baseline` and `profile`.
+
+    A run whose loss became NaN has its rows up to the last finite epoch, and that epoch's successor in `diverged`.
+
+    Raises:
+        LookupError: if a run has not been trained; the message says which and what to do.
+        RecordError: if a folder is damaged.
+    """
+    frames = []
+    absent = [run for run in runs if (folder := find(run)) is None or not record.is_finished(folder)]
+    if absent:
+        names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
+        raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): train them with store.ensure")
+    for run in runs:
+        frames.append(_tidy(find(run)))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def collect(profile: str) -> pd.DataFrame:
+    """The same frame for every finished run of a profile; empty, without columns, where there is none."""
+    folders = sorted(f.parent for f in (paths.results_dir() / profile).glob("*/*/metrics.csv"))
+    frames = [_tidy(folder) for folder in folders]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def arrays(run: Run) -> dict[str, np.ndarray]:
+    """The arrays measured in a finished run, by name: `ablation <mask>/<images>` [points, 11], `ablation epochs` [points].
+
+    Raises:
+        LookupError: if the run has not been trained.
+    """
+    folder = find(run)
+    if folder is None or not record.is_finished(folder):
+        raise LookupError(f"the run {run.name} is not in the store: train it with store.ensure")
+    return record.read_arrays(folder)
+
+
+def _tidy(folder: Path) -> pd.DataFrame:
+    run = record.read_run(folder)
+    metrics, diverged = record.read_metrics(folder)
+    fields = {"id": run.id, "profile": folder.parent.parent.name, "baseline": run.baseline, **run.to_dict()}
+    described = pd.DataFrame([fields | {"diverged": diverged}] * max(len(metrics), 1))
+    return pd.concat([described, metrics.reset_index(drop=True)], axis=1)
+
+
+def _is_done(run: Run) -> bool:
+    """Whether a run is finished with every measure asked for; damaged folders raise."""
+    folder = find(run)
+    if folder is None:
+        return False
+    stored = record.read_run(folder)
+    if not record.is_finished(folder):
+        record.load_checkpoint(folder, stored)
+        return False
+    record.read_metrics(folder)
+    record.read_arrays(folder)
+    return stored.with_measures(run) == stored and stored.measured() == stored.with_measures(run).measured()
+
+
+def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None]) -> None:
+    """Train the runs; those that another process is training are waited for at the end."""
+    busy = [run for run in runs if not _train(run, profile, on_epoch, block=False)]
+    for run in busy:
+        _train(run, profile, on_epoch, block=True)
+
+
+def _train(run: Run, profile: str, on_epoch: Callable[[], None], *, block: bool) -> bool:
+    """Train one run under its lock, unless another process has finished it meanwhile; False if another one holds it."""
+    with _lock(run, block) as held:
+        if not held:
+            return False
+        if _is_done(run):
+            for _ in range(run.epochs):
+                on_epoch()
+            return True
+        folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
+        if folder.exists():
+            run = run.with_measures(record.read_run(folder))
+            record.reopen(folder)
+        trainer.fit([run], [folder], on_epoch=on_epoch)
+        return True
+
+
+def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm) -> None:
+    """Each process takes the next run that nobody has taken; the first error ends them all and is raised here."""
+    context = multiprocessing.get_context("spawn")
+    taken, epochs, errors = context.Value("i", 0), context.Value("i", 0), context.SimpleQueue()
+    arguments = (runs, profile, taken, epochs, errors)
+    processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
+    for process in processes:
+        process.start()
+    try:
+        while alive := [process.sentinel for process in processes if process.is_alive()]:
+            wait(alive, timeout=0.5)
+            bar.update(epochs.value - bar.n)
+            if any(process.exitcode for process in processes):
+                break
+        bar.update(epochs.value - bar.n)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    if not errors.empty():
+        raise errors.get()
+    failed = [process.exitcode for process in processes if process.exitcode]
+    if failed and not all(_is_done(run) for run in runs):
+        raise RuntimeError(f"a training process ended with code {failed[0]}; run again to go on where it was")
+
+
+def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    parent = multiprocessing.parent_process().sentinel
+    # a process whose parent was killed must not go on holding locks
+    threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+
+    def count() -> None:
+        with epochs.get_lock():
+            epochs.value += 1
+
+    def mine() -> Iterator[Run]:
+        while True:
+            with taken.get_lock():
+                next_one, taken.value = taken.value, taken.value + 1
+            if next_one >= len(runs):
+                return
+            yield runs[next_one]
+
+    try:
+        _train_all(mine(), profile, count)
+    except Exception as error:
+        errors.put(error)
+        raise SystemExit(1) from error
+
+
+@contextlib.contextmanager
+def _lock(run: Run, block: bool) -> Iterator[bool]:
+    """Hold the run's lock, or say that another process does; the system frees it however its holder ends."""
+    folder = paths.results_dir() / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / run.id, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"room for a run?" * 1000)
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"results cannot be written to {folder} ({error.strerror}); free it or set RESULTS_DIR"
+        ) from error
+
+
+def _split_key(run: Run) -> tuple:
+    """Runs with the same key pass or fail the checks against the data together."""
+    names = "dataset image_size classes n_train n_validation batch_size test_images network normalize".split()
+    return tuple(getattr(run, name) for name in names)
+
+
+def _under_parallel_make() -> bool:
+    return any(flag.startswith("-j") or "jobserver" in flag for flag in os.environ.get("MAKEFLAGS", "").split())

@@ -1,0 +1,126 @@
+"""Published beside measured: tables drawn from stored runs alone. Nothing here trains."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lib import paths
+
+PAPER_EPOCHS = 700
+BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
+CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
+AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
+DIVERGED = "diverged"
+
+
+def published(name: str) -> pd.DataFrame:
+    """A published table as tidy CSV, for example "al2_table1"; its source is the file's name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists those there are.
+    """
+    path = paths.PUBLISHED / f"{name}.csv"
+    if not path.exists():
+        raise ValueError(f"no published table {name!r}; there are {', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}")
+    return pd.read_csv(path)
+
+
+def epoch_measured(published_epoch: int, epochs: int) -> int:
+    """The epoch of a training of `epochs` that stands for one of the paper's 700.
+
+    A training of the paper's length, or longer, is read at the paper's own epochs.
+    """
+    return max(1, round(published_epoch / PAPER_EPOCHS * min(epochs, PAPER_EPOCHS)))
+
+
+def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a tidy frame that belong to the paper's eight networks with its own schedule (Tables 1 and 2)."""
+    if frame.empty:
+        return frame
+    kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
+    kept &= (frame.schedule == "al2") & (frame.corruption_law == "bernoulli") & (frame.bn_gamma == "ones")
+    return frame[kept]
+
+
+def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()) -> pd.DataFrame:
+    """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number of runs.
+
+    Args:
+        frame: as `lib.store.load` gives it, of one profile or several.
+        metrics: columns of the frame.
+        epochs: the paper's epochs, of 700; default 100, 200, … 700.
+
+    Returns:
+        columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured, measured, sd, n. `measured` is
+        the text "diverged" where the loss of a run had become NaN by then; `sd` is empty for n = 1.
+    """
+    rows = []
+    if not frame.empty:
+        for keys, cell in frame.groupby(["profile", *CELL], sort=False):
+            if cell.epochs.nunique() > 1:
+                raise ValueError(f"runs of {cell.epochs.unique()} epochs in one cell {keys}: a table compares equal trainings")
+            for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
+                here = epoch_measured(epoch, int(cell.epochs.iloc[0]))
+                diverged = bool((cell.diverged <= here).any())
+                for metric in metrics:
+                    values = cell.loc[cell.epoch == here, metric].dropna() if metric in cell else pd.Series(dtype=float)
+                    measured = DIVERGED if diverged else values.mean()
+                    spread = values.std() if len(values) > 1 and not diverged else float("nan")
+                    count = cell.id.nunique() if diverged else len(values)
+                    rows.append([*keys, epoch, metric, here, measured, spread, count])
+    columns = ["profile", *CELL, "epoch", "metric", "epoch_measured", "measured", "sd", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """A published AL2 table with what was measured beside it: a row a profile for each of its rows, and more.
+
+    A data set that the paper has no number for (a stand-in, another corruption level) gets rows of its own, with
+    `published` empty; a published row that no run answers has `measured` empty.
+    """
+    keys = [*CELL, "epoch", "metric"]
+    paper = published(name).rename(columns={"value": "published"})
+    measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
+    tables = []
+    for _, own in measured.groupby("profile", sort=False) if len(measured) else [("", measured)]:
+        table = paper.merge(own, on=keys, how="outer")
+        tables.append(table[table.profile.notna()])
+    answered = pd.concat(tables) if tables else paper.assign(profile=None)
+    unanswered = paper.merge(answered[keys].drop_duplicates(), on=keys, how="left", indicator=True)
+    unanswered = unanswered[unanswered.pop("_merge") == "left_only"]
+    table = pd.concat([unanswered, answered[answered.measured.notna()]] if "measured" in answered else [unanswered])
+    table = table.assign(dataset_measured=table.dataset.where(table.get("profile", pd.Series(index=table.index)).notna()))
+    columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n"]
+    return table.reindex(columns=columns).sort_values(["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"])
+
+
+def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
+    """One metric laid out like the paper's Tables 1 and 2: a row a baseline, a column an epoch, "without / with AL2".
+
+    Args:
+        measured: one data set, level and profile, as `at_published_epochs` gives it, or a published table.
+        metric: which metric.
+        digits: digits after the point.
+    """
+    rows = measured[measured.metric == metric]
+    column = "measured" if "measured" in rows else "value"
+
+    def cell(baseline: str, epoch: int) -> str:
+        values = [rows[(rows.baseline == baseline) & (rows.epoch == epoch) & (rows.al2 == al2)] for al2 in (False, True)]
+        return " / ".join(_number(value, column, digits) for value in values)
+
+    epochs = sorted(rows.epoch.unique())
+    cells = {e: [cell(b, e) for b in BASELINES] for e in epochs}
+    return pd.DataFrame(cells, index=pd.Index(BASELINES.values(), name="")).rename_axis(columns="epoch of 700")
+
+
+def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
+    if rows.empty or pd.isna(rows[column].iloc[0]):
+        return "not run"
+    value = rows[column].iloc[0]
+    if value == DIVERGED:
+        return DIVERGED
+    if 0 < abs(value) < 0.1**digits:
+        return f"{value:.0e}"
+    spread = rows.sd.iloc[0] if "sd" in rows else float("nan")
+    return f"{value:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
