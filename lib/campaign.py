@@ -76,7 +76,9 @@ def plan(profile: str) -> list[Entry]:
     """
     path = paths.PARAMS / f"{profile}.yaml"
     if not path.exists():
-        raise ValueError(f"there is no profile {profile!r}; there are {', '.join(sorted(f.stem for f in paths.PARAMS.glob('*.yaml')))}")
+        raise ValueError(
+            f"there is no profile {profile!r}; there are {', '.join(sorted(f.stem for f in paths.PARAMS.glob('*.yaml')))}"
+        )
     content = yaml.safe_load(path.read_text())
     shared, entries, used = content["all"] | {"profile": profile}, [], {"profile"}
     for notebook, executions in content["notebooks"].items():
@@ -132,8 +134,7 @@ def main() -> None:
         if arguments.list:
             for entry in entries:
                 runs = entry.runs()
-                done = sum((folder := store.find(r)) is not None and record.is_finished(folder) for r in runs)
-                print(f"{entry.name}: {done} of {len(runs)} runs done")
+                print(f"{entry.name}: {len(store.available(runs))} of {len(runs)} runs done")
             return
         train(entries, arguments.profile, arguments.jobs)
         if not arguments.train_only:

@@ -26,7 +26,9 @@ MASKS = {"element": "a coin for each image and unit", "shared": "one order of un
 def style() -> None:
     """The look of all figures; call it once in a notebook."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
-    plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 110, "axes.titlesize": "medium", "figure.constrained_layout.use": True})
+    plt.rcParams.update(
+        {"figure.dpi": 80, "savefig.dpi": 110, "axes.titlesize": "medium", "figure.constrained_layout.use": True}
+    )
 
 
 def training_curves(
@@ -43,7 +45,12 @@ def training_curves(
     corruption, seeds = frame.corruption.iloc[0], frame.seed.nunique()
     baselines = [b for b in BASELINES if b in set(frame.baseline)]
     fig, axes = plt.subplots(
-        len(metrics), len(baselines), figsize=(2.9 * len(baselines), 2.3 * len(metrics)), sharex=True, sharey="row", squeeze=False
+        len(metrics),
+        len(baselines),
+        figsize=(2.9 * len(baselines), 2.3 * len(metrics)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
     )
     for column, baseline in enumerate(baselines):
         axes[0, column].set_title(BASELINES[baseline])
@@ -112,9 +119,8 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     rows = table[table.metric == metric]
     paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
     measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
-    panels = [("published", "mnist", 0.75)] + list(
-        measured[["profile", "dataset_measured", "corruption"]].drop_duplicates().itertuples(index=False, name=None)
-    )
+    cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    panels = [("published", "mnist", 0.75), *cells.itertuples(index=False, name=None)]
     width = min(4, len(panels))
     height = -(-len(panels) // width)
     fig, axes = plt.subplots(height, width, figsize=(3.1 * width, 2.6 * height), sharex=True, sharey=True, squeeze=False)

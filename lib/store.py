@@ -79,8 +79,8 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         RecordError: if a folder is damaged.
     """
     frames = []
-    absent = [run for run in runs if (folder := find(run)) is None or not record.is_finished(folder)]
-    if absent:
+    done = {run.id for run in available(runs)}
+    if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): train them with store.ensure")
     for run in runs:
@@ -95,16 +95,20 @@ def collect(profile: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def available(runs: Sequence[Run]) -> list[Run]:
+    """Those of the runs that are finished."""
+    return [run for run in runs if (folder := find(run)) is not None and record.is_finished(folder)]
+
+
 def arrays(run: Run) -> dict[str, np.ndarray]:
     """The arrays measured in a finished run, by name: `ablation <mask>/<images>` [points, 11], `ablation epochs` [points].
 
     Raises:
         LookupError: if the run has not been trained.
     """
-    folder = find(run)
-    if folder is None or not record.is_finished(folder):
+    if not available([run]):
         raise LookupError(f"the run {run.name} is not in the store: train it with store.ensure")
-    return record.read_arrays(folder)
+    return record.read_arrays(find(run))
 
 
 def _tidy(folder: Path) -> pd.DataFrame:

@@ -21,7 +21,9 @@ def published(name: str) -> pd.DataFrame:
     """
     path = paths.PUBLISHED / f"{name}.csv"
     if not path.exists():
-        raise ValueError(f"no published table {name!r}; there are {', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}")
+        raise ValueError(
+            f"no published table {name!r}; there are {', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}"
+        )
     return pd.read_csv(path)
 
 
@@ -91,7 +93,9 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat([unanswered, answered[answered.measured.notna()]] if "measured" in answered else [unanswered])
     table = table.assign(dataset_measured=table.dataset.where(table.get("profile", pd.Series(index=table.index)).notna()))
     columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n"]
-    return table.reindex(columns=columns).sort_values(["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"])
+    return table.reindex(columns=columns).sort_values(
+        ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
+    )
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:

@@ -1,0 +1,398 @@
+"""Data sets by name, as tensors: `load`; what a run does to them: `subset`, `corrupt_labels`.
+
+Built in are the sets of both papers, a lossy copy of CIFAR-10, and digits, which comes inside scikit-learn. Every other
+name is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading never downloads and never
+writes next to the data; `python -m lib.data NAME` (`make data DATASET=NAME`) downloads. Decoded sets are kept in
+`CACHE_DIR`, by the hash of the files they came from. Nothing here touches a global random state.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import math
+import os
+import re
+import sys
+import tarfile
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib import paths, readers
+from lib.download import FILES, DataError, fetch
+
+_CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are not read
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, float32 [N, C, H, W], and their labels, int64 [N], on one device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: torch.Tensor) -> "Split":
+        """The images at `indices`, int64 [n], in that order."""
+        indices = indices.to(self.labels.device)
+        return Split(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A training and a test split. `sha256` is the hash of the decoded images (uint8, before scaling), labels and class
+    names: the same from a zip archive, a folder, or another mirror's repackaging."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> "DataSet":
+        return DataSet(self.name, self.train.to(device), self.test.to(device), self.class_names, self.sha256)
+
+
+class _Decoded(NamedTuple):
+    """What is cached: images uint8 [N, C, H, W], labels int64 [N], class names, hash of all of them."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: np.ndarray
+    sha256: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How one data set is found and read."""
+
+    find: Callable[[Path], list[Path]]  # root → the files or folders that it is read from, [] if it needs none
+    decode: Callable[..., readers.Arrays]  # those files → arrays
+    advice: str  # how to get it
+    mean: float = 0.5
+    std: float = 0.5
+    white: float = 255.0  # the pixel value that becomes 1
+    options: dict[str, tuple[int, range]] = field(default_factory=dict)  # name → default, what is allowed
+
+
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike | None = None,
+    device: torch.device | str = "cpu",
+    normalize: str = "al2",
+    **options: int,
+) -> DataSet:
+    """A data set by name, decoded, scaled, on `device`.
+
+    Args:
+        name: a built-in name (`NAMES`), or that of an image folder of yours, `<root>/<name>.zip` or `<root>/<name>/`, in it
+            `train/<class>/*` and `test/<class>/*` (or `val`), all images of one size; greyscale ones become RGB.
+        root: folder of the data sets, by default `$DATA_DIR` or the project's `data/`.
+        normalize: `al2`, the AL2 paper's: (x - mean) / std with 0.1307, 0.3081 for mnist and 0.5, 0.5 elsewhere;
+            `unit`: [0, 1], the targeted-sparsity paper's (design choice: the paper does not say).
+        options: `size` of digits (8×8 images, enlarged bilinearly, default 20); `classes` of tiny_imagenet and
+            tiny_imagenet_32 (the first n of `wnids.txt`, default 200).
+
+    Raises:
+        ValueError: unknown name, scale or option; lists those there are.
+        DataNotFoundError: the files are not there. DataError: they are truncated, altered or not as expected.
+    """
+    if normalize not in ("al2", "unit"):
+        raise ValueError(f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, 1])")
+    root = Path(root).expanduser() if root is not None else paths.data_dir()
+    source = _source(name, root)
+    options = _checked_options(name, source, options)
+    size = options.pop("size", None)  # of digits, which are enlarged after decoding
+    try:
+        files = source.find(root)
+        decode = partial(source.decode, files, **options)
+        decoded = _cached(name, files, options, decode) if files else _with_hash(decode())
+    except DataError as error:
+        advice = source.advice.format(root=root, name=name, names=", ".join(NAMES))
+        raise type(error)(f"{name}: {error}\n{advice}") from error.__cause__
+
+    def split(pixels: np.ndarray, labels: np.ndarray) -> Split:
+        images = torch.from_numpy(pixels).to(device).to(torch.float32).div_(source.white)
+        if size is not None:
+            images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        if normalize == "al2":
+            images.sub_(source.mean).div_(source.std)
+        return Split(images, torch.from_numpy(labels).to(device))
+
+    train, test = split(decoded.train_images, decoded.train_labels), split(decoded.test_images, decoded.test_labels)
+    return DataSet(name, train, test, tuple(map(str, decoded.class_names)), str(decoded.sha256))
+
+
+# ---- what a run does to a data set ----------------------------------------------------------------------------------
+
+
+def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """A fixed random order of the images, int64 [N], in which every prefix holds each class in proportion, to within
+    about one image. It depends on the labels and `seed` alone, never on a run's seed: subsets are the same for all runs.
+    """
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = torch.argsort(labels[shuffled], stable=True)
+    counts = torch.bincount(labels)
+    grouped = labels[shuffled][by_class]
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]  # 0, 1, … within each class
+    when = torch.empty(len(labels), dtype=torch.float64)
+    when[by_class] = (rank.double() + 0.5) / counts[grouped]  # spreads each class evenly over (0, 1); ties fall at random
+    return shuffled[torch.argsort(when, stable=True)]
+
+
+def subset(split: Split, n_train: int | None = None, n_validation: int = 0, n_measure: int = 0) -> tuple[Split, Split, Split]:
+    """Disjoint, class-balanced training, validation and measuring sets, the same for every run seed.
+
+    Training images are the first `n_train` of `stratified_permutation` (None: all that the others leave); the measuring
+    set is its end and the validation set what lies before that, so neither depends on `n_train`. Use it before
+    `corrupt_labels` (protocol, section 3).
+
+    Raises:
+        ValueError: a negative number, no training image, or more images asked for than there are.
+    """
+    total, held_out = len(split), n_validation + n_measure
+    if n_train is None:
+        n_train = total - held_out
+    if n_validation < 0 or n_measure < 0 or n_train < 1 or n_train + held_out > total:
+        raise ValueError(
+            f"cannot take n_train={n_train}, n_validation={n_validation}, n_measure={n_measure} from {total} images: "
+            "n_train must be at least 1, the others at least 0, and their sum at most the number of images"
+        )
+    order = stratified_permutation(split.labels)
+    validation_at, measure_at = total - held_out, total - n_measure
+    return split.take(order[:n_train]), split.take(order[validation_at:measure_at]), split.take(order[measure_at:])
+
+
+def corrupt_labels(
+    labels: torch.Tensor, fraction: float, num_classes: int, *, generator: torch.Generator, law: str = "bernoulli"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace labels by wrong ones, uniform over the other classes (AL2, section 4; protocol, section 1).
+
+    Args:
+        labels: int64 [N]; not modified.
+        fraction: share of the labels that become wrong, in [0, 1].
+        generator: on the CPU. What is drawn does not depend on `fraction`: a label wrong at 25 % is as wrong at 50 %.
+        law: `bernoulli`, each label with probability `fraction` (the authors' code), or `exact`, round(fraction · N)
+            labels (the paper's text).
+
+    Returns:
+        new labels, int64 [N], and the mask of the changed ones, bool [N], on the device of `labels`.
+
+    Raises:
+        ValueError: fraction, law, number of classes, a label or the generator's device is not allowed.
+    """
+    fraction = _checked_fraction(fraction, num_classes)
+    if law not in ("bernoulli", "exact"):
+        raise ValueError(f"law={law!r} is unknown; allowed are 'bernoulli' and 'exact'")
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(f"labels must lie in 0 … {num_classes - 1}, found {labels.min()} … {labels.max()}")
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the CPU, so that labels agree between devices, not {generator.device}")
+    chance = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # [0, 1)
+    offset = torch.randint(1, num_classes, (len(labels),), generator=generator)  # 1 … K-1: never the label itself
+    if law == "bernoulli":
+        changed = chance < fraction
+    else:
+        changed = torch.zeros(len(labels), dtype=torch.bool)
+        changed[chance.argsort(stable=True)[: round(fraction * len(labels))]] = True
+    changed, offset = changed.to(labels.device), offset.to(labels.device)
+    return torch.where(changed, (labels + offset) % num_classes, labels), changed
+
+
+def noise_floor(fraction: float, num_classes: int) -> float:
+    """The best cross-entropy, in nats, on labels of which `fraction` are wrong, without memorising which: the entropy
+    H(p) = -(1-p) ln(1-p) - p ln(p / (K-1)). 2.2103, 1.7918, 1.1116 at 75, 50, 25 % of 10 classes."""
+    p = _checked_fraction(fraction, num_classes)
+    right = -(1 - p) * math.log(1 - p) if p < 1 else 0.0
+    wrong = -p * math.log(p / (num_classes - 1)) if p > 0 else 0.0
+    return right + wrong
+
+
+def _checked_fraction(fraction: float, num_classes: int) -> float:
+    if not 0 <= fraction <= 1:  # NaN fails, too
+        raise ValueError(f"fraction={fraction} must lie in [0, 1] (0.75 for 75 %)")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2: a wrong label needs another class")
+    return float(fraction)
+
+
+# ---- names and options ----------------------------------------------------------------------------------------------
+
+
+def _source(name: str, root: Path) -> _Source:
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)  # no path, nothing hidden
+    if is_plain and ((root / f"{name}.zip").is_file() or (root / name).is_dir()):
+        return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
+    raise ValueError(
+        f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is looked for as "
+        f"{root}/<name>.zip or {root}/<name>/, in it train/<class>/* and test/<class>/* (or val)"
+    )
+
+
+def _checked_options(name: str, source: _Source, given: dict[str, int]) -> dict[str, int]:
+    allowed = ", ".join(source.options) or "none"
+    for option, value in given.items():
+        if option not in source.options:
+            raise ValueError(f"{name} knows no option {option!r}; its options: {allowed}")
+        values = source.options[option][1]
+        if not isinstance(value, int) or value not in values:
+            raise ValueError(f"{option}={value!r} must be a whole number from {values[0]} to {values[-1]}")
+    return {option: default for option, (default, _) in source.options.items()} | given
+
+
+# ---- cache ----------------------------------------------------------------------------------------------------------
+
+
+def _cached(name: str, files: list[Path], options: dict[str, int], decode: Callable[[], readers.Arrays]) -> _Decoded:
+    """`decode()`, or what it gave before for the same bytes. Processes may race: each writes a file of its own, and the
+    last to move it into place wins with the same content."""
+    key = hashlib.sha256(repr((_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))).encode()).hexdigest()
+    path = paths.cache_dir() / f"{name}-{key[:24]}.npz"
+    # npz files hold checksums; truncated and altered ones fail in many ways, and are as good as none
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as stored:
+        return _Decoded(*(stored[array] for array in _Decoded._fields))
+    decoded = _with_hash(decode())
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "xb") as file:
+            np.savez(file, **decoded._asdict())
+        os.replace(part, path)
+    except OSError as error:
+        _warn_once(f"decoded data sets cannot be kept in {path.parent} ({error}); set CACHE_DIR to save time")
+    finally:
+        with contextlib.suppress(OSError):  # there only if something went wrong
+            part.unlink(missing_ok=True)
+    return decoded
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _with_hash(arrays: readers.Arrays) -> _Decoded:
+    dtypes = (np.uint8, np.int64, np.uint8, np.int64)
+    parts = [np.ascontiguousarray(part, dtype) for part, dtype in zip(arrays, dtypes, strict=False)]
+    names = [str(name) for name in arrays[4]]
+    total = hashlib.sha256(repr((names, [part.shape for part in parts])).encode())
+    for part in parts:
+        total.update(part)
+    return _Decoded(*parts, np.array(names), np.array(total.hexdigest()))
+
+
+# ---- the built-in sets ----------------------------------------------------------------------------------------------
+
+
+def _decode_digits(_: list[Path]) -> readers.Arrays:
+    """1,797 images 8×8 with values 0 … 16, split 80/20 by class."""
+    from sklearn.datasets import load_digits  # inside the package: nothing to download
+
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
+    order = stratified_permutation(torch.from_numpy(labels)).numpy()
+    cut = round(0.8 * len(order))
+    train, test = np.sort(order[:cut]), np.sort(order[cut:])
+    return images[train], labels[train], images[test], labels[test], map(str, digits.target_names)
+
+
+_ADVICE = "To get it: `make data DATASET={name}`; or place the files by hand below {root}; or set DATA_DIR to their folder."
+_FOLDER_ADVICE = (
+    "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, train/<class>/* and "
+    "test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
+)
+_JPEG_ADVICE = (
+    "It is CIFAR-10 re-encoded as JPEG, for which no public address is known: place cifar10-jpeg.zip by hand in {root}, in "
+    "it cifar10-jpeg/{{train,test}}/<class>/<number>.jpg, 60,000 images; or set DATA_DIR to the folder that holds it."
+)
+_CLASSES = {"classes": (200, range(2, 201))}
+
+
+def _published(find: Callable, decode: Callable, folder: str, **more) -> _Source:
+    return _Source(partial(find, folder), partial(decode, folder), _ADVICE, **more)
+
+
+_BUILT_IN = {
+    "digits": _Source(lambda _: [], _decode_digits, "", white=16.0, options={"size": (20, range(8, 257))}),
+    "mnist": _published(readers.find_idx, readers.read_idx, "MNIST", mean=0.1307, std=0.3081),
+    "fashion_mnist": _published(readers.find_idx, readers.read_idx, "FashionMNIST"),
+    "cifar10": _published(readers.find_cifar, readers.read_cifar, "cifar-10-batches-py"),
+    "cifar100": _published(readers.find_cifar, readers.read_cifar, "cifar-100-python"),
+    "cifar10_jpeg": _Source(
+        partial(readers.find_folder, "cifar10-jpeg"),
+        partial(readers.read_folder, expected=60_000),
+        _JPEG_ADVICE,
+    ),
+    "tiny_imagenet": _Source(readers.find_tiny_imagenet, readers.read_tiny_imagenet, _ADVICE, options=_CLASSES),
+    "tiny_imagenet_32": _Source(
+        readers.find_tiny_imagenet, partial(readers.read_tiny_imagenet, box=2), _ADVICE, options=_CLASSES
+    ),
+}
+NAMES = tuple(_BUILT_IN)
+
+
+def download(name: str, *, root: str | os.PathLike | None = None) -> None:
+    """Bring a data set to `root` (by default `$DATA_DIR`), unless it is there, and read it once; says what it does.
+
+    Raises:
+        DataError: no mirror answered, no public address is known, or what came cannot be read. ValueError: unknown name.
+    """
+    root = Path(root).expanduser() if root is not None else paths.data_dir()
+    if name == "digits":
+        print("digits: nothing to download, they come inside scikit-learn")
+    try:
+        data = load(name, root=root)
+    except DataError as error:
+        if name not in FILES:
+            raise
+        print(str(error).splitlines()[0])
+        for remote in FILES[name]:
+            path = fetch(remote.urls, root / remote.target, remote.md5)
+            if path.name.endswith(".tar.gz"):
+                with tarfile.open(path) as archive:
+                    archive.extractall(root, filter="data")
+        data = load(name, root=root)
+    print(
+        f"{name}: {len(data.train):,} training and {len(data.test):,} test images of {data.num_classes} classes, "
+        f"{list(data.train.images.shape[1:])}, sha256 {data.sha256[:16]}…"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m lib.data NAME [--root DIR]`."""
+    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Download a data set and check it.")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(NAMES)}, or an image folder of yours to check")
+    parser.add_argument("--root", metavar="DIR", help="where the data sets lie (default: $DATA_DIR, or data/)")
+    given = parser.parse_args(arguments)
+    try:
+        download(given.name, root=given.root)
+    except (DataError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

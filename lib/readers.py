@@ -1,0 +1,256 @@
+"""Images from files, as uint8 arrays: idx files, CIFAR, folders and archives of images.
+
+A `find_…` says which files a data set is read from, the `read_…` of the same name decodes them. Scaling, caching, splits
+and names are `lib.data`'s.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lib.download import IDX_MD5, DataError, DataNotFoundError
+
+#: Training images uint8 [N, C, H, W], their labels [N], the same for testing, and the class names.
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
+
+_IDX_CLASSES = {
+    "MNIST": [str(digit) for digit in range(10)],
+    "FashionMNIST": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","),
+}
+
+
+def find_idx(folder: str, root: Path) -> list[Path]:
+    """The four files of MNIST or FashionMNIST, zipped or not, in torchvision's layout."""
+    found = []
+    for name in IDX_MD5[folder]:
+        zipped, plain = root / folder / "raw" / f"{name}.gz", root / folder / "raw" / name
+        if not zipped.is_file() and not plain.is_file():
+            raise DataNotFoundError(f"{zipped} is missing (unzipped, without .gz, it may be, too)")
+        found.append(zipped if zipped.is_file() else plain)
+    return found
+
+
+def read_idx(folder: str, files: list[Path]) -> Arrays:
+    """MNIST or FashionMNIST; DataError unless the unzipped files are the published ones, byte for byte."""
+    content = []
+    for path, md5 in zip(files, IDX_MD5[folder].values(), strict=True):
+        data = path.read_bytes()
+        try:
+            data = gzip.decompress(data) if path.suffix == ".gz" else data
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path} is truncated or no gzip file ({error})") from error
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise DataError(f"{path} is truncated or altered: the md5 of its unzipped content is {found}, not {md5}")
+        content.append(np.frombuffer(data, np.uint8))
+    train, train_labels, test, test_labels = content  # after headers of 16 and 8 bytes
+    images = (part[16:].reshape(-1, 1, 28, 28).copy() for part in (train, test))
+    return next(images), train_labels[8:], next(images), test_labels[8:], _IDX_CLASSES[folder]
+
+
+_CIFAR = {"cifar-10-batches-py": "CIFAR10", "cifar-100-python": "CIFAR100"}  # folder → torchvision's class
+
+
+def find_cifar(folder: str, root: Path) -> list[Path]:
+    """The files of the unpacked CIFAR archive (which of them are needed, torchvision knows)."""
+    found = sorted(path for path in (root / folder).glob("*") if path.is_file())
+    if not found:
+        raise DataNotFoundError(f"{root / folder} is missing or empty")
+    return found
+
+
+def read_cifar(folder: str, files: list[Path]) -> Arrays:
+    """CIFAR-10 or CIFAR-100, read and hash-checked by torchvision."""
+    from lib.vision import torchvision  # takes seconds: only where it is needed
+
+    kind, root = getattr(torchvision.datasets, _CIFAR[folder]), files[0].parent.parent
+    try:
+        train, test = (kind(root, train=part, download=False) for part in (True, False))
+    except (RuntimeError, OSError) as error:  # torchvision compares md5 sums before it unpickles
+        raise DataError(f"a file in {root / folder} is missing, truncated or altered (its md5 is not the published)") from error
+    images = [part.data.transpose(0, 3, 1, 2) for part in (train, test)]  # [N, H, W, C] → [N, C, H, W]
+    return images[0], train.targets, images[1], test.targets, train.classes
+
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_LAYOUT = re.compile(r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)")  # [top folder /] split / class / file
+
+
+class Archive:
+    """A zip archive or a folder, read alike; `names` are relative, sorted, without hidden and system files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._zip = None
+        if path.is_dir():
+            walk = os.walk(path, followlinks=True)
+            names = {Path(at, file).relative_to(path).as_posix() for at, _, found in walk for file in found}
+        else:
+            try:
+                self._zip = zipfile.ZipFile(path)
+            except zipfile.BadZipFile as error:
+                raise DataError(f"{path} is truncated or no zip archive ({error})") from error
+            names = {name for name in self._zip.namelist() if not name.endswith("/")}
+        self.names = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: encrypted
+            raise DataError(f"{self.path}: {name} is truncated or altered ({error})") from error
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """Hash of the bytes of files and of whole folders (with the names in them)."""
+    total = hashlib.sha256()
+    for path in files:
+        if path.is_dir():
+            archive = Archive(path)
+            for name in archive.names:
+                total.update(name.encode("utf-8", "surrogateescape") + hashlib.sha256(archive.read(name)).digest())
+        else:
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _natural(name: str) -> tuple:
+    """Sorts `img2` before `img10`, the same on every machine."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)], name
+
+
+def find_folder(name: str, root: Path) -> list[Path]:
+    """The archive `<name>.zip`, else the folder `<name>/`."""
+    for path in (root / f"{name}.zip", root / name):
+        if path.exists():
+            return [path]
+    raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
+
+
+def read_folder(files: list[Path], expected: int | None = None) -> Arrays:
+    """An image folder or archive: train/<class>/*, test/<class>/* (or val), below one top folder at most.
+
+    Classes are sorted by name, images by class and natural order of their names, whatever the order in the archive.
+    `expected` is the number of images, where it is known. Raises DataError, also for images of different sizes.
+    """
+    archive, tops = Archive(files[0]), set()
+    found = {"train": [], "test": [], "val": []}
+    for name in archive.names:
+        match = _LAYOUT.fullmatch(name)
+        if match and Path(name).suffix.lower() in _SUFFIXES:
+            tops.add(match[1])
+            found[match[2]].append((match[3], name))
+    train, test = found["train"], found["test"] or found["val"]
+    if not train or not test or len(tops) > 1:
+        raise DataError(
+            f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in test/<class>/ (or val), below "
+            f"{len(tops)} top folders; there must be some in both, below one top folder at most"
+        )
+    classes = sorted({label for label, _ in train})
+    if strange := sorted({label for label, _ in test} - set(classes)):
+        raise DataError(f"{archive.path} has test classes without training images: {', '.join(strange[:5])}")
+    if expected and len(train) + len(test) != expected:
+        raise DataError(f"{archive.path} holds {len(train) + len(test):,} images instead of {expected:,}")
+    number = {label: index for index, label in enumerate(classes)}
+    rows = [[(number[label], archive, name) for label, name in part] for part in (train, test)]
+    return _decode_images(*rows, classes)
+
+
+def _decode_images(train: list[tuple], test: list[tuple], classes: list[str], box: int = 1) -> Arrays:
+    """Decode (label, archive, name) rows, by label and natural order of the names, averaging boxes of `box`² pixels."""
+    rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
+    images, size, first = None, None, None
+    for at, (_, archive, name) in enumerate(tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)):
+        try:
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"mode {image.mode}; 8 bits a channel are expected")
+                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+        except DataError:
+            raise
+        except Exception as error:  # decoders fail in many ways
+            raise DataError(f"{archive.path}: {name} cannot be read as an image ({error})") from error
+        if images is None:
+            (height, width, _), size, first = pixels.shape, pixels.shape, name
+            images = np.empty((len(rows[0]) + len(rows[1]), 3, height // box, width // box), np.uint8)
+        if pixels.shape != size:
+            raise DataError(
+                f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but {first} is "
+                f"{size[1]}×{size[0]}; all images must share one size"
+            )
+        if box > 1:
+            boxes = pixels.reshape(height // box, box, width // box, box, 3)
+            pixels = (boxes.sum((1, 3), dtype=np.uint32) + box * box // 2) // (box * box)  # rounded mean
+        images[at] = pixels.transpose(2, 0, 1)
+    labels = [np.array([row[0] for row in part]) for part in rows]
+    cut = len(rows[0])
+    return images[:cut], labels[0], images[cut:], labels[1], classes
+
+
+#: Validation images that stand byte for byte in the training split, too.
+_TINY_LEAKED = {f"val/images/val_{number}.JPEG" for number in (1801, 2157, 5035, 5819, 7310, 8670, 9920)}
+
+
+def find_tiny_imagenet(root: Path) -> list[Path]:
+    """Every archive `tiny-imagenet-200*.zip`, else the unpacked folder."""
+    found = sorted(root.glob("tiny-imagenet-200*.zip")) or [p for p in [root / "tiny-imagenet-200"] if p.is_dir()]
+    if not found:
+        raise DataNotFoundError(f"neither an archive tiny-imagenet-200*.zip nor a folder tiny-imagenet-200/ is in {root}")
+    return found
+
+
+def read_tiny_imagenet(files: list[Path], classes: int, box: int = 1) -> Arrays:
+    """The first `classes` of `wnids.txt`; the validation split is the test split; boxes of `box`² pixels are averaged.
+
+    `files` are archives in the official layout, whole or in parts, or the unpacked folder: wnids.txt,
+    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataError if they hold fewer classes or images.
+    """
+    where = {}  # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
+    for archive in map(Archive, files):
+        for name in archive.names:
+            where.setdefault(name.removeprefix("tiny-imagenet-200/"), (archive, name))
+
+    def lines(name: str) -> list[str]:
+        if name not in where:
+            raise DataError(f"{name} is missing in {', '.join(map(str, files))}")
+        archive, full = where[name]
+        return archive.read(full).decode(errors="replace").splitlines()
+
+    wanted = [wnid.strip() for wnid in lines("wnids.txt") if wnid.strip()][:classes]
+    train, val = defaultdict(list), defaultdict(list)
+    for name in where:
+        if match := re.fullmatch(r"train/([^/]+)/images/[^/]+\.JPEG", name):
+            train[match[1]].append(name)
+    for line in filter(str.strip, lines("val/val_annotations.txt")):  # val_0.JPEG, wnid, bounding box
+        file, wnid = line.split()[:2]
+        val[wnid].append(f"val/images/{file}")
+    found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]
+    if len(found) < classes:
+        raise DataError(
+            f"classes={classes} were asked for (200 by default), but only {len(found)} of the first {classes} in wnids.txt "
+            f"were found in {', '.join(map(str, files))}: ask for fewer, or add the archive that holds the rest"
+        )
+    absent = [name for wnid in found for name in val[wnid] if name not in where]
+    counts = sorted(len(train[wnid]) for wnid in found)
+    if absent or counts[0] != counts[-1]:
+        raise DataError(
+            f"{', '.join(map(str, files))} is incomplete: {len(absent)} validation images are missing, and classes have "
+            f"{counts[0]} to {counts[-1]} training images instead of one number"
+        )
+    number = {wnid: index for index, wnid in enumerate(found)}
+    rows = [
+        [(number[wnid], *where[name]) for wnid in found for name in part[wnid] if name not in _TINY_LEAKED]
+        for part in (train, val)
+    ]
+    return _decode_images(*rows, found, box)

@@ -1,0 +1,159 @@
+"""The report: every table and figure of the papers, and `claims.csv`, assembled from stored runs alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib import campaign, claims, figures, paths, store, tables
+from lib.run import Run
+
+README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
+README_END = "<!-- end of headline.md -->"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was assembled: the runs' frame, what the profiles state and lack, the tables by name, and the claims."""
+
+    frame: pd.DataFrame
+    progress: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
+    claims: pd.DataFrame
+
+
+def gather(profiles: Sequence[str]) -> Report:
+    """Read the runs that the profiles' notebooks state, as far as they are finished; a profile is judged by these alone.
+
+    Raises:
+        ValueError: for an unknown profile.
+        RecordError: if a run's folder is damaged.
+    """
+    frames, progress = [], []
+    for profile in profiles:
+        stated: dict[str, Run] = {r.id: r for entry in campaign.plan(profile) for r in entry.runs()}
+        for dataset in dict.fromkeys(r.dataset for r in stated.values()):
+            runs = [r for r in stated.values() if r.dataset == dataset]
+            done = store.available(runs)
+            progress.append([profile, dataset, len(done), len(runs)])
+            if done:
+                frames.append(store.load(done).assign(profile=profile))
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return Report(
+        frame=frame,
+        progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated"]),
+        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES},
+        claims=claims.judge(frame, profiles),
+    )
+
+
+def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """The report's figures by name, each a function that draws it."""
+    found: dict[str, Callable[[], Figure]] = {}
+    table1, table2 = report.tables["al2_table1"], report.tables["al2_table2"]
+    for (profile, dataset, corruption), runs in _cells(report.frame):
+        name = f"al2_curves-{profile}-{dataset}-{100 * corruption:.0f}"
+        found[name] = lambda runs=runs: figures.training_curves(runs)
+    for profile in report.frame.profile.unique() if len(report.frame) else []:
+        for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
+            own = table[table.profile.isna() | (table.profile == profile)]
+            found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
+    return found
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write `tables/*.csv`, `figures/*.png`, `claims.csv`, `headline.md` and `report.md`; files of an older report go."""
+    for kind in ("tables", "figures"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    drawn = drawings(report)
+    for old in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.csv")]:
+        if old.stem not in drawn and old.stem not in report.tables:
+            old.unlink()
+    for name, table in report.tables.items():
+        _write(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    for name, draw in drawn.items():
+        fig = draw()
+        with paths.replacing(folder / "figures" / f"{name}.png") as part:
+            fig.savefig(part, format="png")
+        plt.close(fig)
+    _write(folder / "claims.csv", report.claims.to_csv(index=False))
+    _write(folder / "headline.md", headline(report))
+    _write(folder / "report.md", _markdown(report, sorted(drawn)))
+
+
+def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> None:
+    """Put `headline.md` between the two marks in the README, so that no number there is typed.
+
+    Raises:
+        ValueError: if the README has not got both marks.
+    """
+    text = readme.read_text()
+    if README_BEGIN not in text or README_END not in text:
+        raise ValueError(f"{readme} lacks the marks between which the headline stands: {README_BEGIN} … {README_END}")
+    before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
+    _write(readme, f"{before}{README_BEGIN}\n{(folder / 'headline.md').read_text().strip()}\n{README_END}{after}")
+
+
+def headline(report: Report) -> str:
+    """Final test accuracy without → with AL2 at 75 % corruption: the paper's MNIST row, then each profile and data set."""
+    rows = [["published", "mnist", 1, *_arrows(tables.published("al2_table1").rename(columns={"value": "measured"}))]]
+    for (profile, dataset, corruption), runs in _cells(report.frame):
+        if corruption == 0.75:
+            n = runs.groupby(["baseline", "al2"]).seed.nunique().min()
+            measured = tables.at_published_epochs(tables.label_randomization_runs(runs), ["test_accuracy"])
+            rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
+    if len(rows) == 1:
+        rows.append(["measured", "not run", "", *["not run"] * len(tables.BASELINES)])
+    table = pd.DataFrame(rows, columns=["", "data set", "n", *tables.BASELINES.values()])
+    return (
+        "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → with AL2 "
+        "(mean over n seeds ± standard deviation):\n\n" + table.to_markdown(index=False) + "\n"
+    )
+
+
+def _arrows(measured: pd.DataFrame) -> list[str]:
+    rows = measured[(measured.metric == "test_accuracy") & (measured.epoch == tables.PAPER_EPOCHS)]
+    printed = tables.as_printed(rows, "test_accuracy")
+    return [printed.loc[short, tables.PAPER_EPOCHS].replace(" / ", " → ") for short in tables.BASELINES.values()]
+
+
+def _cells(frame: pd.DataFrame):
+    return frame.groupby(["profile", "dataset", "corruption"]) if len(frame) else []
+
+
+def _markdown(report: Report, drawn: Sequence[str]) -> str:
+    judged = report.claims.copy()
+    judged["claim"] = judged.claim.where(judged.claim.ne(judged.claim.shift()), "")
+    judged["statement"] = judged.statement.where(judged.claim.ne(""), "")
+    columns = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "verdict"]
+    rules = report.claims[report.claims.rule != ""].drop_duplicates("claim")
+    return (
+        "\n\n".join(
+            [
+                "# Report",
+                "Assembled from the stored runs of the profiles below; `make report` writes it anew. Nothing in it is typed by hand.",
+                "## What was run",
+                report.progress.to_markdown(index=False),
+                "## Headline",
+                headline(report).strip(),
+                "## Claims",
+                "Published and measured pairs read *without → with AL2*. A verdict follows from the rule below it and the stored runs.",
+                judged[columns].to_markdown(index=False),
+                "### Rules",
+                *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],
+                "## Tables",
+                *[f"- [`tables/{name}.csv`](tables/{name}.csv)" for name in report.tables],
+                "## Figures",
+                *[f"### {name}\n\n![{name}](figures/{name}.png)" for name in drawn],
+            ]
+        )
+        + "\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with paths.replacing(path) as part:
+        part.write_text(text)
