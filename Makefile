@@ -18,3 +18,65 @@ $(VENV)/.ready: environment.yml pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . || $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+DATASET ?= mnist
+PROFILE ?= quick
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: study lite paper
+study: PROFILE = quick
+lite: PROFILE = lite
+paper: PROFILE = paper
+study: setup  ## train and render the quick profile into results/quick (minutes; digits, no download)
+lite: setup  ## the lite profile: MNIST family and CIFAR-10, thousands of images (hours on two cores; DATA_DIR has the data)
+paper: setup  ## the papers' own settings (a GPU; resumable)
+study lite paper:
+	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS)
+
+.PHONY: plan
+plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite
+	$(PY) -m lib.campaign --profile $(PROFILE) --list
+
+.PHONY: report
+report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs
+	$(PY) -m lib.campaign --profile report --jobs 1
+
+.PHONY: data
+data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
+	$(PY) -m lib.data $(DATASET)
+
+.PHONY: test test-lib test-notebooks
+test: test-lib test-notebooks  ## pytest and nbval, against an empty results folder
+test-lib: setup  ## pytest alone
+	$(PY) -m pytest tests
+test-notebooks: setup  ## nbval alone: every notebook trains and is compared with its committed outputs
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	RESULTS_DIR=$$folder $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
+
+.PHONY: notebooks
+notebooks: setup  ## execute the committed notebooks in place with their quick settings, and strip the noise
+	for notebook in $(NOTEBOOKS); do \
+	  $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$notebook.part; \
+	  $(VENV)/bin/nbstripout --keep-output --keep-count --keep-id \
+	    --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $$notebook.part; \
+	  mv $$notebook.part $$notebook; \
+	done
+
+.PHONY: lab
+lab: setup  ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab notebooks
+
+.PHONY: lint format
+lint: setup  ## ruff over code and notebooks
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+format: setup  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+.PHONY: clean
+clean:  ## remove what can be made again: quick results, caches, .venv (never data/ or committed results)
+	rm -rf results/quick results/.locks .cache $(VENV) .pytest_cache .ruff_cache *.egg-info
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  %-15s %s\n", $$1, $$2 }'

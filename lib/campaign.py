@@ -96,21 +96,23 @@ def plan(profile: str) -> list[Entry]:
 
 
 def train(entries: Iterable[Entry], profile: str, jobs: int) -> None:
-    """Train what the entries lack, in their order. Entries whose data cannot be reached are named and passed over."""
+    """Train what the entries lack, in their order. Entries whose data set is not there are named and passed over."""
     for entry in entries:
         try:
             store.ensure(entry.runs(), profile=profile, jobs=jobs)
-        except data.DataError as error:
-            print(f"not run: {entry.name}: {error}", file=sys.stderr)
+        except data.DataNotFoundError as error:
+            print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
 
 
 def render(entry: Entry, profile: str) -> Path:
     """Execute a notebook into `results/<profile>/notebooks/`, unless it is newer than all that it is made from."""
     source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
-    metrics = [folder / "metrics.csv" for r in entry.runs() if (folder := store.find(r))]
-    made_from = [source, paths.PARAMS / f"{profile}.yaml", *(paths.ROOT / "lib").glob("*.py"), *metrics]
-    if target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from if f.exists()):
+    made_from = [source, *paths.PARAMS.glob("*.yaml"), *(paths.ROOT / "lib").glob("*.py")]
+    made_from += [store.find(r) / "metrics.csv" for r in store.available(entry.runs())]
+    for read in entry.parameters.get("profiles", []):
+        made_from += (paths.results_dir() / read).glob("*/*/metrics.csv")
+    if target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with paths.replacing(target) as part, warnings.catch_warnings():
@@ -139,8 +141,9 @@ def main() -> None:
         train(entries, arguments.profile, arguments.jobs)
         if not arguments.train_only:
             for entry in entries:
-                print(render(entry, arguments.profile))
-    except (ValueError, TypeError, OSError, record.RecordError) as error:
+                if len(store.available(entry.runs())) == len(entry.runs()):
+                    print(os.path.relpath(render(entry, arguments.profile)))
+    except (ValueError, TypeError, OSError, data.DataError, record.RecordError) as error:
         sys.exit(f"error: {error}")
 
 

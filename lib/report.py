@@ -134,13 +134,13 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
         "\n\n".join(
             [
                 "# Report",
-                "Assembled from the stored runs of the profiles below; `make report` writes it anew. Nothing in it is typed by hand.",
+                "Assembled from the stored runs of the profiles below; `make report` writes it anew. Nothing is typed by hand.",
                 "## What was run",
                 report.progress.to_markdown(index=False),
                 "## Headline",
                 headline(report).strip(),
                 "## Claims",
-                "Published and measured pairs read *without → with AL2*. A verdict follows from the rule below it and the stored runs.",
+                "Published and measured pairs read *without → with AL2*. The rules of the verdicts stand below.",
                 judged[columns].to_markdown(index=False),
                 "### Rules",
                 *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],
