@@ -101,7 +101,7 @@ def build(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.M
     Weights are drawn on the CPU in PyTorch's default way from the run's own seed; the global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(run.seed, "weights").initial_seed())
+        torch.default_generator.manual_seed(generator(run.seed, "weights").initial_seed())
         model = AL2CNN(in_channels, image_size, num_classes, batch_norm=run.batch_norm, dropout=run.dropout)
     if run.batch_norm and run.bn_gamma == "uniform":
         nn.init.uniform_(model.trunk.norm.weight, generator=generator(run.seed, "bn_gamma"))
