@@ -41,6 +41,11 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     Raises:
         ValueError: for an unknown name, a rate given to `al2`, or a rate that is not positive.
     """
+    weights = al2_weights(num_epochs, speed)  # also checks both
+    if name == "al2":
+        if rate is not None:
+            raise ValueError(f"rate is {rate}, but the schedule 'al2' has none: change its speed instead")
+        return weights
     reference = al2_weights(PAPER_EPOCHS)
     end, span = reference[-1], PAPER_EPOCHS - 1
     defaults = {
@@ -48,17 +53,15 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
         "linear": (end - AL2_START) / span,
         "constant": reference.mean(),
     }
-    if name == "al2":
-        if rate is not None:
-            raise ValueError(f"rate is {rate}, but the schedule 'al2' has none: change its speed instead")
-        return al2_weights(num_epochs, speed)
     if name not in defaults:
         raise ValueError(f"schedule is {name!r}; allowed: al2, {', '.join(defaults)}")
     rate = defaults[name] if rate is None else rate
     if not rate > 0:
         raise ValueError(f"rate is {rate}; it has to be positive")
     t = speed * np.arange(num_epochs, dtype=np.float64)
-    return {"geometric": AL2_START * rate**t, "linear": AL2_START + rate * t, "constant": np.full_like(t, rate)}[name]
+    if name == "geometric":
+        return AL2_START * rate**t
+    return AL2_START + rate * t if name == "linear" else np.full_like(t, rate)
 
 
 def activation_l2(phi: Tensor) -> Tensor:
@@ -69,7 +72,8 @@ def activation_l2(phi: Tensor) -> Tensor:
 class ActivationL2:
     """L_r of one layer's output in any network, measured whenever the network runs.
 
-    The mean is taken inside the hook: an in-place ReLU that follows would overwrite an output that is only kept.
+    The mean is taken inside the hook, of a copy: an in-place ReLU that follows overwrites the output, which would change
+    the value if it were taken later, and break the gradient of the mean if it had kept the output itself.
 
     Args:
         model: any module.
@@ -85,7 +89,7 @@ class ActivationL2:
         self._hook = find_layer(model, layer).register_forward_hook(self._measure)
 
     def _measure(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self._value = activation_l2(output)
+        self._value = activation_l2(output.clone())
 
     def penalty(self) -> Tensor:
         """L_r of the last forward pass, a differentiable scalar.

@@ -102,9 +102,7 @@ class Run:
         for spec in self.ablations:
             _one_of("ablations", spec, ABLATIONS)
         if not self.dataset or set(self.dataset) & set("/\\*?["):
-            raise ValueError(
-                f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR"
-            )
+            raise ValueError(f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR")
         _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
         _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
         _check("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
