@@ -23,7 +23,7 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
     Raises:
         ValueError: if `num_epochs` is below 1 or `speed` not positive.
     """
-    if num_epochs < 1 or not speed > 0:
+    if num_epochs < 1 or not 0 < speed < np.inf:
         raise ValueError(f"num_epochs is {num_epochs} and speed {speed}; at least 1 epoch and a positive speed are needed")
     positions = speed * np.arange(num_epochs, dtype=np.float64)
     series = [AL2_START]

@@ -125,6 +125,8 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
         epochs = list(metrics["epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{folder} cannot be read ({error}). Delete the folder to train this run anew.") from error
+    if metrics.get(["test_accuracy", "cross_entropy"], metrics).isna().any(axis=None):
+        raise RecordError(f"{folder / 'metrics.csv'} has empty cells. Delete the folder to train this run anew.")
     last = run.epochs if diverged is None else diverged - 1
     if epochs != list(range(1, last + 1)):
         raise RecordError(

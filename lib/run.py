@@ -101,7 +101,7 @@ class Run:
         _one_of("bn_gamma", self.bn_gamma, BN_GAMMAS)
         for spec in self.ablations:
             _one_of("ablations", spec, ABLATIONS)
-        if not self.dataset or set(self.dataset) & set("/\\*?["):
+        if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
             raise ValueError(f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR")
         _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
         _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
@@ -116,6 +116,12 @@ class Run:
             _check(name, value, "a whole number ≥ 1", value is None or value >= 1)
         for name in ("n_validation", "seed"):
             _check(name, getattr(self, name), "a whole number ≥ 0", getattr(self, name) >= 0)
+        if self.al2 and self.schedule == "al2" and self.rate is not None:
+            raise ValueError(f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead")
+        # a setting that cannot change the result is no part of the id
+        unused = ["schedule", "speed", "rate"] * (not self.al2) + ["bn_gamma"] * (not self.batch_norm)
+        for name in unused + ["corruption_law"] * (self.corruption == 0):
+            object.__setattr__(self, name, self.__dataclass_fields__[name].default)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
@@ -123,8 +129,8 @@ class Run:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise ValueError(f"a run has no parameter {name!r}{hint} Known: {', '.join(known)}")
         return cls(**values)
 
@@ -188,6 +194,10 @@ def label_randomization(
 
     `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of `Run`.
     """
+    if fixed := {"al2", "batch_norm", "seed"} & settings.keys():
+        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the eight networks differ in (seeds: a list)")
+    if not (dropout > 0 and weight_decay > 0):
+        raise ValueError(f"dropout is {dropout} and weight_decay {weight_decay}; their baselines need both positive")
     baselines = [{}, {"batch_norm": True}, {"dropout": dropout}, {"weight_decay": weight_decay}]
     return [
         Run.from_dict({"dataset": dataset, "seed": seed, "al2": al2, **settings, **baseline})
@@ -216,15 +226,15 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         return value
     if kind is bool and isinstance(value, bool):
         return value
-    if "tuple" in text and not isinstance(value, str):
-        return tuple(value)
+    if "tuple" in text and isinstance(value, list | tuple):
+        return tuple(spec for spec in ABLATIONS if spec in value) + tuple(spec for spec in value if spec not in ABLATIONS)
     if not isinstance(value, (bool, str)):
         try:
             if "int" in text:
                 return operator.index(value)
             if "float" in text:
-                return float(value)
-        except TypeError:
+                return float(value) + 0.0  # -0.0 is 0.0
+        except (TypeError, OverflowError):
             pass
     wanted = getattr(kind, "__name__", text)
     hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and "float" in text else ""

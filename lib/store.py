@@ -53,7 +53,10 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least one process is needed")
-    runs = list({run.id: run for run in runs}.values())
+    merged: dict[str, Run] = {}
+    for run in runs:
+        merged[run.id] = merged[run.id].with_measures(run) if run.id in merged else run
+    runs = list(merged.values())
     missing = [run for run in runs if not _is_done(run)]
     if not missing:
         return

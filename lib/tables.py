@@ -1,10 +1,12 @@
 """Published beside measured: tables drawn from stored runs alone. Nothing here trains."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import pandas as pd
 
 from lib import paths
+from lib.run import Run
 
 PAPER_EPOCHS = 700
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
@@ -59,8 +61,9 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
     rows = []
     if not frame.empty:
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
-            if cell.epochs.nunique() > 1:
-                raise ValueError(f"runs of {cell.epochs.unique()} epochs in one cell {keys}: a table compares equal trainings")
+            settings = cell.drop_duplicates("id")[[f.name for f in fields(Run) if f.name in cell and f.name != "seed"]]
+            if mixed := [name for name in settings if settings[name].nunique(dropna=False) > 1]:
+                raise ValueError(f"runs of one cell {keys} differ in {', '.join(mixed)}: a table averages over seeds alone")
             for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
                 here = epoch_measured(epoch, int(cell.epochs.iloc[0]))
                 diverged = bool((cell.diverged <= here).any())
@@ -80,18 +83,13 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     A data set that the paper has no number for (a stand-in, another corruption level) gets rows of its own, with
     `published` empty; a published row that no run answers has `measured` empty.
     """
+    if name not in AL2_TABLES:
+        raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
     keys = [*CELL, "epoch", "metric"]
     paper = published(name).rename(columns={"value": "published"})
     measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
-    tables = []
-    for _, own in measured.groupby("profile", sort=False) if len(measured) else [("", measured)]:
-        table = paper.merge(own, on=keys, how="outer")
-        tables.append(table[table.profile.notna()])
-    answered = pd.concat(tables) if tables else paper.assign(profile=None)
-    unanswered = paper.merge(answered[keys].drop_duplicates(), on=keys, how="left", indicator=True)
-    unanswered = unanswered[unanswered.pop("_merge") == "left_only"]
-    table = pd.concat([unanswered, answered[answered.measured.notna()]] if "measured" in answered else [unanswered])
-    table = table.assign(dataset_measured=table.dataset.where(table.get("profile", pd.Series(index=table.index)).notna()))
+    table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")  # a row a profile
+    table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
     columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n"]
     return table.reindex(columns=columns).sort_values(
         ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
@@ -124,7 +122,7 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
     value = rows[column].iloc[0]
     if value == DIVERGED:
         return DIVERGED
-    if 0 < abs(value) < 0.1**digits:
+    if value and round(value, digits) == 0:
         return f"{value:.0e}"
     spread = rows.sd.iloc[0] if "sd" in rows else float("nan")
     return f"{value:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")

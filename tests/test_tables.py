@@ -1,0 +1,298 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import record, store, tables
+from lib.run import Run, label_randomization
+
+KEYS = ["dataset", "corruption", "baseline", "al2", "epoch", "metric"]
+POINTS = range(100, 701, 100)
+
+
+def tidy(run: Run, value=50.0, profile: str = "quick", diverged: int | None = None, **columns) -> pd.DataFrame:
+    """A stored run as `store.load` gives it, `value` being its test accuracy (a number, or a function of the epoch)."""
+    epochs = np.arange(1, (run.epochs if diverged is None else diverged - 1) + 1)
+    fields = {"id": run.id, "profile": profile, "baseline": run.baseline, **run.to_dict(), "diverged": diverged}
+    described = pd.DataFrame([fields] * max(len(epochs), 1))
+    accuracy = [float(value(e)) if callable(value) else value for e in epochs]
+    rows = {
+        "epoch": epochs,
+        "test_accuracy": accuracy,
+        "cross_entropy": 2.0,
+        "activation_l2": 0.5,
+        "ablation_auc": 60.0,
+    } | columns
+    return pd.concat([described, pd.DataFrame(rows)], axis=1)
+
+
+def frame(*parts: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)
+
+
+def eight(dataset: str = "mnist", profile: str = "quick", epochs: int = 7, seeds=(0,), value=50.0, **settings) -> pd.DataFrame:
+    return frame(*(tidy(run, value, profile) for run in label_randomization(dataset, seeds=seeds, epochs=epochs, **settings)))
+
+
+def test_the_made_frames_have_the_columns_that_the_store_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    run = Run("digits", epochs=2)
+    made = tidy(run)
+    stored = ["epoch", "test_accuracy", "cross_entropy", "activation_l2", "ablation_auc"]
+    record.finish(tmp_path / "quick" / "digits" / run.name, run, made[stored], {}, {})
+    pd.testing.assert_frame_equal(store.load([run]), made, check_dtype=False)
+
+
+# ---- the papers' numbers
+
+
+def test_an_unknown_published_table_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'al2_table9'.*al2_table1, al2_table2, sparsity_table1_widths"):
+        tables.published("al2_table9")
+
+
+@pytest.mark.parametrize(("name", "rows"), [("al2_table1", 4 * 2 * 7 * 3), ("al2_table2", 4 * 2 * 7)])
+def test_the_al2_tables_hold_each_cell_once(name, rows):
+    table = tables.published(name)
+    assert list(table.columns) == [*KEYS, "value"]
+    assert len(table) == len(table[KEYS].drop_duplicates()) == rows
+    assert table.value.notna().all() and (table.value >= 0).all()
+    assert set(table.baseline) == set(tables.BASELINES)
+    assert sorted(table.epoch.unique()) == list(POINTS)
+    assert set(table.metric) == set(tables.AL2_TABLES[name])
+    assert set(table.dataset) == {"mnist"} and set(table.corruption) == {0.75}
+
+
+def test_table_1_has_the_numbers_that_the_claims_rest_on():
+    table = tables.published("al2_table1")
+    last = table[(table.epoch == 700) & (table.metric == "test_accuracy")].set_index(["baseline", "al2"]).value
+    claimed = {"bare": (25.84, 68.46), "batchnorm": (25.55, 81.16), "dropout": (55.39, 91.70), "weight_decay": (25.57, 86.98)}
+    assert {b: (last[b, False], last[b, True]) for b in claimed} == claimed  # A1
+    entropy = table[table.metric == "cross_entropy"]
+    assert entropy[entropy.al2].value.min() == 2.07  # A4
+    without = entropy[(entropy.epoch == 700) & ~entropy.al2].set_index("baseline").value
+    assert without["dropout"] == 1.79 and (without.drop("dropout") <= 0.02).all()
+    accuracy = table[table.metric == "test_accuracy"]
+    assert accuracy.value.between(0, 100).all()
+    assert accuracy[accuracy.al2].value.max() < accuracy[~accuracy.al2].value.max() == 96.47  # A10
+
+
+def test_table_2_holds_areas_and_the_value_that_rules_out_corrupted_labels():
+    table = tables.published("al2_table2")
+    assert table.value.between(0, 100).all()
+    assert table[(table.baseline == "bare") & table.al2 & (table.epoch == 100)].value.item() == 77.81
+
+
+def test_the_sparsity_tables_are_complete():
+    widths = tables.published("sparsity_table1_widths").set_index("size")
+    assert widths.loc["xxl"].tolist() == [256, 256, 512, 512, 1024] and list(widths.index) == ["s", "m", "xxl"]
+    second, third = tables.published("sparsity_table2"), tables.published("sparsity_table3")
+    keys = ["dataset", "size", "optimizer", "network"]
+    assert len(second) == len(second[keys].drop_duplicates()) == 36  # 6 networks × (3 sizes, Adam, 2 more data sets)
+    assert len(third) == len(third[["dataset", "network", "regularized"]].drop_duplicates()) == 12
+    assert second.best_accuracy.between(0.1, 1).all() and third.best_accuracy.between(0.1, 1).all()
+    assert second[(second.network == "sr3Net") & (second["size"] == "s")].best_accuracy.item() == 0.3781  # S6
+
+
+# ---- reading at the papers' epochs
+
+
+@pytest.mark.parametrize(
+    ("published", "epochs", "expected"),
+    [(100, 700, 100), (400, 750, 400), (700, 750, 700), (100, 80, 11), (400, 80, 46), (700, 80, 80), (100, 3, 1), (700, 1, 1)],
+)
+def test_the_epoch_that_stands_for_one_of_the_papers(published, epochs, expected):
+    assert tables.epoch_measured(published, epochs) == expected
+
+
+def test_tables_are_read_where_runs_are_measured_whatever_their_length():
+    for epochs in range(1, 801):
+        assert {tables.epoch_measured(e, epochs) for e in POINTS} <= set(Run("mnist", epochs=epochs).point_epochs())
+
+
+def test_a_cell_is_the_mean_the_standard_deviation_and_the_number_of_seeds():
+    values = [80.0, 90.0, 97.0]
+    runs = [tidy(Run("mnist", epochs=80, seed=s), lambda e, v=v: v + e / 10) for s, v in enumerate(values)]
+    measured = tables.at_published_epochs(frame(*runs), ["test_accuracy"]).set_index("epoch")
+    assert list(measured.index) == list(POINTS)
+    assert measured.epoch_measured.tolist() == [11, 23, 34, 46, 57, 69, 80]
+    for epoch, row in measured.iterrows():
+        there = np.array(values) + row.epoch_measured / 10
+        assert row.measured == pytest.approx(there.mean()), epoch
+        assert row.sd == pytest.approx(there.std(ddof=1))
+        assert row.n == 3
+
+
+def test_one_seed_has_no_spread():
+    measured = tables.at_published_epochs(tidy(Run("mnist", epochs=7)), ["test_accuracy"])
+    assert measured.sd.isna().all() and set(measured.n) == {1}
+
+
+def test_cells_are_data_set_level_baseline_al2_and_profile():
+    parts = [tidy(Run("mnist", epochs=7)), tidy(Run("digits", epochs=7)), tidy(Run("mnist", epochs=7, corruption=0.5))]
+    parts += [tidy(Run("mnist", epochs=7, dropout=0.5)), tidy(Run("mnist", epochs=7, al2=True))]
+    parts += [tidy(Run("mnist", epochs=7), profile="lite")]
+    measured = tables.at_published_epochs(frame(*parts), ["test_accuracy"], [700])
+    assert len(measured) == 6 and set(measured.n) == {1}
+
+
+def test_a_longer_training_is_read_at_the_papers_own_epochs():
+    measured = tables.at_published_epochs(tidy(Run("mnist", epochs=750), lambda e: e / 10), ["test_accuracy"])
+    assert measured.epoch_measured.tolist() == list(POINTS)
+    assert measured.measured.tolist() == pytest.approx([e / 10 for e in POINTS])
+
+
+def test_a_diverged_run_is_text_from_the_epoch_on_at_which_it_diverged():
+    runs = frame(tidy(Run("mnist", epochs=7), 90.0), tidy(Run("mnist", epochs=7, seed=1), 80.0, diverged=4))
+    measured = tables.at_published_epochs(runs, ["test_accuracy"])
+    assert measured.measured.tolist() == [85.0] * 3 + ["diverged"] * 4
+    assert measured.sd.notna().tolist() == [True] * 3 + [False] * 4
+    assert set(measured.n) == {2}
+
+
+def test_a_run_that_diverged_in_its_first_epoch_is_text_everywhere():
+    measured = tables.at_published_epochs(tidy(Run("mnist", epochs=7), diverged=1), ["test_accuracy"])
+    assert measured.measured.tolist() == ["diverged"] * 7
+
+
+def test_a_metric_that_was_not_measured_is_empty_with_no_runs():
+    measured = tables.at_published_epochs(tidy(Run("mnist", epochs=7)), ["validation_accuracy"], [700])
+    assert measured.measured.isna().all() and measured.n.tolist() == [0]
+
+
+def test_trainings_of_different_lengths_do_not_share_a_cell():
+    with pytest.raises(ValueError, match="epochs"):
+        tables.at_published_epochs(frame(tidy(Run("mnist", epochs=7)), tidy(Run("mnist", epochs=8, seed=1))), ["test_accuracy"])
+
+
+@pytest.mark.parametrize("other", [{"speed": 2, "al2": True}, {"learning_rate": 0.1}, {"n_train": 100}, {"batch_size": 32}])
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(other):
+    al2 = other.get("al2", False)
+    runs = frame(tidy(Run("mnist", epochs=7, al2=al2)), tidy(Run("mnist", epochs=7, **other)))
+    with pytest.raises(ValueError, match=next(iter(other))):
+        tables.at_published_epochs(runs, ["test_accuracy"])
+
+
+def test_no_runs_give_no_rows_but_the_columns():
+    measured = tables.at_published_epochs(pd.DataFrame(), ["test_accuracy"])
+    assert measured.empty and {"measured", "sd", "n", "epoch_measured"} <= set(measured.columns)
+
+
+def test_tables_1_and_2_leave_out_other_schedules_laws_and_networks():
+    paper = [tidy(Run("mnist", epochs=7)), tidy(Run("mnist", epochs=7, al2=True))]
+    others = [dict(al2=True, schedule="geometric"), dict(corruption_law="exact"), dict(batch_norm=True, dropout=0.5)]
+    others += [dict(batch_norm=True, bn_gamma="uniform")]
+    kept = tables.label_randomization_runs(frame(*paper, *(tidy(Run("mnist", epochs=7, **o)) for o in others)))
+    assert set(kept.id) == {part.id.iloc[0] for part in paper}
+    assert tables.label_randomization_runs(pd.DataFrame()).empty
+
+
+# ---- beside the published
+
+
+@pytest.mark.parametrize("name", ["al2_table1", "al2_table2"])
+def test_every_published_row_stands_once_beside_what_was_measured(name):
+    table = tables.beside_published(name, eight(seeds=(0, 1)))
+    paper = tables.published(name)
+    assert list(table.columns[:6]) == KEYS
+    merged = paper.merge(table, on=KEYS, validate="one_to_one")
+    assert len(merged) == len(table) == len(paper)
+    assert (merged.value == merged.published).all()
+    assert merged.measured.notna().all() and set(merged.n) == {2} and set(merged.profile) == {"quick"}
+    assert (merged.epoch_measured == merged.epoch / 100).all()
+    assert set(merged.dataset_measured) == {"mnist"}
+
+
+def test_measured_values_stand_in_their_own_rows():
+    runs = label_randomization("mnist", epochs=7)
+    parts = [tidy(run, lambda e, k=k: 10 * k + e) for k, run in enumerate(runs)]
+    table = tables.beside_published("al2_table1", frame(*parts))
+    table = table[table.metric == "test_accuracy"].set_index(["baseline", "al2", "epoch"])
+    for k, run in enumerate(runs):
+        for epoch in POINTS:
+            assert table.measured[run.baseline, run.al2, epoch] == 10 * k + epoch / 100
+
+
+def test_published_rows_without_any_run_have_measured_empty():
+    table = tables.beside_published("al2_table1", pd.DataFrame())
+    assert len(table) == 168
+    assert table.measured.isna().all() and table.published.notna().all()
+    assert table.dataset_measured.isna().all() and table.profile.isna().all()
+
+
+def test_published_rows_that_only_some_networks_answer_stay():
+    table = tables.beside_published("al2_table1", tidy(Run("mnist", epochs=7)))
+    assert len(table) == 168
+    answered = table[table.measured.notna()]
+    assert set(zip(answered.baseline, answered.al2, strict=True)) == {("bare", False)} and len(answered) == 21
+
+
+def test_published_rows_stay_where_runs_lack_their_metric():
+    frame_without = eight().drop(columns="ablation_auc")
+    table = tables.beside_published("al2_table2", frame_without)
+    assert len(table) == 56
+    assert table.measured.isna().all() and table.published.notna().all()
+
+
+@pytest.mark.parametrize("stand_in", [{"dataset": "fashion_mnist"}, {"corruption": 0.5}])
+def test_a_stand_in_never_fills_another_set_s_row(stand_in):
+    table = tables.beside_published("al2_table1", eight(**stand_in))
+    assert len(table) == 2 * 168
+    paper, own = table[table.published.notna()], table[table.published.isna()]
+    assert len(paper) == 168 and paper.measured.isna().all() and paper.dataset_measured.isna().all()
+    assert set(paper.dataset) == {"mnist"} and set(paper.corruption) == {0.75}
+    assert own.measured.notna().all()
+    assert set(own.dataset) == set(own.dataset_measured) == {stand_in.get("dataset", "mnist")}
+    assert set(own.corruption) == {stand_in.get("corruption", 0.75)}
+
+
+def test_two_profiles_give_a_row_each():
+    runs = frame(eight(profile="lite", epochs=80, value=70.0), eight(profile="paper", epochs=700, value=90.0))
+    table = tables.beside_published("al2_table1", runs)
+    assert len(table) == 2 * 168
+    assert (table.groupby(KEYS).profile.apply(set) == {"lite", "paper"}).all()
+    assert table.published.notna().all()
+    accuracy = table[table.metric == "test_accuracy"]
+    assert set(accuracy[accuracy.profile == "lite"].measured) == {70.0}
+    assert set(accuracy[accuracy.profile == "paper"].measured) == {90.0}
+
+
+def test_diverged_stands_in_the_table_as_text():
+    runs = frame(tidy(Run("mnist", epochs=7), diverged=4), tidy(Run("mnist", epochs=7, al2=True)))
+    table = tables.beside_published("al2_table1", runs)
+    bare = table[(table.baseline == "bare") & ~table.al2 & (table.metric == "test_accuracy")].set_index("epoch").measured
+    assert bare.tolist() == [50.0] * 3 + ["diverged"] * 4
+
+
+# ---- as printed
+
+
+def test_a_published_table_is_laid_out_as_in_the_paper():
+    printed = tables.as_printed(tables.published("al2_table1"), "test_accuracy", 2)
+    assert list(printed.index) == ["Bare", "BN", "DO", "WD"]
+    assert list(printed.columns) == list(POINTS)
+    assert printed.loc["Bare", 700] == "25.84 / 68.46" and printed.loc["DO", 700] == "55.39 / 91.70"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(0.01, 2, "0.01"), (0.0001, 4, "0.0001"), (0.1, 1, "0.1"), (0.0, 2, "0.00")]
+)
+def test_a_number_that_the_digits_can_show_is_shown_with_them(value, digits, text):
+    rows = tables.published("al2_table1").assign(value=value)
+    assert set(tables.as_printed(rows, "test_accuracy", digits).to_numpy().ravel()) == {f"{text} / {text}"}
+
+
+def test_a_number_too_small_for_the_digits_is_not_printed_as_zero():
+    rows = tables.published("al2_table1").assign(value=0.00123)
+    assert set(tables.as_printed(rows, "test_accuracy", 2).to_numpy().ravel()) == {"1e-03 / 1e-03"}
+
+
+def test_a_measured_table_shows_spread_divergence_and_what_was_not_run():
+    parts = [tidy(Run("mnist", epochs=7, seed=s), v) for s, v in enumerate((80.0, 90.0))]
+    parts += [tidy(Run("mnist", epochs=7, al2=True), 95.0), tidy(Run("mnist", epochs=7, batch_norm=True), diverged=2)]
+    measured = tables.at_published_epochs(frame(*parts), ["test_accuracy", "cross_entropy"])
+    printed = tables.as_printed(measured, "test_accuracy")
+    assert list(printed.columns) == list(POINTS)
+    assert printed.loc["Bare", 700] == f"85.0 ± {np.std([80, 90], ddof=1):.1f} / 95.0"
+    assert printed.loc["BN", 100] == "50.0 / not run" and printed.loc["BN", 200] == "diverged / not run"
+    assert printed.loc["WD", 700] == "not run / not run"
+    assert tables.as_printed(measured, "cross_entropy", 2).loc["Bare", 100] == "2.00 ± 0.00 / 2.00"
