@@ -79,12 +79,20 @@ def plan(profile: str) -> list[Entry]:
         raise ValueError(
             f"there is no profile {profile!r}; there are {', '.join(sorted(f.stem for f in paths.PARAMS.glob('*.yaml')))}"
         )
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from error
+    shaped = isinstance(content, dict) and content.keys() == {"all", "notebooks"}
+    if not shaped or not all(isinstance(value, dict) for value in content.values()):
+        raise ValueError(f"{path.name} has to hold two mappings, `all` and `notebooks`, and nothing else")
     shared, entries, used = content["all"] | {"profile": profile}, [], {"profile"}
     for notebook, executions in content["notebooks"].items():
         known = notebook_parameters(notebook)
         used |= shared.keys() & known.keys()
-        for own in executions or [{}]:
+        if not isinstance(executions, list) or not all(isinstance(own, dict) for own in executions):
+            raise ValueError(f"{path.name}: {notebook} needs a list of mappings, one an execution ([{{}}] for once)")
+        for own in executions:
             if unknown := own.keys() - known.keys():
                 raise ValueError(
                     f"{path.name}: {notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"

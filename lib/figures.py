@@ -14,11 +14,11 @@ from lib.tables import BASELINES
 COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
 AXES = {
     "test_accuracy": "test accuracy (%)",
-    "train_accuracy": "training accuracy (%)\non the corrupted labels",
-    "cross_entropy": "training cross-entropy (nats)",
-    "activation_l2": r"$L_r$ = mean $\varphi^2$",
-    "ablation_auc": "area under the ablation curve",
-    "validation_accuracy": "validation accuracy (%)\non the corrupted labels",
+    "train_accuracy": "training accuracy (%),\ncorrupted labels",
+    "cross_entropy": "training\ncross-entropy (nats)",
+    "activation_l2": "L_r = mean of φ²",
+    "ablation_auc": "area under the\nablation curve",
+    "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
 }
 MASKS = {"element": "a coin for each image and unit", "shared": "one order of units", "channel": "whole feature maps"}
 
@@ -104,7 +104,7 @@ def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
     fig, ax = plt.subplots(figsize=(6, 3.4))
     for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
         _line(ax, runs, column, COLOURS[baseline], "-" if al2 else "--", marker="o")
-    ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"])
+    ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
     _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
     return fig
 

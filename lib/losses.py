@@ -25,11 +25,12 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
     """
     if num_epochs < 1 or not 0 < speed < np.inf:
         raise ValueError(f"num_epochs is {num_epochs} and speed {speed}; at least 1 epoch and a positive speed are needed")
-    positions = speed * np.arange(num_epochs, dtype=np.float64)
+    whole, part = np.divmod(speed * np.arange(num_epochs, dtype=np.float64), 1)
     series = [AL2_START]
-    while len(series) <= positions[-1] + 1:
+    while len(series) < whole[-1] + 2:
         series.append(series[-1] * (AL2_FAST if series[-1] < AL2_THRESHOLD else AL2_SLOW))
-    return np.exp(np.interp(positions, np.arange(len(series)), np.log(series)))
+    before, after = (np.array(series)[whole.astype(int) + k] for k in (0, 1))
+    return before * (after / before) ** part
 
 
 def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = None) -> np.ndarray:

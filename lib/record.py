@@ -9,6 +9,7 @@ checkpoint.pt   only while unfinished
 weights.pt      only on request (`keep_weights`)
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,23 @@ import torch
 from lib.paths import replacing
 from lib.run import Run
 
+CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "curves", "curve_epochs", "seconds"}
+
 
 class RecordError(RuntimeError):
     """A run's folder cannot be read or written; the message names it and says what to do."""
 
 
 def begin(folder: Path, run: Run) -> None:
-    """Make the folder and say in it what is going to be trained."""
+    """Make the folder and say in it what is going to be trained; a finished folder stays as it is until `finish`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {"id": run.id, "run": run.to_dict(), "measures": run.measured()})
+    if not is_finished(folder):
+        _write_config(folder, run)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether the folder says what it holds; one that was made by a process killed right after that does not."""
+    return (folder / "config.json").exists() or is_finished(folder)
 
 
 def is_finished(folder: Path) -> bool:
@@ -38,24 +47,26 @@ def is_finished(folder: Path) -> bool:
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write a training's state, which `load_checkpoint` gives back."""
-    with replacing(folder / "checkpoint.pt") as part:
-        torch.save(state, part)
+    _write_torch(folder / "checkpoint.pt", state)
 
 
 def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
     """The state a training was left in, on the CPU, or None where it has to start anew.
 
-    A state that was measuring something else than is asked for now is not continued.
+    A state that was measuring something else than is asked for now is not continued. None, too, where another process has
+    finished the run and taken its checkpoint away.
 
     Raises:
         RecordError: if the checkpoint is damaged.
     """
     path = folder / "checkpoint.pt"
-    if not path.exists():
-        return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         run_id, measures = state["id"], state["measured"]
+        if absent := CHECKPOINT_KEYS - state.keys():
+            raise KeyError(f"no {', '.join(sorted(absent))}")
+    except FileNotFoundError:
+        return None
     except Exception as error:
         raise RecordError(f"{path} cannot be read ({error}). Delete the folder to train this run anew.") from error
     if run_id != run.id:
@@ -72,7 +83,11 @@ def finish(
     diverged: int | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the results of a run and, last of all, `metrics.csv`; then the checkpoint is dropped."""
+    """Write the results of a run, `metrics.csv` last of what is new; then the checkpoint is dropped.
+
+    Where a finished run is replaced, to gain a measure, `config.json` names the measure only when all else is in place.
+    """
+    replaced = is_finished(folder)
     begin(folder, run)
     _write_json(folder / "env.json", env)
     with replacing(folder / "measures.npz") as part, open(part, "wb") as file:
@@ -82,16 +97,13 @@ def finish(
     else:
         (folder / "status.json").unlink(missing_ok=True)
     if weights is not None:
-        with replacing(folder / "weights.pt") as part:
-            torch.save(weights, part)
+        _write_torch(folder / "weights.pt", weights)
     with replacing(folder / "metrics.csv") as part:
         metrics.to_csv(part, index=False, float_format="%.6g")
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
-def reopen(folder: Path) -> None:
-    """Make a finished folder unfinished, so that it is trained again."""
-    (folder / "metrics.csv").unlink(missing_ok=True)
+    if replaced:
+        _write_config(folder, run)
+    for left in [folder / "checkpoint.pt", *folder.glob(".*.part")]:  # a killed writer leaves its temporary file
+        left.unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> Run:
@@ -120,11 +132,13 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
     run = read_run(folder)
     try:
         metrics = pd.read_csv(folder / "metrics.csv")
+        metrics = metrics.astype({name: int if name in ("epoch", "test_images") else float for name in metrics})
         status = folder / "status.json"
         diverged = int(json.loads(status.read_text())["diverged"]) if status.exists() else None
         epochs = list(metrics["epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{folder} cannot be read ({error}). Delete the folder to train this run anew.") from error
+        path = folder / "metrics.csv"
+        raise RecordError(f"{path} cannot be read ({error}). Delete the folder to train this run anew.") from error
     if metrics.get(["test_accuracy", "cross_entropy"], metrics).isna().any(axis=None):
         raise RecordError(f"{folder / 'metrics.csv'} has empty cells. Delete the folder to train this run anew.")
     last = run.epochs if diverged is None else diverged - 1
@@ -152,3 +166,14 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as part:
         part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_config(folder: Path, run: Run) -> None:
+    _write_json(folder / "config.json", {"id": run.id, "run": run.to_dict(), "measures": run.measured()})
+
+
+def _write_torch(path: Path, state: Any) -> None:
+    buffer = io.BytesIO()  # torch.save to a path hides that a disk is full behind an error of its own
+    torch.save(state, buffer)
+    with replacing(path) as part:
+        part.write_bytes(buffer.getbuffer())

@@ -9,9 +9,11 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -45,7 +47,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
     Args:
         runs: the runs that have to be there.
         profile: the folder under `results/` for those that are new.
-        jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one.
+        jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one. A script that asks for more
+            than one has to guard its own start by `if __name__ == "__main__":`, as Python's multiprocessing wants it.
 
     Raises:
         ValueError, data.DataError, RecordError: bad input, before anything trains.
@@ -53,6 +56,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least one process is needed")
+    if not re.fullmatch(r"\w[\w.-]*", profile):
+        raise ValueError(f"profile is {profile!r}; it has to be the name of a folder, such as 'quick'")
     merged: dict[str, Run] = {}
     for run in runs:
         merged[run.id] = merged[run.id].with_measures(run) if run.id in merged else run
@@ -75,7 +80,7 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
 def load(runs: Sequence[Run]) -> pd.DataFrame:
     """One tidy frame of the runs' metrics: a row a run and epoch, with the run's fields, `id`, `baseline` and `profile`.
 
-    A run whose loss became NaN has its rows up to the last finite epoch, and that epoch's successor in `diverged`.
+    A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else NaN) the one after it.
 
     Raises:
         LookupError: if a run has not been trained; the message says which and what to do.
@@ -118,14 +123,16 @@ def _tidy(folder: Path) -> pd.DataFrame:
     run = record.read_run(folder)
     metrics, diverged = record.read_metrics(folder)
     fields = {"id": run.id, "profile": folder.parent.parent.name, "baseline": run.baseline, **run.to_dict()}
-    described = pd.DataFrame([fields | {"diverged": diverged}] * max(len(metrics), 1))
+    described = pd.DataFrame(
+        [fields | {"diverged": float("nan") if diverged is None else float(diverged)}] * max(len(metrics), 1)
+    )
     return pd.concat([described, metrics.reset_index(drop=True)], axis=1)
 
 
 def _is_done(run: Run) -> bool:
     """Whether a run is finished with every measure asked for; damaged folders raise."""
     folder = find(run)
-    if folder is None:
+    if folder is None or not record.is_begun(folder):
         return False
     stored = record.read_run(folder)
     if not record.is_finished(folder):
@@ -133,7 +140,7 @@ def _is_done(run: Run) -> bool:
         return False
     record.read_metrics(folder)
     record.read_arrays(folder)
-    return stored.with_measures(run) == stored and stored.measured() == stored.with_measures(run).measured()
+    return stored.measured() == stored.with_measures(run).measured()
 
 
 def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None]) -> None:
@@ -153,9 +160,8 @@ def _train(run: Run, profile: str, on_epoch: Callable[[], None], *, block: bool)
                 on_epoch()
             return True
         folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
-        if folder.exists():
+        if record.is_begun(folder):
             run = run.with_measures(record.read_run(folder))
-            record.reopen(folder)
         trainer.fit([run], [folder], on_epoch=on_epoch)
         return True
 
@@ -207,6 +213,7 @@ def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:
     try:
         _train_all(mine(), profile, count)
     except Exception as error:
+        error.add_note(f"In a training process: {traceback.format_exc()}")
         errors.put(error)
         raise SystemExit(1) from error
 

@@ -6,6 +6,7 @@ how many cores there are, and the run store gives each core a network of its own
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -52,10 +53,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
     """
     dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
     train, validation, _ = data.subset(dataset.train, run.n_train, run.n_validation)
-    if run.batch_size > len(train.labels):
-        raise ValueError(f"batch_size is {run.batch_size}, larger than the {len(train.labels)} training images")
-    if run.test_images is not None and run.test_images > len(dataset.test.labels):
-        raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {len(dataset.test.labels)} test images")
+    _check_sizes(run, len(train), len(dataset.test))
     models.build(run, dataset.train.images.shape[1], dataset.train.images.shape[2], dataset.num_classes)
 
     def corrupted(split: data.Split, purpose: str) -> Tensor:
@@ -107,8 +105,9 @@ def fit(
     device = torch.device(device or default_device())
     tasks: dict[tuple, Task] = {}
     for run in runs:
-        if _data_key(run) not in tasks:
-            tasks[_data_key(run)] = prepare(run, device)
+        task = tasks.setdefault(_data_key(run), None) or prepare(run, device)
+        _check_sizes(run, len(task.train), len(task.test))
+        tasks[_data_key(run)] = task
     frames = []
     for k, run in enumerate(runs):
         with _one_thread(device):
@@ -146,10 +145,10 @@ def _fit_one(run: Run, task: Task, folder: Path | None, device: torch.device, on
     started = saved = time.monotonic()
     for epoch in range(len(rows) + 1, run.epochs + 1):
         row = {"epoch": epoch} | _train_epoch(model, optimizer, penalty, task, run, epoch, float(weights[epoch - 1]))
-        if not all(torch.isfinite(p).all() for p in model.parameters()) or row["cross_entropy"] != row["cross_entropy"]:
+        row |= _evaluate(model, task, run, full=epoch in points)
+        if not all(map(math.isfinite, row.values())):
             diverged = epoch
             break
-        row |= _evaluate(model, task, run, full=epoch in points)
         if epoch in points:
             curve_epochs.append(epoch)
             for spec, curve in _ablate(model, task, run, epoch).items():
@@ -207,14 +206,20 @@ def _train_epoch(
 
 
 def _evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str, float]:
-    """Accuracy in % on (the first) test images and, where some are held out, on the validation images and their labels."""
-    count = len(task.test.labels) if full or run.test_images is None else run.test_images
-    logits = predict(model, task.test.images[:count])
-    values = {"test_accuracy": measures.accuracy(logits, task.test.labels[:count]).item(), "test_images": count}
-    if len(task.validation.labels):
-        logits = predict(model, task.validation.images)
-        values["validation_accuracy"] = measures.accuracy(logits, task.validation.labels).item()
-        values["validation_cross_entropy"] = F.cross_entropy(logits, task.validation.labels).item()
+    """Accuracy in % on (the first) test images and, where some are held out, on the validation images and their labels.
+
+    NaN where a logit is not finite: the largest of such logits means nothing.
+    """
+    count = len(task.test) if full or run.test_images is None else run.test_images
+    values: dict[str, float] = {"test_images": count}
+    test = data.Split(task.test.images[:count], task.test.labels[:count])
+    for name, split in (("test", test), ("validation", task.validation)):
+        if len(split):
+            logits = predict(model, split.images)
+            accuracy = measures.accuracy(logits, split.labels).item()
+            values[f"{name}_accuracy"] = accuracy if torch.isfinite(logits).all() else math.nan
+            if name == "validation":
+                values["validation_cross_entropy"] = F.cross_entropy(logits, split.labels).item()
     return values
 
 
@@ -250,13 +255,20 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 def _columns(run: Run, task: Task) -> list[str]:
     columns = ["epoch", "test_accuracy", "test_images", "train_accuracy", "cross_entropy", "activation_l2"]
     columns += ["lambda"] if run.al2 else []
-    columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation.labels) else []
+    columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation) else []
     return columns + [_area_column(spec) for spec in run.ablations]
 
 
 def _area_column(spec: str) -> str:
     """Table 2's metric has the published name; the other protocols say which they are."""
     return "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
+
+
+def _check_sizes(run: Run, n_train: int, n_test: int) -> None:
+    if run.batch_size > n_train:
+        raise ValueError(f"batch_size is {run.batch_size}, larger than the {n_train} training images")
+    if run.test_images is not None and run.test_images > n_test:
+        raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images")
 
 
 def _data_key(run: Run) -> tuple:

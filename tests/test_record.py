@@ -83,13 +83,6 @@ def test_a_begun_folder_is_known_but_not_finished(folder):
     assert record.read_run(folder) == RUN
 
 
-def test_a_reopened_folder_is_not_finished(finished):
-    record.reopen(finished)
-    assert not record.is_finished(finished)
-    record.reopen(finished)
-    assert record.read_run(finished) == RUN
-
-
 def test_a_diverged_run_has_its_metrics_to_the_last_finite_epoch(folder):
     record.finish(folder, RUN, metrics(2), arrays(), ENV, diverged=3)
     read, diverged = record.read_metrics(folder)

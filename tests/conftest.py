@@ -1,0 +1,16 @@
+"""Every test has its own results and caches, trains on the CPU, and needs nothing from the internet."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """Nothing that a test writes outlives it or meets what another test, or a reader, has trained."""
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.delenv("MAKEFLAGS", raising=False)  # under a parallel make the store starts no processes

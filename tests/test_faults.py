@@ -1,0 +1,564 @@
+"""What goes wrong on real machines: kills, full and read-only disks, damaged files, two processes at once."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib import campaign, paths, record, store, trainer
+from lib.run import Run
+
+SHORT = Run(
+    dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=5, learning_rate=0.1, batch_size=32
+)
+SHORT = replace(SHORT, keep_weights=True)
+# all that has a state, long enough to be killed many times
+LONG = replace(SHORT, epochs=120, al2=True, batch_norm=True, dropout=0.3, momentum=0.9)
+DEADLINE = 60  # seconds for a state to be reached; a failure, not a measurement
+
+DRIVER = """
+import json, os, signal, sys, traceback
+import sklearn.datasets, torch
+from lib import store, trainer
+from lib.run import Run
+
+# the processes that the store starts run this file, too, down to the last condition
+trainer.CHECKPOINT_SECONDS = -1
+fit = trainer.fit
+
+def logged(runs, folders, **more):
+    with open(os.environ["TRAINED"], "a") as log:
+        print(os.getpid(), runs[0].id, file=log)
+    return fit(runs, folders, **more)
+
+trainer.fit = logged
+
+def ensure(order):
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.update(order["environment"])
+    try:
+        store.ensure([Run.from_dict(values) for values in order["runs"]], jobs=order["jobs"])
+        open(order["done"] + f"-{os.getpid()}", "w").close()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+if __name__ == "__main__":
+    torch.optim.SGD([torch.zeros(1)], lr=1)  # imports much at its first use: here once, not in each process
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has died is gone
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            ensure(json.loads(line))
+        print(pid, flush=True)
+"""
+
+
+def folder_of(run, results=None):
+    return (results or paths.results_dir()) / "quick" / run.dataset / run.name
+
+
+def contents(run, results=None):
+    """What a finished run says, less its wall time."""
+    folder = folder_of(run, results)
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    arrays = record.read_arrays(folder) | {f"weights {k}": v.numpy() for k, v in weights.items()}
+    texts = {name: (folder / name).read_text() for name in ("metrics.csv", "config.json")}
+    labels = json.loads((folder / "env.json").read_text())["labels"]
+    return texts | {"labels": labels}, arrays
+
+
+@pytest.fixture(scope="module")
+def in_one_go(tmp_path_factory):
+    """Gives the results folder of a run that was trained without interruption; once for this module."""
+    results = tmp_path_factory.mktemp("in-one-go")
+
+    def train(run):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RESULTS_DIR", str(results))
+            patch.setenv("DEVICE", "cpu")
+            patch.setattr(trainer, "CHECKPOINT_SECONDS", 1e9)
+            store.ensure([run])
+        return results
+
+    return train
+
+
+def assert_equal_to_the_last_bit(run, results):
+    """The stored run equals that of another results folder."""
+    assert record.is_finished(folder_of(run))
+    texts, arrays = contents(run, results)
+    found_texts, found_arrays = contents(run)
+    assert found_texts == texts
+    assert found_arrays.keys() == arrays.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(found_arrays[name], arrays[name], err_msg=name)
+
+
+class Stop(Exception):
+    """Stands for whatever ends a training."""
+
+
+@contextlib.contextmanager
+def stopped_at(epoch, monkeypatch):
+    """Trainings in the block checkpoint at every epoch and end at this one, before its checkpoint."""
+    fit = trainer.fit
+
+    def stopping(runs, folders, on_epoch):
+        seen = []
+
+        def count():
+            seen.append(1)
+            if len(seen) == epoch:
+                raise Stop
+
+        return fit(runs, folders, on_epoch=count)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+        patch.setattr(trainer, "fit", stopping)
+        yield
+
+
+def leftovers():
+    return [f for f in paths.results_dir().rglob("*") if f.name.endswith(".part")]
+
+
+# ---- interrupted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 5])
+def test_a_run_stopped_by_an_error_goes_on_where_it_was(epoch, monkeypatch, in_one_go):
+    with stopped_at(epoch, monkeypatch):
+        store.ensure([SHORT])
+    assert not record.is_finished(folder_of(SHORT)) and not leftovers()
+    epochs, train_epoch = [], trainer._train_epoch
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train_epoch(*args))[1])
+    store.ensure([SHORT])
+    assert epochs == list(range(epoch, 6))
+    assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
+
+
+@pytest.mark.parametrize("left", ["nothing", "part of config.json"])
+def test_a_run_killed_while_its_folder_was_made_is_trained(left, monkeypatch, in_one_go):
+    folder_of(SHORT).mkdir(parents=True)
+    if left != "nothing":
+        (folder_of(SHORT) / ".config.json.1.2.part").write_text('{"id":')
+    store.ensure([SHORT])
+    assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
+
+
+def test_a_run_killed_while_its_results_were_written_is_trained(monkeypatch, in_one_go):
+    with stopped_at(4, monkeypatch):
+        store.ensure([SHORT])
+    (folder_of(SHORT) / "measures.npz").write_bytes(b"half of it")
+    (folder_of(SHORT) / "env.json").write_text("{}")
+    store.ensure([SHORT])
+    assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
+
+
+def test_a_finished_folder_holds_nothing_that_a_killed_writer_left(monkeypatch):
+    with stopped_at(4, monkeypatch):
+        store.ensure([SHORT])
+    (folder_of(SHORT) / ".checkpoint.pt.1.2.part").write_bytes(b"half of it")
+    store.ensure([SHORT])
+    wanted = {"config.json", "env.json", "measures.npz", "metrics.csv", "weights.pt"}
+    assert {f.name for f in folder_of(SHORT).iterdir()} == wanted
+
+
+def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch):
+    """metrics.csv is in place, the checkpoint still there."""
+    with stopped_at(4, monkeypatch):
+        store.ensure([SHORT])
+    checkpoint = (folder_of(SHORT) / "checkpoint.pt").read_bytes()
+    store.ensure([SHORT])
+    (folder_of(SHORT) / "checkpoint.pt").write_bytes(checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+        store.ensure([SHORT])
+    more = replace(SHORT, ablations=("shared/test",))
+    store.ensure([more])
+    assert "ablation_auc shared/test" in store.load([SHORT])
+
+
+# ---- damaged files --------------------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "metrics.csv truncated": lambda folder: truncate(folder / "metrics.csv"),
+    "metrics.csv empty": lambda folder: (folder / "metrics.csv").write_text(""),
+    "metrics.csv without its last row": lambda folder: (folder / "metrics.csv").write_text(
+        "".join((folder / "metrics.csv").read_text().splitlines(keepends=True)[:-1])
+    ),
+    "metrics.csv no table": lambda folder: (folder / "metrics.csv").write_bytes(bytes(range(256))),
+    "config.json garbage": lambda folder: (folder / "config.json").write_text("{garbage"),
+    "config.json binary": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "config.json a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "config.json a number": lambda folder: (folder / "config.json").write_text('{"id": 1, "run": 3, "measures": 4}'),
+    "config.json missing": lambda folder: (folder / "config.json").unlink(),
+    "config.json of another run": lambda folder: record.begin(folder, replace(SHORT, seed=5)),
+    "measures.npz truncated": lambda folder: truncate(folder / "measures.npz"),
+    "measures.npz missing": lambda folder: (folder / "measures.npz").unlink(),
+    "status.json garbage": lambda folder: (folder / "status.json").write_text("?"),
+}
+
+
+@pytest.fixture
+def finished(in_one_go):
+    """A finished run's folder, to copy."""
+    return folder_of(SHORT, in_one_go(SHORT))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_finished_run_is_named_before_anything_trains(damage, finished, monkeypatch):
+    shutil.copytree(finished, folder_of(SHORT))
+    damage(folder_of(SHORT))
+    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(record.RecordError, match=SHORT.name):
+        store.ensure([replace(SHORT, seed=1), SHORT])
+    shutil.rmtree(folder_of(SHORT))  # what the message advises
+    assert store.find(SHORT) is None
+
+
+@pytest.mark.parametrize("damage", [d for name, d in DAMAGE.items() if "npz" not in name])
+def test_a_damaged_finished_run_is_named_when_it_is_loaded(damage, finished):
+    shutil.copytree(finished, folder_of(SHORT))
+    damage(folder_of(SHORT))
+    with pytest.raises(record.RecordError, match=SHORT.name):
+        store.load([SHORT])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "a tensor", "no weights", "of another run"])
+def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatch):
+    with stopped_at(4, monkeypatch):
+        store.ensure([SHORT])
+    path = folder_of(SHORT) / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    if damage == "truncated":
+        truncate(path)
+    elif damage in ("empty", "text"):
+        path.write_text("" if damage == "empty" else "not a checkpoint")
+    elif damage == "a tensor":
+        torch.save(torch.zeros(3), path)
+    elif damage == "no weights":
+        torch.save({k: v for k, v in state.items() if k != "model"}, path)
+    else:
+        torch.save(state | {"id": "0123456789"}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
+        with pytest.raises(record.RecordError, match=r"checkpoint\.pt"):
+            store.ensure([replace(SHORT, seed=1), SHORT])
+    shutil.rmtree(folder_of(SHORT))  # what the message advises
+    store.ensure([SHORT])
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_none(monkeypatch):
+    """Another process has just finished the run and dropped it."""
+    with stopped_at(4, monkeypatch):
+        store.ensure([SHORT])
+    load = torch.load
+
+    def vanishing(path, **more):
+        Path(path).unlink()
+        return load(path, **more)
+
+    monkeypatch.setattr(torch, "load", vanishing)
+    assert record.load_checkpoint(folder_of(SHORT), SHORT) is None
+
+
+# ---- disks ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="RESULTS_DIR"):
+        store.ensure([SHORT])
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
+
+    def read_only(*args, **more):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match="RESULTS_DIR") as caught:
+        store.ensure([SHORT])
+    assert caught.value.errno == errno.EROFS
+    assert not list(paths.results_dir().glob("*/*/*"))
+
+
+def full_disk(name, after=0):
+    """An os.replace that finds no room for files of this name, after so many."""
+    seen, move = [], os.replace
+
+    def replacing(source, target):
+        if Path(target).name == name:
+            seen.append(1)
+            if len(seen) > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return move(source, target)
+
+    return replacing
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"])
+def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(name, monkeypatch, in_one_go):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+        patch.setattr(os, "replace", full_disk(name, after=2 if name == "checkpoint.pt" else 0))
+        with pytest.raises(OSError) as caught:
+            store.ensure([SHORT])
+    assert caught.value.errno == errno.ENOSPC
+    assert not leftovers() and store.collect("quick").empty
+    epochs, train_epoch = [], trainer._train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train_epoch(*args))[1])
+        store.ensure([SHORT])
+    assert epochs[0] == {"config.json": 1, "checkpoint.pt": 3}.get(name, 5)
+    assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, in_one_go):
+    """A real failure of the write itself: the system refuses files above a size, as it refuses them on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError) as caught:
+            store.ensure([SHORT])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert not leftovers()
+    store.ensure([SHORT])
+    assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
+
+
+# ---- profiles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch):
+    """Writes the text of a profile called `mine`, the only one there is."""
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    return lambda text: (tmp_path / "mine.yaml").write_text(text)
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
+def test_every_committed_profile_states_runs_that_are_allowed(name):
+    entries = campaign.plan(name)
+    assert entries and all(isinstance(run, Run) for entry in entries for run in entry.runs())
+    assert len({entry.name for entry in entries}) == len(entries)  # rendered notebooks do not overwrite each other
+
+
+def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):
+    profile("all: {}\nnotebooks: {}\n")
+    with pytest.raises(ValueError, match=r"'min'.*mine"):
+        campaign.plan("min")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("all: {}\nnotebooks: {10_al2_label_randomization: [{epoch: 3}]}", r"mine\.yaml.*10_al2.*epoch;.*epochs"),
+        ("all: {epochz: 3}\nnotebooks: {10_al2_label_randomization: [{}]}", r"mine\.yaml.*epochz"),
+        ("all: {}\nnotebooks: {10_al3: [{}]}", r"10_al3.*10_al2_label_randomization"),
+    ],
+    ids=["of a notebook", "of all", "notebook"],
+)
+def test_an_unknown_name_in_a_profile_is_refused(text, message, profile):
+    profile(text)
+    with pytest.raises(ValueError, match=message):
+        campaign.plan("mine")
+
+
+@pytest.mark.parametrize("text", ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"])
+def test_a_file_that_is_no_profile_is_refused_by_name(text, profile):
+    profile(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        campaign.plan("mine")
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def wait_until(reached, running=lambda: True):
+    """Poll until something is so; fails where what should bring it about has ended, or the deadline has passed."""
+    end = time.monotonic() + DEADLINE
+    while not reached():
+        assert running() or reached(), "the training ended before it was to be killed"
+        assert time.monotonic() < end, "the state that the test waits for was not reached"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """A process that imports the library once and never trains: it forks one that does for each line it is sent."""
+    script = tmp_path_factory.mktemp("driver") / "driver.py"
+    script.write_text(DRIVER)
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def start(driver, tmp_path):
+    """Starts processes that call `store.ensure`; whatever a test leaves running is killed at its end."""
+    started = []
+
+    def start(runs, jobs=1):
+        environment = {"RESULTS_DIR": os.environ["RESULTS_DIR"], "DEVICE": "cpu", "TRAINED": str(tmp_path / "trained")}
+        values = [run.to_dict() | run.measured() for run in runs]
+        order = {"environment": environment, "runs": values, "jobs": jobs, "done": str(tmp_path / "done")}
+        driver.stdin.write(json.dumps(order) + "\n")
+        driver.stdin.flush()
+        started.append(int(driver.stdout.readline()))
+        return started[-1]
+
+    yield start
+    for pid in started:
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)  # its workers end with it
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The trainings begun by started processes: a process id and a run's id each."""
+
+    def read():
+        return [line.split() for line in (tmp_path / "trained").read_text().splitlines()]
+
+    return read
+
+
+def is_running(pid):
+    """Whether a process is there; a dead one whose parent has died, and that nobody has asked after yet, is not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # a system without /proc, or it has just ended
+        return not Path("/proc/self").exists()
+
+
+def wait_for_end(pid, tmp_path):
+    """Until a started process is gone; it has to have returned from `ensure`."""
+    wait_until(lambda: not is_running(pid))
+    assert (tmp_path / f"done-{pid}").exists(), "ensure failed, see the captured stderr"
+
+
+def checkpoint_version(run):
+    try:
+        status = (folder_of(run) / "checkpoint.pt").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def wait_for_checkpoints(count, run, pid):
+    """Until so many more checkpoints have been seen in place."""
+    seen = {checkpoint_version(run)}
+
+    def enough():
+        seen.add(checkpoint_version(run))
+        return len(seen) > count
+
+    wait_until(enough, lambda: is_running(pid))
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_equals_one_trained_in_one_go(start, trained, tmp_path, in_one_go):
+    kills = [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGTERM), (9, signal.SIGINT)]
+    kills += [(4, signal.SIGKILL), (7, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGKILL)]
+    for count, number in kills:
+        pid = start([LONG])
+        if count:
+            wait_for_checkpoints(count, LONG, pid)
+        else:
+            wait_until((folder_of(LONG) / "config.json").exists, lambda pid=pid: is_running(pid))
+        os.kill(pid, number)
+        wait_until(lambda pid=pid: not is_running(pid))
+        assert not record.is_finished(folder_of(LONG))
+    last = start([LONG])
+    wait_for_end(last, tmp_path)
+    assert [run_id for _, run_id in trained()] == [LONG.id] * (len(kills) + 1)
+    assert not (folder_of(LONG) / "checkpoint.pt").exists()
+    assert_equal_to_the_last_bit(LONG, in_one_go(LONG))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["parent killed", "Ctrl-C"])
+def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
+    runs = [replace(LONG, epochs=100_000, seed=seed) for seed in (0, 1)]
+    parent = start(runs, jobs=2)
+    for run in runs:
+        wait_until(lambda run=run: checkpoint_version(run) is not None, lambda: is_running(parent))
+    workers = {int(pid) for pid, _ in trained()}
+    assert len(workers) == 2 and parent not in workers and all(map(is_running, workers))
+    if how == "Ctrl-C":
+        os.killpg(parent, signal.SIGINT)
+    else:
+        os.kill(parent, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, {parent, *workers})))
+    for run in runs:
+        with store._lock(run, block=False) as held:
+            assert held
+        assert record.load_checkpoint(folder_of(run), run)["rows"]
+        assert not record.is_finished(folder_of(run))
+
+
+@pytest.mark.slow
+def test_two_processes_train_each_run_once_and_both_wait_for_all(start, trained, tmp_path, in_one_go):
+    runs = [replace(LONG, epochs=12, seed=seed) for seed in range(4)]
+    both = [start(runs), start(runs)]
+    for pid in both:
+        wait_for_end(pid, tmp_path)
+    for run in runs:
+        assert_equal_to_the_last_bit(run, in_one_go(run))
+    assert sorted(run_id for _, run_id in trained()) == sorted(run.id for run in runs)
+    assert {int(pid) for pid, _ in trained()} == set(both)
+
+
+@pytest.mark.slow
+def test_a_run_whose_trainer_was_killed_is_taken_over_by_the_process_that_waits(start, trained, tmp_path, in_one_go):
+    first = start([LONG])
+    wait_for_checkpoints(2, LONG, first)
+    second = start([LONG])
+    wait_for_checkpoints(10, LONG, first)
+    os.kill(first, signal.SIGKILL)
+    wait_for_end(second, tmp_path)
+    assert trained() == [[str(first), LONG.id], [str(second), LONG.id]]
+    assert_equal_to_the_last_bit(LONG, in_one_go(LONG))
+
+
+@pytest.mark.slow
+def test_a_failing_worker_ends_the_others_and_its_error_is_raised():
+    runs = [replace(SHORT, epochs=100_000 + k) for k in (3, 2, 1)]  # the longest is taken first
+    folder_of(runs[0]).parent.mkdir(parents=True)
+    folder_of(runs[0]).write_text("a file where the run's folder has to be")
+    with pytest.raises((OSError, record.RecordError), match=runs[0].name):
+        store.ensure(runs, jobs=2)
+    for run in runs:
+        with store._lock(run, block=False) as held:
+            assert held

@@ -1,0 +1,336 @@
+"""The run store: what is trained, what is not trained again, what is read back, and what is refused."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import paths, record, store, trainer
+from lib.run import Run
+
+BARE = Run(
+    dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=3, learning_rate=0.1, batch_size=32
+)
+AL2 = replace(BARE, al2=True, speed=8.0)
+FILES = {"config.json", "env.json", "measures.npz", "metrics.csv"}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The ids of the runs trained from here on, in order."""
+    ids, fit = [], trainer.fit
+
+    def watched(runs, *args, **more):
+        ids.extend(run.id for run in runs)
+        return fit(runs, *args, **more)
+
+    monkeypatch.setattr(trainer, "fit", watched)
+    return ids
+
+
+def folder_of(run, profile="quick"):
+    return paths.results_dir() / profile / run.dataset / run.name
+
+
+def run_folders():
+    return [f for f in paths.results_dir().glob("*/*/*") if f.is_dir()]
+
+
+# ---- ensure ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other():
+    store.ensure([BARE], profile="lite")
+    assert run_folders() == [folder_of(BARE, "lite")]
+    assert {f.name for f in folder_of(BARE, "lite").iterdir()} == FILES
+    config = json.loads((folder_of(BARE, "lite") / "config.json").read_text())
+    assert config["id"] == BARE.id and Run.from_dict(config["run"] | config["measures"]) == BARE
+    env = json.loads((folder_of(BARE, "lite") / "env.json").read_text())
+    assert {"python", "torch", "device", "precision", "commit", "data", "labels", "seconds"} <= env.keys()
+
+
+def test_weights_are_kept_on_request_only():
+    store.ensure([replace(BARE, keep_weights=True)])
+    assert {f.name for f in folder_of(BARE).iterdir()} == FILES | {"weights.pt"}
+
+
+def test_a_second_ensure_trains_nothing_and_touches_nothing(trained):
+    store.ensure([BARE, AL2])
+    before = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
+    store.ensure([AL2, BARE])
+    assert sorted(trained) == sorted([BARE.id, AL2.id])
+    assert {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()} == before
+
+
+def test_only_what_is_missing_is_trained(trained):
+    store.ensure([BARE])
+    store.ensure([BARE, AL2])
+    assert trained == [BARE.id, AL2.id]
+
+
+def test_a_run_named_twice_is_trained_once(trained):
+    store.ensure([BARE, BARE, replace(BARE)])
+    assert trained == [BARE.id]
+
+
+def test_a_run_is_found_in_whatever_profile_it_was_trained_for(trained):
+    store.ensure([BARE], profile="lite")
+    store.ensure([BARE], profile="quick")
+    assert trained == [BARE.id]
+    assert set(store.load([BARE])["profile"]) == {"lite"}
+
+
+def test_an_unfinished_run_is_continued_in_its_profile(trained):
+    record.begin(folder_of(BARE, "paper"), BARE)
+    store.ensure([BARE], profile="quick")
+    assert run_folders() == [folder_of(BARE, "paper")]
+    assert record.is_finished(folder_of(BARE, "paper"))
+
+
+def test_nothing_to_do_needs_no_results_folder():
+    store.ensure([])
+    assert not paths.results_dir().exists()
+
+
+def test_longest_runs_come_first(trained):
+    longer = replace(BARE, epochs=5)
+    store.ensure([BARE, longer])
+    assert trained == [longer.id, BARE.id]
+
+
+# ---- measures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones(trained):
+    store.ensure([BARE])
+    before = store.load([BARE])
+    more = replace(BARE, ablations=("shared/test",), keep_weights=True)
+    store.ensure([more])
+    assert trained == [BARE.id] * 2
+    after = store.load([BARE])
+    assert after["ablation_auc shared/test"].notna().any()
+    pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
+    assert {"ablation element/train-true", "ablation shared/test", "ablation epochs"} == store.arrays(BARE).keys()
+    assert (folder_of(BARE) / "weights.pt").exists()
+    store.ensure([BARE, more])
+    assert trained == [BARE.id] * 2
+
+
+def test_two_askings_for_one_run_are_both_met(trained):
+    """Equal runs that measure different things, as two notebooks may state them, are one run that measures both."""
+    store.ensure([replace(BARE, ablations=("shared/test",)), replace(BARE, ablations=("element/test",))])
+    assert trained == [BARE.id]
+    assert {"ablation_auc shared/test", "ablation_auc element/test"} <= set(store.load([BARE]))
+
+
+def test_fewer_test_images_than_were_measured_train_nothing(trained):
+    store.ensure([BARE])
+    store.ensure([replace(BARE, test_images=10, ablations=())])
+    assert trained == [BARE.id]
+    store.ensure([replace(BARE, test_images=None)])
+    assert trained == [BARE.id] * 2
+    assert set(store.load([BARE])["test_images"]) == {359}
+
+
+def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
+    """What took a GPU hours is not thrown away before its successor is whole."""
+    store.ensure([BARE])
+    before = store.load([BARE])
+
+    def fail(*args, **more):
+        raise OSError("stands for a killed training")
+
+    monkeypatch.setattr(trainer, "fit", fail)
+    with pytest.raises(OSError, match="stands for"):
+        store.ensure([replace(BARE, ablations=("shared/test",))])
+    pd.testing.assert_frame_equal(store.load([BARE]), before, check_exact=True)
+
+
+@pytest.mark.parametrize("ablations", [("element/train-true",), ("shared/test",), ("shared/test", "element/train-true")])
+def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(ablations, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    both = replace(BARE, ablations=("element/train-true", "shared/test"))
+    seen = []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit([both], [folder_of(both)], on_epoch=stop)
+    epochs, evaluate = [], trainer._train_epoch
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), evaluate(*args))[1])
+    store.ensure([replace(BARE, ablations=ablations)])
+    assert epochs == [3]
+    assert {"ablation_auc", "ablation_auc shared/test"} <= set(store.load([BARE]))
+
+
+# ---- load, collect, arrays ------------------------------------------------------------------------------------------
+
+
+def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
+    store.ensure([BARE, AL2])
+    frame = store.load([AL2, BARE])
+    assert list(zip(frame["id"], frame["epoch"], strict=True)) == [(r.id, e) for r in (AL2, BARE) for e in (1, 2, 3)]
+    assert set(BARE.to_dict()) | {"id", "baseline", "profile", "diverged", "test_accuracy", "lambda"} <= set(frame)
+    assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"quick"}
+    assert frame["diverged"].isna().all()
+    assert list(frame["al2"]) == [True] * 3 + [False] * 3
+    assert list(frame["lambda"].notna()) == [True] * 3 + [False] * 3
+
+
+def test_load_gives_what_fit_returns_to_six_digits():
+    store.ensure([AL2])
+    returned = trainer.fit([AL2]).drop(columns="id")
+    pd.testing.assert_frame_equal(store.load([AL2])[returned.columns], returned, rtol=1e-5, check_dtype=False)
+
+
+def test_load_names_the_runs_that_are_missing_and_says_what_to_do():
+    with pytest.raises(LookupError, match=rf"1 of 1 .*{BARE.name}.*store\.ensure"):
+        store.load([BARE])
+    store.ensure([BARE])
+    with pytest.raises(LookupError, match=rf"1 of 2 .*{AL2.name}"):
+        store.load([BARE, AL2])
+
+
+def test_an_unfinished_run_is_missing():
+    record.begin(folder_of(BARE), BARE)
+    with pytest.raises(LookupError, match=BARE.name):
+        store.load([BARE])
+    with pytest.raises(LookupError, match=BARE.name):
+        store.arrays(BARE)
+    assert store.collect("quick").empty
+
+
+def test_no_runs_give_an_empty_frame():
+    assert store.load([]).empty
+    assert store.collect("quick").empty
+
+
+def test_collect_gives_every_finished_run_of_one_profile():
+    store.ensure([BARE], profile="quick")
+    store.ensure([AL2], profile="lite")
+    record.begin(folder_of(replace(BARE, seed=9)), replace(BARE, seed=9))
+    pd.testing.assert_frame_equal(store.collect("quick"), store.load([BARE]))
+    pd.testing.assert_frame_equal(store.collect("lite"), store.load([AL2]))
+
+
+def test_arrays_hold_the_ablation_curves_of_the_point_epochs():
+    store.ensure([BARE])
+    stored = store.arrays(BARE)
+    assert list(stored["ablation epochs"]) == BARE.point_epochs()
+    area = np.trapezoid(stored["ablation element/train-true"], dx=0.1, axis=1)
+    np.testing.assert_allclose(area, store.load([BARE])["ablation_auc"].dropna(), rtol=1e-5)
+
+
+def test_published_numbers_and_reports_are_no_runs():
+    store.ensure([BARE])
+    (paths.results_dir() / "report" / "tables").mkdir(parents=True)
+    (paths.results_dir() / "report" / "tables" / "claims.csv").touch()
+    (paths.results_dir() / "quick" / "notebooks").mkdir()
+    (paths.results_dir() / "quick" / "notebooks" / "10.ipynb").touch()
+    assert len(store.collect("quick")) == 3 and store.collect("report").empty
+
+
+# ---- divergence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 1e6}, {"weight_decay": 25.0}], ids=["at the first epoch", "after some epochs"]
+)
+def test_a_diverged_run_is_finished_and_not_trained_again(change, trained):
+    run = replace(BARE, **change, momentum=0.0, n_validation=0, epochs=40)
+    store.ensure([run])
+    status = json.loads((folder_of(run) / "status.json").read_text())
+    frame = store.load([run, run])
+    assert set(frame["diverged"]) == {status["diverged"]}
+    kept = frame["test_accuracy"].dropna().astype(float)
+    assert len(kept) == 2 * (status["diverged"] - 1) and np.isfinite(kept).all()
+    store.ensure([run])
+    assert trained == [run.id]
+
+
+def test_diverged_and_whole_runs_are_read_together():
+    diverged = replace(BARE, learning_rate=1e6)
+    store.ensure([BARE, diverged])
+    frame = store.load([diverged, BARE])
+    assert list(frame["diverged"].notna()) == [True, False, False, False]
+    assert list(frame["epoch"].dropna()) == [1, 2, 3]
+    for name in ("epoch", "test_accuracy", "cross_entropy", "diverged"):
+        assert pd.api.types.is_numeric_dtype(frame[name]), f"{name} is {frame[name].dtype}: means and plots need numbers"
+
+
+# ---- refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dataset": "no_such_set"}, "no_such_set.*digits.*tiny_imagenet"),
+        ({"batch_size": 101}, "101.*100"),
+        ({"n_train": 1419}, "1419.*1438"),
+        ({"n_validation": 1400}, "1400.*1438"),
+        ({"test_images": 360}, "360.*359"),
+        ({"image_size": 15}, "15×15.*16×16"),
+        ({"classes": 5}, "classes"),
+        ({"al2": True, "schedule": "al2", "rate": 2.0}, "rate"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(change, message, jobs, monkeypatch):
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
+    with pytest.raises(ValueError, match=message):
+        store.ensure([replace(BARE, epochs=9), replace(BARE, **change)], jobs=jobs)
+    assert run_folders() == []
+
+
+def test_a_data_set_that_is_not_at_hand_is_refused_before_anything_trains(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "no data"))
+    with pytest.raises(Exception, match=r"mnist.*\n.*make data"):
+        store.ensure([BARE, replace(BARE, dataset="mnist", image_size=None)])
+    assert trained == [] and run_folders() == []
+
+
+def test_no_process_at_all_is_refused():
+    with pytest.raises(ValueError, match="jobs is 0"):
+        store.ensure([BARE], jobs=0)
+
+
+@pytest.mark.parametrize("profile", ["", ".", "..", "a/b", "../elsewhere"])
+def test_a_profile_that_is_no_name_of_a_folder_is_refused(profile, trained):
+    """A run stored there would never be found again."""
+    with pytest.raises(ValueError, match="profile"):
+        store.ensure([BARE], profile=profile)
+    assert trained == []
+
+
+def test_one_run_in_two_profiles_is_an_error_that_names_both():
+    store.ensure([BARE], profile="quick")
+    shutil.copytree(folder_of(BARE, "quick"), folder_of(BARE, "lite"))
+    for read in (store.ensure, store.load):
+        with pytest.raises(record.RecordError, match=f"{BARE.id} has 2 folders") as caught:
+            read([BARE])
+        assert str(folder_of(BARE, "quick")) in str(caught.value) and str(folder_of(BARE, "lite")) in str(caught.value)
+
+
+def test_a_parallel_make_gets_one_process(monkeypatch, trained):
+    monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4")
+    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
+    store.ensure([BARE, AL2], jobs=2)
+    assert len(trained) == 2
+
+
+def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESULTS_DIR", "here")
+    store.ensure([replace(BARE, epochs=1, ablations=())])
+    assert len(list(Path(tmp_path / "here").glob("quick/digits/*/metrics.csv"))) == 1
+    assert os.getcwd() == str(tmp_path)

@@ -1,0 +1,461 @@
+"""The trainer against a plain PyTorch loop, its measures, its determinism, and that it goes on where it was."""
+
+import hashlib
+import json
+import math
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lib import data, losses, models, record, store, trainer
+from lib.run import Run, generator, label_randomization
+
+# the last of seven batches is short (8 images); settings with which three epochs change much
+SMALL = dict(dataset="digits", image_size=16, n_train=200, n_validation=40, test_images=50, epochs=3, corruption=0.25)
+SMALL |= dict(learning_rate=0.1, momentum=0.9, batch_size=32)
+BARE = Run(**SMALL)
+AL2 = replace(BARE, al2=True, speed=25.0)  # λ = 0.01, 0.108, 1.174
+NETWORKS = {
+    "bare": BARE,
+    "al2": AL2,
+    "batch norm": replace(BARE, batch_norm=True),
+    "batch norm, uniform scale": replace(BARE, batch_norm=True, bn_gamma="uniform"),
+    "weight decay": replace(BARE, weight_decay=0.01),
+    "dropout": replace(BARE, dropout=0.5),
+    "everything": replace(AL2, batch_norm=True, dropout=0.3, weight_decay=0.01, momentum=0.5, seed=3),
+}
+COLUMNS = ["epoch", "test_accuracy", "test_images", "train_accuracy", "cross_entropy", "activation_l2"]
+
+
+def percent_right(logits, labels):
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def plain_training(run):
+    """The paper's training written down once more, with PyTorch's own layers in the paper's order; a row an epoch."""
+    dataset = data.load("digits", size=run.image_size)
+    train, validation, _ = data.subset(dataset.train, run.n_train, run.n_validation)
+    labels, _ = data.corrupt_labels(train.labels, run.corruption, 10, generator=generator(run.seed, "corruption"))
+    source = generator(run.seed, "validation corruption")
+    validation_labels, _ = data.corrupt_labels(validation.labels, run.corruption, 10, generator=source)
+
+    norm = [nn.BatchNorm2d(50)] if run.batch_norm else []
+    trunk = nn.Sequential(
+        nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), *norm, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    )
+    side = ((run.image_size - 4) // 2 - 4) // 2
+    head = nn.Sequential(nn.Linear(50 * side**2, 500), nn.ReLU(), nn.Linear(500, 10))
+    network = nn.Sequential(trunk, head)
+    initial = list(models.build(run, 1, run.image_size, 10).parameters())
+    with torch.no_grad():
+        for mine, theirs in zip(network.parameters(), initial, strict=True):
+            mine.copy_(theirs)
+    optimizer = torch.optim.SGD(network.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay)
+
+    rows = []
+    for epoch in range(1, run.epochs + 1):
+        # Eq. 2 below its threshold, `speed` of the paper's epochs at a time
+        weight = 0.01 * 1.1 ** (run.speed * (epoch - 1)) if run.al2 else 0.0
+        order = torch.randperm(run.n_train, generator=generator(run.seed, "order", epoch))
+        coins = generator(run.seed, "dropout", epoch)
+        network.train()
+        totals, batches, right = np.zeros(2), [], 0
+        for start in range(0, run.n_train, run.batch_size):
+            batch = order[start : start + run.batch_size]
+            phi = trunk(train.images[batch])
+            if run.dropout:
+                kept = torch.rand(len(phi), 50, side, side, generator=coins).flatten(1) >= run.dropout
+                phi = phi * kept / (1 - run.dropout)
+            logits = head(phi)
+            cross_entropy, squares = nn.CrossEntropyLoss()(logits, labels[batch]), (phi**2).mean()
+            optimizer.zero_grad()
+            (cross_entropy + weight * squares).backward()
+            optimizer.step()
+            totals += len(batch) * np.array([cross_entropy.item(), squares.item()])
+            batches.append(cross_entropy.item())
+            right += (logits.argmax(1) == labels[batch]).sum().item()
+        network.eval()
+        with torch.no_grad():
+            test, held_out, phi = network(dataset.test.images), network(validation.images), trunk(train.images)
+            coins = generator(run.seed, "ablation", "element/train-true", epoch)
+            curve = []
+            for fraction in torch.arange(11) / 10:
+                kept = torch.rand(len(phi), 50, side, side, generator=coins).flatten(1) >= fraction
+                curve.append(percent_right(head(phi * kept), train.labels))
+        rows.append(
+            {
+                "epoch": epoch,
+                "test_accuracy": percent_right(test, dataset.test.labels),
+                "test_accuracy_of_the_first": percent_right(test[: run.test_images], dataset.test.labels[: run.test_images]),
+                "train_accuracy": 100 * right / run.n_train,
+                "cross_entropy": totals[0] / run.n_train,
+                "cross_entropy_over_batches": np.mean(batches),
+                "activation_l2": totals[1] / run.n_train,
+                "lambda": weight,
+                "validation_accuracy": percent_right(held_out, validation_labels),
+                "validation_cross_entropy": F.cross_entropy(held_out, validation_labels).item(),
+                "ablation_auc": np.trapezoid(curve, dx=0.1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def watching():
+    """What the AL2 networks are fed in training mode, and the parameters they start from: (batches, first parameters)."""
+    batches, first = [], []
+
+    def look(module, inputs):
+        if isinstance(module, models.AL2CNN) and module.training:
+            batches.append(inputs[0].clone())
+            if not first:
+                first.append({name: p.detach().clone() for name, p in module.named_parameters()})
+
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield batches, first
+    finally:
+        hook.remove()
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", NETWORKS.values(), ids=NETWORKS)
+def test_training_agrees_with_a_plain_pytorch_loop(run):
+    expected, found = plain_training(run), trainer.fit([run])
+    assert list(found["epoch"]) == [1, 2, 3]
+    for name in ["cross_entropy", "activation_l2", "validation_cross_entropy"] + ["lambda"] * run.al2:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for name, images in {"test_accuracy": 359, "train_accuracy": 200, "validation_accuracy": 40}.items():
+        # a tie may fall to either side by the last bit
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=100 / images + 1e-4, err_msg=name)
+    np.testing.assert_allclose(found["ablation_auc"], expected["ablation_auc"], rtol=0, atol=0.5)
+    assert np.ptp(expected["cross_entropy"]) > 0.1  # it is a training that moves
+
+
+def test_the_networks_that_are_compared_differ_by_much_more_than_the_tolerance():
+    ends = [trainer.fit([replace(run, seed=0, ablations=())])["cross_entropy"].iloc[-1] for run in NETWORKS.values()]
+    assert np.diff(sorted(ends)).min() > 5e-3
+
+
+def test_means_are_over_images_and_not_over_batches():
+    expected, found = plain_training(BARE), trainer.fit([BARE])
+    assert (expected["cross_entropy"] - expected["cross_entropy_over_batches"]).abs().max() > 1e-3
+    np.testing.assert_allclose(found["cross_entropy"], expected["cross_entropy"], rtol=1e-4)
+
+
+def test_a_batch_may_hold_all_images():
+    run = replace(BARE, batch_size=200)
+    np.testing.assert_allclose(trainer.fit([run])["cross_entropy"], plain_training(run)["cross_entropy"], rtol=1e-4)
+
+
+def test_lambda_is_constant_in_an_epoch_and_follows_the_schedule_of_the_run():
+    assert "lambda" not in trainer.fit([BARE])
+    for run in (AL2, replace(AL2, schedule="linear", speed=100.0), replace(AL2, schedule="constant", rate=0.3)):
+        series = losses.schedule(run.schedule, run.epochs, run.speed, run.rate)
+        np.testing.assert_allclose(trainer.fit([run])["lambda"], series, rtol=1e-12)
+    assert list(trainer.fit([replace(AL2, schedule="constant", rate=0.3)])["lambda"]) == [0.3] * 3
+
+
+def test_all_test_images_are_measured_at_point_epochs_only():
+    run = replace(BARE, epochs=10)
+    assert run.point_epochs() == [1, 3, 4, 6, 7, 9, 10]
+    found, expected = trainer.fit([run]), plain_training(run)
+    at_points = found["epoch"].isin(run.point_epochs())
+    assert list(found["test_images"]) == [359 if point else 50 for point in at_points]
+    wanted = expected["test_accuracy"].where(at_points, expected["test_accuracy_of_the_first"])
+    np.testing.assert_allclose(found["test_accuracy"], wanted, atol=2.01)
+    assert set(trainer.fit([replace(run, test_images=None)])["test_images"]) == {359}
+
+
+def test_ablation_is_measured_at_point_epochs_only_and_its_curves_are_kept(tmp_path):
+    run = replace(BARE, epochs=10, ablations=("element/train-true", "shared/test", "channel/train-corrupt"))
+    found = trainer.fit([run], [tmp_path / run.name])
+    measured = found.loc[found["ablation_auc"].notna(), "epoch"]
+    assert list(measured) == run.point_epochs()
+    kept = record.read_arrays(tmp_path / run.name)
+    assert list(kept["ablation epochs"]) == run.point_epochs()
+    for spec in run.ablations:
+        column = "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
+        curves = kept[f"ablation {spec}"]  # [points, 11]
+        assert curves.shape == (7, 11)
+        np.testing.assert_allclose(np.trapezoid(curves, dx=0.1, axis=1), found[column].dropna(), rtol=1e-5)
+
+
+def test_an_unablated_network_has_the_accuracy_of_the_whole_network(tmp_path):
+    run = replace(BARE, corruption=0.0, ablations=("element/test", "shared/test"))
+    found = trainer.fit([run], [tmp_path / run.name])
+    for spec in run.ablations:
+        np.testing.assert_allclose(record.read_arrays(tmp_path / run.name)[f"ablation {spec}"][:, 0], found["test_accuracy"])
+
+
+def test_what_is_measured_does_not_change_what_is_trained():
+    more = replace(BARE, ablations=("shared/test", "element/train-true"), test_images=None)
+    less = replace(BARE, ablations=())
+    pd.testing.assert_frame_equal(trainer.fit([more])[["cross_entropy"]], trainer.fit([less])[["cross_entropy"]])
+
+
+def test_columns_are_the_published_metrics():
+    assert list(trainer.fit([replace(BARE, n_validation=0, ablations=())])) == [*COLUMNS, "id"]
+    validation = ["validation_accuracy", "validation_cross_entropy"]
+    assert list(trainer.fit([AL2])) == [*COLUMNS, "lambda", *validation, "ablation_auc", "id"]
+
+
+def test_validation_images_are_held_out_of_training():
+    with watching() as (batches, _):
+        trainer.fit([replace(BARE, n_train=None, n_validation=1000, epochs=1)])
+    assert sum(map(len, batches)) == 1438 - 1000
+
+
+# ---- what is shared, and determinism --------------------------------------------------------------------------------
+
+
+def test_the_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
+    labels, orders, weights = {}, {}, {}
+    settings = {k: v for k, v in SMALL.items() if k != "dataset"} | {"epochs": 2, "ablations": ()}
+    runs = label_randomization("digits", seeds=(0, 1), **settings)
+    for run in runs:
+        with watching() as (batches, first):
+            trainer.fit([run], [tmp_path / run.name])
+        labels.setdefault(run.seed, set()).add(json.loads((tmp_path / run.name / "env.json").read_text())["labels"])
+        orders.setdefault(run.seed, set()).add(digest(batches))
+        shared = [p for name, p in first[0].items() if "norm" not in name]
+        weights.setdefault(run.seed, set()).add((len(shared), digest(shared)))
+    assert len(runs) == len({run.id for run in runs}) == 16
+    for found in (labels, orders, weights):
+        assert [len(found[seed]) for seed in (0, 1)] == [1, 1]
+        assert found[0] != found[1]
+
+
+def test_the_hash_of_the_labels_is_that_of_the_labels_trained_on(tmp_path):
+    trainer.fit([BARE], [tmp_path / BARE.name])
+    train, _, _ = data.subset(data.load("digits").train, 200, 40)
+    labels, _ = data.corrupt_labels(train.labels, 0.25, 10, generator=generator(0, "corruption"))
+    env = json.loads((tmp_path / BARE.name / "env.json").read_text())
+    assert env["labels"] == hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    assert env["data"] == data.load("digits").sha256
+
+
+def test_each_epoch_has_an_order_of_its_own_and_sees_every_image_once():
+    with watching() as (batches, _):
+        trainer.fit([replace(BARE, epochs=2)])
+    assert [len(b) for b in batches] == [*[32] * 6, 8] * 2
+    first, second = torch.cat(batches[:7]), torch.cat(batches[7:])
+    assert not torch.equal(first, second)
+    train, _, _ = data.subset(data.load("digits", size=16).train, 200, 40)
+    for seen in (first, second):
+        assert sorted(digest([x]) for x in seen) == sorted(digest([x]) for x in train.images)
+
+
+@pytest.mark.parametrize("name", ["bare", "everything"])
+def test_two_trainings_give_equal_frames_whatever_the_global_random_state(name):
+    first = trainer.fit([NETWORKS[name]])
+    torch.manual_seed(99)
+    torch.rand(7)
+    pd.testing.assert_frame_equal(trainer.fit([NETWORKS[name]]), first, check_exact=True)
+
+
+def test_global_random_states_are_left_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    trainer.fit([NETWORKS["everything"]])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+def test_random_states_of_other_devices_are_left_alone(monkeypatch):
+    """A process may hold a GPU while it trains on the CPU; building a network seeds neither."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    models.build(BARE, 1, 16, 10)
+    assert seeded == []
+
+
+def test_runs_trained_together_are_as_if_trained_alone():
+    runs = [NETWORKS["bare"], NETWORKS["everything"], NETWORKS["dropout"]]
+    together = trainer.fit(runs)
+    for run in runs:
+        alone = trainer.fit([run]).dropna(axis=1, how="all")
+        found = together[together["id"] == run.id].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found[alone.columns], alone, check_exact=True)
+
+
+def test_the_number_of_threads_is_as_before():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        trainer.fit([replace(BARE, epochs=1)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    before, first = torch.get_num_threads(), trainer.fit([AL2])
+    try:
+        torch.set_num_threads(2)
+        pd.testing.assert_frame_equal(trainer.fit([AL2]), first, check_exact=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- bad input and divergence ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dataset": "no_such_set"}, "mnist"),
+        ({"batch_size": 201}, "201.*200"),
+        ({"n_train": 1400}, "1438"),
+        ({"n_validation": 1300}, "1438"),
+        ({"test_images": 360}, "359"),
+        ({"image_size": 15}, "16×16"),
+        ({"classes": 5}, "classes"),
+        ({"al2": True, "schedule": "al2", "rate": 2.0}, "rate"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_run_that_does_not_fit_is_refused_before_any_is_trained(change, message, tmp_path):
+    trained = []
+    with pytest.raises(ValueError, match=message):
+        runs = [BARE, replace(BARE, **change)]
+        trainer.fit(runs, [tmp_path / "a", tmp_path / "b"], on_epoch=lambda: trained.append(1))
+    assert trained == []
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_folders_have_to_be_as_many_as_runs(tmp_path):
+    with pytest.raises(ValueError, match="2 runs and 1 folders"):
+        trainer.fit([BARE, AL2], [tmp_path / "a"])
+
+
+def test_a_diverging_run_stops_and_its_metrics_hold_finite_epochs_only(tmp_path):
+    run = replace(BARE, weight_decay=21.0, momentum=0.0, epochs=50)  # a step doubles the weights and turns their signs
+    folder = tmp_path / run.name
+    found = trainer.fit([run], [folder])
+    metrics, diverged = record.read_metrics(folder)
+    assert json.loads((folder / "status.json").read_text()) == {"diverged": diverged}
+    assert 2 <= diverged <= 3 and len(metrics) == len(found) == diverged - 1
+    assert np.isfinite(metrics[["cross_entropy", "activation_l2", "test_accuracy"]]).all(axis=None)
+    assert record.is_finished(folder) and not (folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e6, 1e30])
+def test_a_run_that_diverges_at_once_has_no_rows_but_all_columns(rate, tmp_path):
+    run = replace(BARE, learning_rate=rate)
+    trainer.fit([run], [tmp_path / run.name])
+    metrics, diverged = record.read_metrics(tmp_path / run.name)
+    assert diverged == 1 and len(metrics) == 0
+    assert list(metrics)[:6] == COLUMNS
+
+
+@pytest.mark.parametrize("weight_decay", [21.0, 22.0, 50.0])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_every_row_that_is_kept_is_finite(weight_decay, batch_norm):
+    """The weights may still be finite, and the loss of the last batch too, where their products no longer are."""
+    run = replace(BARE, weight_decay=weight_decay, momentum=0.0, batch_norm=batch_norm, epochs=6, ablations=())
+    found = trainer.fit([run])
+    assert len(found) < run.epochs
+    assert np.isfinite(found[[*COLUMNS, "validation_cross_entropy"]].to_numpy(dtype=float)).all()
+
+
+# ---- going on -------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Stands for whatever ends a training."""
+
+
+def train_until(run, folder, epoch):
+    """Train, or go on, and stop at an epoch, before its checkpoint is written."""
+    seen = []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == epoch:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer.fit([run], [folder], on_epoch=stop)
+
+
+RESUMED = {
+    "bare": BARE,
+    "batch norm": NETWORKS["batch norm"],
+    "dropout": NETWORKS["dropout"],
+    "al2 with momentum": replace(AL2, momentum=0.9, speed=8.0),
+    "everything": NETWORKS["everything"],
+}
+
+
+@pytest.mark.parametrize("run", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    run = replace(run, epochs=8, keep_weights=True, speed=min(run.speed, 8.0))
+    whole, pieces = tmp_path / "whole" / run.name, tmp_path / "pieces" / run.name
+    frame = trainer.fit([run], [whole])
+    for epoch in (1, 2, 4, 7, 8):
+        train_until(run, pieces, epoch)
+        assert not record.is_finished(pieces)
+    with watching() as (batches, _):
+        resumed = trainer.fit([run], [pieces])
+    assert len(batches) == 7  # the last epoch alone was left
+    pd.testing.assert_frame_equal(resumed, frame, check_exact=True)
+    assert (pieces / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    first, second = record.read_arrays(whole), record.read_arrays(pieces)
+    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+    weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, pieces)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert not (pieces / "checkpoint.pt").exists()
+
+
+def test_progress_counts_every_epoch_once_also_those_before_the_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    train_until(BARE, tmp_path / BARE.name, 3)
+    seen = []
+    trainer.fit([BARE], [tmp_path / BARE.name], on_epoch=lambda: seen.append(1))
+    assert len(seen) == BARE.epochs
+
+
+def test_wall_time_adds_up_over_interruptions(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    train_until(BARE, tmp_path / BARE.name, 3)
+    earlier = torch.load(tmp_path / BARE.name / "checkpoint.pt", weights_only=True)["seconds"]
+    trainer.fit([BARE], [tmp_path / BARE.name])
+    assert json.loads((tmp_path / BARE.name / "env.json").read_text())["seconds"] > earlier > 0
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", math.inf)
+    train_until(BARE, tmp_path / BARE.name, 3)
+    assert [f.name for f in (tmp_path / BARE.name).iterdir()] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_one_process_and_two_give_the_same_files(tmp_path, monkeypatch):
+    runs = [replace(run, epochs=4) for run in NETWORKS.values()]
+    for jobs in (1, 2):
+        monkeypatch.setenv("RESULTS_DIR", str(tmp_path / f"jobs{jobs}"))
+        store.ensure(runs, profile="quick", jobs=jobs)
+    for run in runs:
+        one, two = (tmp_path / f"jobs{jobs}" / "quick" / "digits" / run.name for jobs in (1, 2))
+        assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
+        assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
+        first, second = record.read_arrays(one), record.read_arrays(two)
+        assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
