@@ -90,22 +90,13 @@ def judge(frame: pd.DataFrame, profiles: Iterable[str]) -> pd.DataFrame:
                 why = NOT_MEASURED.get(claim, f"not run: no finished run of the profile {profile}")
                 rows.append([claim, statement, profile, "", "", "", 0, "", why])
                 continue
-            for dataset, cells in own.groupby("dataset"):
-                found = RULES[claim](cells, dataset)
+            judged = {dataset: RULES[claim](cells, dataset) for dataset, cells in own.groupby("dataset")}
+            for dataset, found in judged.items():
                 if found is not None:
-                    rows.append(
-                        [
-                            claim,
-                            statement,
-                            profile,
-                            dataset,
-                            found.published,
-                            found.measured,
-                            found.n,
-                            found.rule,
-                            found.verdict,
-                        ]
-                    )
+                    values = [found.published, found.measured, found.n, found.rule, found.verdict]
+                    rows.append([claim, statement, profile, dataset, *values])
+            if not any(judged.values()):
+                rows.append([claim, statement, profile, "", "", "", 0, "", f"not run: not part of the profile {profile}"])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

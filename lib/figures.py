@@ -91,8 +91,8 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
             ax.plot(line.index, line, color=COLOURS[baseline], ls="-" if al2 else "--", lw=1.6)
         ax.set_title(f"{mask}: {MASKS[mask]}\nepoch {epoch}" if row == 0 else f"epoch {epoch}")
         ax.set_xlabel("units set to zero (%)" if row == len(epochs) - 1 else "")
-        ax.set_ylabel("accuracy on training images,\ntrue labels (%)" if column == 0 else "")
         ax.set_ylim(0, 101)
+    fig.supylabel("accuracy on training images, true labels (%)", fontsize="medium")
     _al2_legend(fig, baselines=[b for b in BASELINES if b in set(curves.baseline)])
     return fig
 
@@ -101,7 +101,7 @@ def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
     """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over seeds."""
     _one_cell(frame)
     measured = frame[frame[column].notna()]
-    fig, ax = plt.subplots(figsize=(6, 3.4))
+    fig, ax = plt.subplots(figsize=(7, 3.4))
     for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
         _line(ax, runs, column, COLOURS[baseline], "-" if al2 else "--", marker="o")
     ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
@@ -123,7 +123,7 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     panels = [("published", "mnist", 0.75), *cells.itertuples(index=False, name=None)]
     width = min(4, len(panels))
     height = -(-len(panels) // width)
-    fig, axes = plt.subplots(height, width, figsize=(3.1 * width, 2.6 * height), sharex=True, sharey=True, squeeze=False)
+    fig, axes = plt.subplots(height, width, figsize=(max(7, 3 * width), 2.9 * height), sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
@@ -137,9 +137,9 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
             ax.plot(line.epoch, line[column].astype(float), color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
         count = "" if profile == "published" else f", n = {int(own.n.max())}"
         ax.set_title(f"{profile}{count}\n{dataset}, {100 * corruption:.0f} %")
+        ax.set_xlabel("epoch of the paper's 700")
     for ax in axes[:, 0]:
         ax.set_ylabel(AXES.get(metric, metric))
-    fig.supxlabel("epoch of the paper's 700")
     _al2_legend(fig, baselines=list(BASELINES))
     return fig
 

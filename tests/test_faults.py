@@ -214,7 +214,7 @@ DAMAGE = {
     "config.json a list": lambda folder: (folder / "config.json").write_text("[]"),
     "config.json a number": lambda folder: (folder / "config.json").write_text('{"id": 1, "run": 3, "measures": 4}'),
     "config.json missing": lambda folder: (folder / "config.json").unlink(),
-    "config.json of another run": lambda folder: record.begin(folder, replace(SHORT, seed=5)),
+    "config.json of another run": lambda folder: record._write_config(folder, replace(SHORT, seed=5)),
     "measures.npz truncated": lambda folder: truncate(folder / "measures.npz"),
     "measures.npz missing": lambda folder: (folder / "measures.npz").unlink(),
     "status.json garbage": lambda folder: (folder / "status.json").write_text("?"),
