@@ -56,11 +56,13 @@ test-notebooks: setup  ## nbval alone: every notebook trains and is compared wit
 
 .PHONY: notebooks
 notebooks: setup  ## execute the committed notebooks in place with their quick settings, and strip the noise
+	mkdir -p .cache
 	for notebook in $(NOTEBOOKS); do \
-	  $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$notebook.part; \
-	  $(VENV)/bin/nbstripout --keep-output --keep-count --keep-id \
-	    --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" $$notebook.part; \
-	  mv $$notebook.part $$notebook; \
+	  copy=.cache/$$(basename $$notebook); \
+	  $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$copy; \
+	  $(VENV)/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys \
+	    "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution" $$copy; \
+	  mv $$copy $$notebook; \
 	done
 
 .PHONY: lab

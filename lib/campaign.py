@@ -125,7 +125,10 @@ def render(entry: Entry, profile: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with paths.replacing(target) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # papermill calls the temporary name's ending unknown
-        papermill.execute_notebook(str(source), str(part), entry.parameters, kernel_name="python3", progress_bar=False)
+        quiet = ["--IPKernelApp.log_level=ERROR"]  # the kernel warns that its local connection is not encrypted
+        papermill.execute_notebook(
+            str(source), str(part), entry.parameters, kernel_name="python3", progress_bar=False, extra_arguments=quiet
+        )
     return target
 
 

@@ -1,0 +1,177 @@
+"""The rules that judge the papers' claims, on made frames."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import claims, report, tables
+from lib.run import label_randomization
+
+BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
+GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
+
+
+def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0.75, entropy=(0.01, 2.15), **settings):
+    """A tidy frame of the eight networks, 70 epochs, with accuracies as in the paper's last column."""
+    rows = []
+    for run in label_randomization(dataset, seeds=seeds, epochs=70, corruption=corruption, speed=10, **settings):
+        described = {"id": run.id, "profile": profile, "baseline": run.baseline, **run.to_dict(), "diverged": np.nan}
+        final = BEST[run.baseline] + run.al2 * gain[run.baseline] + run.seed
+        size = {"bare": 119.0, "batchnorm": 11.5, "dropout": 1.92, "weight_decay": 107.8}[run.baseline]
+        for epoch in range(10, 71, 10):
+            measured = {
+                "epoch": epoch,
+                "test_accuracy": final,
+                "ablation_auc": final / 2,
+                "activation_l2": size / 1000**run.al2,
+            }
+            rows.append(described | measured | {"cross_entropy": entropy[run.al2]})
+    return pd.DataFrame(rows)
+
+
+def verdicts(made, **only):
+    judged = claims.judge(made, ["made"])
+    return dict(zip(judged.claim, judged.verdict, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("differences", "holds"),
+    [
+        ([3.0, 2.0, 4.0], True),
+        ([3.0, -3.0, 4.0], False),
+        ([0.1, 0.1, 0.1001], True),
+        ([1.0, 9.0], True),
+        ([0.9, 9.0], False),
+        ([-2.0, 5.0], False),
+        ([50.0], None),
+    ],
+)
+def test_a_cell_holds_by_the_protocol_s_rule(differences, holds):
+    assert claims.cell_holds(differences) is holds
+
+
+def test_a_mean_of_exactly_two_standard_errors_does_not_hold():
+    d = np.array([1.0, 2.0, 3.0])
+    shifted = d - d.mean() + 2 * d.std(ddof=1) / np.sqrt(3)
+    assert claims.cell_holds(shifted - 1e-9) is False
+    assert claims.cell_holds(shifted + 1e-6) is True
+
+
+@pytest.mark.parametrize(
+    ("signs", "wanted"),
+    [
+        ([1, 1, 1, 1], "holds"),
+        ([1, 1, -1, -1], "holds in part"),
+        ([1, -1, -1, -1], "does not hold"),
+        ([-1, -1, -1, -1], "does not hold"),
+    ],
+)
+def test_all_cells_half_of_them_or_fewer(signs, wanted):
+    assert claims.verdict({str(k): [5.0 * s, 6.0 * s] for k, s in enumerate(signs)}) == wanted
+
+
+def test_one_seed_can_only_indicate():
+    assert claims.verdict({"a": [50.0], "b": [-1.0]}).startswith("indicative: 1 of 2")
+    assert claims.verdict({}).startswith("not run")
+
+
+def test_the_paper_s_own_numbers_bear_out_its_claims():
+    found = verdicts(frame())
+    assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
+
+
+def test_a_gain_that_is_a_loss_is_reported_as_such():
+    assert verdicts(frame(gain=dict.fromkeys(GAIN, -10.0)))["A1"] == "does not hold"
+    assert verdicts(frame(gain=GAIN | {"dropout": -10.0}))["A1"] == "holds in part"
+
+
+def test_memorising_with_al2_refutes_a4():
+    assert verdicts(frame(entropy=(0.5, 2.15)))["A4"] == "holds in part"  # four of seven parts
+    assert verdicts(frame(entropy=(0.01, 2.0)))["A4"] == "does not hold"  # three
+
+
+def test_every_claim_has_a_row_a_profile_and_says_why_it_was_not_run():
+    judged = claims.judge(pd.DataFrame(), ["lite", "paper"])
+    assert list(judged.columns) == claims.COLUMNS
+    assert len(judged) == 2 * 20
+    assert judged.verdict.str.startswith("not run: ").all()
+    assert set(judged.claim) == {f"A{k}" for k in range(1, 11)} | {f"S{k}" for k in range(1, 11)}
+
+
+def test_published_numbers_stand_beside_mnist_only():
+    both = pd.concat([frame(), frame(dataset="fashion_mnist")])
+    judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
+    assert "25.84 → 68.46" in judged.loc[("A1", "mnist"), "published"]
+    assert judged.loc[("A1", "fashion_mnist"), "published"] == ""
+    assert ("A8", "fashion_mnist") in judged.index
+    assert ("A8", "mnist") not in judged.index
+
+
+def test_a8_takes_every_level_but_the_one_of_a1():
+    both = pd.concat([frame(), frame(corruption=0.25), frame(corruption=0.5, gain=dict.fromkeys(GAIN, -9.0))])
+    judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
+    assert judged.loc[("A8", "mnist"), "verdict"] == "holds in part"
+    assert "25 %: Bare +42.0" in judged.loc[("A8", "mnist"), "measured"]
+
+
+def test_other_schedules_do_not_enter_the_claims_of_table_1():
+    other = frame(gain=dict.fromkeys(GAIN, -50.0), schedule="geometric")
+    assert verdicts(pd.concat([frame(), other[other.al2]]))["A1"] == "holds"
+
+
+def test_a_diverged_run_is_named_in_words():
+    made = frame()
+    made = made[~((made.baseline == "bare") & made.al2 & (made.epoch > 30))]
+    made.loc[(made.baseline == "bare") & made.al2, "diverged"] = 40.0
+    row = claims.judge(made, ["made"]).set_index("claim").loc["A1"]
+    assert "diverged" in row.measured
+
+
+def test_the_headline_gives_mean_spread_and_n():
+    made = frame(seeds=(0, 1, 2))
+    text = report.headline(report.Report(made, pd.DataFrame(), {}, pd.DataFrame()))
+    assert "27.0 ± 1.0 → 69.0 ± 1.0" in text
+    assert "25.8 → 68.5" in text  # the published one
+    assert f"| {3:>3} |" in text
+
+
+def test_a_report_is_written_whole_and_its_old_figures_go(tmp_path, monkeypatch):
+    made = frame()
+    found = report.Report(
+        frame=made,
+        progress=pd.DataFrame([["made", "mnist", 16, 16]], columns=["profile", "dataset", "runs finished", "runs stated"]),
+        tables={name: tables.beside_published(name, made) for name in tables.AL2_TABLES},
+        claims=claims.judge(made, ["made"]),
+    )
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "old.png").write_text("")
+    report.write(found, tmp_path)
+    written = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
+    assert written == {
+        "claims.csv", "headline.md", "report.md", "tables/al2_table1.csv", "tables/al2_table2.csv",
+        "figures/al2_curves-made-mnist-75.png", "figures/al2_table1-made.png", "figures/al2_table2-made.png",
+    }  # fmt: skip
+    assert pd.read_csv(tmp_path / "claims.csv").claim.nunique() == 20
+    table = pd.read_csv(tmp_path / "tables" / "al2_table1.csv")
+    assert len(table) == 168
+    assert table.published.notna().all()
+    assert (table.n == 2).all()
+
+
+def test_quoting_needs_the_marks(tmp_path):
+    (tmp_path / "headline.md").write_text("new\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{report.README_BEGIN}\nold\n{report.README_END}\nb\n")
+    report.quote_in_readme(tmp_path, readme)
+    assert readme.read_text() == f"a\n{report.README_BEGIN}\nnew\n{report.README_END}\nb\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        report.quote_in_readme(tmp_path, readme)
+
+
+def test_rules_are_stated_for_every_judged_claim():
+    judged = claims.judge(frame(), ["made"])
+    assert (judged[judged.n > 0].rule != "").all()
+    assert {f.name for f in dataclasses.fields(claims.Judged)} == {"published", "measured", "n", "rule", "verdict"}

@@ -1,0 +1,127 @@
+"""The committed notebooks, profiles and README: what can be checked without executing them (nbval does that)."""
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+
+from lib import campaign, paths, report
+from lib.losses import AL2_START, al2_weights
+
+NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = sorted(path.stem for path in paths.PARAMS.glob("*.yaml"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def cells(request):
+    return [cell for cell in nbformat.read(request.param, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_every_code_cell_was_executed_in_order(cells):
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+def test_no_output_is_an_error_or_a_warning(cells):
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+def test_some_output_is_compared_by_nbval(cells):
+    assert any("nbval-check-output" in cell.metadata.get("tags", []) and cell.outputs for cell in cells)
+
+
+def test_the_parameters_cell_has_a_type_and_a_default_a_line(cells):
+    (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    for line in parameters.source.splitlines():
+        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = [^#]+?(  # .+)?", line), line
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_small(path):
+    assert path.stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_names_only_parameters_that_its_notebooks_have(profile):
+    entries = campaign.plan(profile)
+    assert entries
+    assert len({entry.name for entry in entries}) == len(entries), "two executions would overwrite each other"
+
+
+def test_the_quick_profile_is_the_notebooks_own_defaults():
+    entries = campaign.plan("quick")
+    assert [entry.notebook for entry in entries] == [path.stem for path in NOTEBOOKS]
+    for entry in entries:
+        assert entry.parameters.items() <= (campaign.notebook_parameters(entry.notebook) | {"profile": "quick"}).items()
+
+
+def test_quick_notebooks_share_their_runs():
+    runs = {entry.notebook[:2]: {r.id for r in entry.runs()} for entry in campaign.plan("quick")}
+    assert runs["11"] <= runs["10"]
+
+
+def test_an_unknown_parameter_in_a_profile_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    (tmp_path / "typo.yaml").write_text("all: {}\nnotebooks:\n  10_al2_label_randomization: [{epoch: 3}]\n")
+    with pytest.raises(ValueError, match=r"typo\.yaml.*no parameter epoch.*epochs"):
+        campaign.plan("typo")
+    (tmp_path / "typo.yaml").write_text("all: {learn_rate: 1}\nnotebooks:\n  10_al2_label_randomization: [{}]\n")
+    with pytest.raises(ValueError, match="learn_rate"):
+        campaign.plan("typo")
+
+
+def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    (tmp_path / "text.yaml").write_text("all: {}\nnotebooks:\n  10_al2_label_randomization: [{learning_rate: 1e-4}]\n")
+    (entry,) = campaign.plan("text")
+    with pytest.raises(TypeError, match="learning_rate"):
+        entry.runs()
+
+
+def test_the_paper_profile_is_the_paper_s():
+    runs = [r for entry in campaign.plan("paper") for r in entry.runs()]
+    assert {(r.epochs, r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {(700, 64, 0.001, 0.5, 1.0)}
+    assert {(r.n_train, r.n_validation, r.test_images) for r in runs} == {(None, 0, None)}
+    assert {r.weight_decay for r in runs} == {0.0, 5e-4}
+    assert {r.dropout for r in runs} == {0.0, 0.5}
+    assert len({r.id for r in runs if r.seed == 0}) == 96
+
+
+@pytest.mark.parametrize(("profile", "units"), [("quick", {"digits": 200}), ("lite", {"cifar10_jpeg": 1250})])
+def test_speed_follows_the_stated_rule(profile, units):
+    """λ_end · η / (1 − m) / units of φ is three times the paper's, 2933.2 · 0.002 / 800."""
+    runs = {r for entry in campaign.plan(profile) for r in entry.runs() if r.al2}
+    assert runs
+    for r in runs:
+        size = units.get(r.dataset, 800)
+        wanted = 3 * al2_weights(700)[-1] * 0.002 / 800 * size * (1 - r.momentum) / r.learning_rate
+        curve = al2_weights(700)
+        speed = np.interp(np.log(wanted / AL2_START), np.log(curve / AL2_START), np.arange(700)) / (r.epochs - 1)
+        assert r.speed == pytest.approx(speed, rel=0.005)
+
+
+def test_yaml_values_are_of_the_notebooks_types():
+    for profile in PROFILES:
+        content = yaml.safe_load((paths.PARAMS / f"{profile}.yaml").read_text())
+        assert content.keys() == {"all", "notebooks"}
+    assert all(entry.runs() is not None for profile in PROFILES for entry in campaign.plan(profile))
+
+
+def test_the_readme_quotes_the_report():
+    text = (paths.ROOT / "README.md").read_text()
+    quoted = text.split(report.README_BEGIN)[1].split(report.README_END)[0]
+    assert quoted.strip() == (paths.ROOT / "results" / "report" / "headline.md").read_text().strip()
+
+
+def test_the_readme_s_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", (paths.ROOT / "README.md").read_text())
+    assert targets
+    assert not [target for target in targets if not target.startswith("http") and not (paths.ROOT / target).exists()]
+
+
+def test_the_readme_s_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+)(?=[ :])", (paths.ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", (paths.ROOT / "README.md").read_text()))
+    assert named <= targets | {"lite", "paper"}, named - targets
