@@ -54,7 +54,7 @@ class Run:
         rate: the schedule's factor, slope or value, see `lib.losses.schedule`; None: its own default.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
         seed: of initial weights, corruption, batch order, dropout and ablation masks, a generator for each.
-        test_images: measured each epoch on the first so many test images; None: on all. Not in the id, like all below.
+        test_images: measured each epoch on so many test images, of every class; None: on all. Not in the id, like all below.
         ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`.
         keep_weights: store the last weights in the run's folder.
 

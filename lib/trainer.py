@@ -52,9 +52,14 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         data.DataError: if the data set is not at hand.
     """
     dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
+    _, channels, height, width = dataset.train.images.shape
+    if height != width:
+        raise ValueError(f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones")
+    # archives are sorted by class: in this order the first so many test images hold every class in proportion
+    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
     train, validation, _ = data.subset(dataset.train, run.n_train, run.n_validation)
     _check_sizes(run, len(train), len(dataset.test))
-    models.build(run, dataset.train.images.shape[1], dataset.train.images.shape[2], dataset.num_classes)
+    models.build(run, channels, height, dataset.num_classes)
 
     def corrupted(split: data.Split, purpose: str) -> Tensor:
         source = generator(run.seed, purpose)
@@ -70,7 +75,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         validation=data.Split(
             _channels_last(validation.images.to(device)), corrupted(validation, "validation corruption").to(device)
         ),
-        test=data.Split(_channels_last(dataset.test.images.to(device)), dataset.test.labels.to(device)),
+        test=data.Split(_channels_last(test.images.to(device)), test.labels.to(device)),
         num_classes=dataset.num_classes,
         hashes=hashes,
     )
@@ -103,14 +108,16 @@ def fit(
     if folders is not None and len(folders) != len(runs):
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
     device = torch.device(device or default_device())
+    _commit()
     tasks: dict[tuple, Task] = {}
     for run in runs:
-        task = tasks.setdefault(_data_key(run), None) or prepare(run, device)
-        _check_sizes(run, len(task.train), len(task.test))
-        tasks[_data_key(run)] = task
+        key = _data_key(run)
+        if key not in tasks:
+            tasks[key] = prepare(run, device)
+        _check_sizes(run, len(tasks[key].train), len(tasks[key].test))
     frames = []
     for k, run in enumerate(runs):
-        with _one_thread(device):
+        with _reproducible(device):
             frames.append(_fit_one(run, tasks[_data_key(run)], folders[k] if folders else None, device, on_epoch))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -282,24 +289,34 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU train with one thread: faster than two on these sizes, and the same sums on every machine's core count."""
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no TF32 and no choice on a GPU."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(threads)
 
 
+@lru_cache(maxsize=1)
+def _commit() -> str:
+    """The code's version, read once, before the first training; "unknown" without git."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=paths.ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
 def _environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, precision and commit, for a run's record."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=paths.ROOT, capture_output=True, text=True)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": "float32",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
     }
