@@ -103,13 +103,19 @@ def plan(profile: str) -> list[Entry]:
     return entries
 
 
-def train(entries: Iterable[Entry], profile: str, jobs: int) -> None:
-    """Train what the entries lack, in their order. Entries whose data set is not there are named and passed over."""
+def train(entries: Iterable[Entry], profile: str, jobs: int) -> bool:
+    """Train what the entries lack, in their order. Entries whose data set is not there are named and passed over.
+
+    Returns whether any entry could be trained.
+    """
+    reached = []
     for entry in entries:
         try:
             store.ensure(entry.runs(), profile=profile, jobs=jobs)
+            reached.append(entry)
         except data.DataNotFoundError as error:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
+    return bool(reached)
 
 
 def render(entry: Entry, profile: str) -> Path:
@@ -118,9 +124,8 @@ def render(entry: Entry, profile: str) -> Path:
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
     made_from = [source, *paths.PARAMS.glob("*.yaml"), *(paths.ROOT / "lib").glob("*.py")]
     made_from += [store.find(r) / "metrics.csv" for r in store.available(entry.runs())]
-    for read in entry.parameters.get("profiles", []):
-        made_from += (paths.results_dir() / read).glob("*/*/metrics.csv")
-    if target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from):
+    # a notebook that states no runs may read anything: it is executed each time, which takes seconds
+    if entry.notebook in PLANS and target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with paths.replacing(target) as part, warnings.catch_warnings():
@@ -149,7 +154,8 @@ def main() -> None:
                 runs = entry.runs()
                 print(f"{entry.name}: {len(store.available(runs))} of {len(runs)} runs done")
             return
-        train(entries, arguments.profile, arguments.jobs)
+        if not train(entries, arguments.profile, arguments.jobs):
+            sys.exit(f"error: nothing of {arguments.profile} could be run, see above")
         if not arguments.train_only:
             for entry in entries:
                 if len(store.available(entry.runs())) == len(entry.runs()):

@@ -32,17 +32,16 @@ def style() -> None:
 
 
 def training_curves(
-    frame: pd.DataFrame, metrics: Sequence[str] = ("test_accuracy", "cross_entropy", "activation_l2"), classes: int = 10
+    frame: pd.DataFrame, metrics: Sequence[str] = ("test_accuracy", "cross_entropy", "activation_l2")
 ) -> Figure:
     """Metrics against epochs, a column a baseline, without and with AL2; a line the mean over seeds, a band their range.
 
     Args:
         frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
         metrics: columns of the frame, a row of the figure each.
-        classes: K, for the noise floor and for chance.
     """
     _one_cell(frame)
-    corruption, seeds = frame.corruption.iloc[0], frame.seed.nunique()
+    corruption, classes, seeds = frame.corruption.iloc[0], int(frame.num_classes.iloc[0]), frame.seed.nunique()
     baselines = [b for b in BASELINES if b in set(frame.baseline)]
     fig, axes = plt.subplots(
         len(metrics),
@@ -110,7 +109,7 @@ def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
 
 
 def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
-    """Measured against published over the paper's epochs, a column a profile and data set.
+    """Measured (mean, band ± standard deviation) against published over the paper's epochs, a panel a profile and data set.
 
     Args:
         table: as `lib.tables.beside_published` gives it.
@@ -134,8 +133,10 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
             own = own[own.corruption == corruption]
         for (baseline, al2), line in own.groupby(["baseline", "al2"]):
             line = line.sort_values("epoch")
-            ax.plot(line.epoch, line[column].astype(float), color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
-        count = "" if profile == "published" else f", n = {int(own.n.max())}"
+            mean, sd = line[column].astype(float), line.sd.astype(float).fillna(0) * (column == "measured")
+            ax.plot(line.epoch, mean, color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
+            ax.fill_between(line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0)
+        count = "" if profile == "published" else f", n = {int(own.n.min())}"
         ax.set_title(f"{profile}{count}\n{dataset}, {100 * corruption:.0f} %")
         ax.set_xlabel("epoch of the paper's 700")
     for ax in axes[:, 0]:

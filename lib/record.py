@@ -150,6 +150,18 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
     return metrics, diverged
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `env.json` of a finished run says: versions, device, wall time, hashes, number of classes.
+
+    Raises:
+        RecordError: if the file is damaged.
+    """
+    try:
+        return dict(json.loads((folder / "env.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f"{folder / 'env.json'} cannot be read ({error}). Delete the folder to train anew.") from error
+
+
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a finished run, by name.
 

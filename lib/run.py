@@ -27,6 +27,17 @@ ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
 ABLATIONS = tuple(f"{mask}/{images}" for mask in ABLATION_MASKS for images in ABLATION_IMAGES)
 
 
+PAPER_EPOCHS = 700
+
+
+def epoch_measured(published_epoch: int, epochs: int) -> int:
+    """The epoch of a training of `epochs` that stands for one of the AL2 paper's 700.
+
+    A training of the paper's length, or longer, is read at the paper's own epochs.
+    """
+    return max(1, round(published_epoch / PAPER_EPOCHS * min(epochs, PAPER_EPOCHS)))
+
+
 def _measured(default: Any) -> Any:
     return field(default=default, metadata={"measure": True}, compare=False)
 
@@ -173,8 +184,7 @@ class Run:
 
         All test images and the ablations are measured there, and at the last epoch.
         """
-        span = min(self.epochs, 700)
-        return sorted({max(1, round(k * span / 7)) for k in range(1, 8)} | {self.epochs})
+        return sorted({epoch_measured(e, self.epochs) for e in range(100, PAPER_EPOCHS + 1, 100)} | {self.epochs})
 
     def with_measures(self, other: "Run") -> "Run":
         """This run, measuring what either of the two measures."""

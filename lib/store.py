@@ -123,6 +123,7 @@ def _tidy(folder: Path) -> pd.DataFrame:
     run = record.read_run(folder)
     metrics, diverged = record.read_metrics(folder)
     fields = {"id": run.id, "profile": folder.parent.parent.name, "baseline": run.baseline, **run.to_dict()}
+    fields["num_classes"] = record.read_environment(folder).get("num_classes")
     described = pd.DataFrame(
         [fields | {"diverged": float("nan") if diverged is None else float(diverged)}] * max(len(metrics), 1)
     )
@@ -189,7 +190,10 @@ def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm) -> 
         raise errors.get()
     failed = [process.exitcode for process in processes if process.exitcode]
     if failed and not all(_is_done(run) for run in runs):
-        raise RuntimeError(f"a training process ended with code {failed[0]}; run again to go on where it was")
+        raise RuntimeError(
+            f"a training process ended with code {failed[0]}; run again to go on where it was"
+            " (a script of yours needs `if __name__ == '__main__':` around its call with jobs > 1)"
+        )
 
 
 def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:

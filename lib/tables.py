@@ -6,9 +6,8 @@ from dataclasses import fields
 import pandas as pd
 
 from lib import paths
-from lib.run import Run
+from lib.run import PAPER_EPOCHS, Run, epoch_measured
 
-PAPER_EPOCHS = 700
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
 AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
@@ -27,14 +26,6 @@ def published(name: str) -> pd.DataFrame:
             f"no published table {name!r}; there are {', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}"
         )
     return pd.read_csv(path)
-
-
-def epoch_measured(published_epoch: int, epochs: int) -> int:
-    """The epoch of a training of `epochs` that stands for one of the paper's 700.
-
-    A training of the paper's length, or longer, is read at the paper's own epochs.
-    """
-    return max(1, round(published_epoch / PAPER_EPOCHS * min(epochs, PAPER_EPOCHS)))
 
 
 def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +52,9 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
     rows = []
     if not frame.empty:
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
-            settings = cell.drop_duplicates("id")[[f.name for f in fields(Run) if f.name in cell and f.name != "seed"]]
+            settings = cell.drop_duplicates("id")[
+                [f.name for f in fields(Run) if f.name in cell and f.name != "seed" and not f.metadata.get("measure")]
+            ]
             if mixed := [name for name in settings if settings[name].nunique(dropna=False) > 1]:
                 raise ValueError(f"runs of one cell {keys} differ in {', '.join(mixed)}: a table averages over seeds alone")
             for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
@@ -94,6 +87,28 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=columns).sort_values(
         ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
     )
+
+
+def stopping(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each run its test accuracy in % at the end, at its best epoch, and where early stopping would have ended it.
+
+    Early stopping takes the epoch with the highest accuracy on the held-out *noisy* labels, the first of several; a run that
+    holds nothing out has none. The best epoch is an oracle that looks at the test set.
+
+    Returns:
+        a row a run: profile, dataset, corruption, baseline, al2, seed, final, best, best_epoch, stopped, stopped_epoch.
+    """
+    rows = []
+    for keys, run in frame.groupby(["profile", *CELL, "seed"], sort=False):
+        run = run.sort_values("epoch")
+        best, values = run.loc[run.test_accuracy.idxmax()], {"final": run.test_accuracy.iloc[-1]}
+        values |= {"best": best.test_accuracy, "best_epoch": int(best.epoch)}
+        if "validation_accuracy" in run and run.validation_accuracy.notna().any():
+            stop = run.loc[run.validation_accuracy.idxmax()]
+            values |= {"stopped": stop.test_accuracy, "stopped_epoch": int(stop.epoch)}
+        rows.append(dict(zip(["profile", *CELL, "seed"], keys, strict=True)) | values)
+    columns = ["profile", *CELL, "seed", "final", "best", "best_epoch", "stopped", "stopped_epoch"]
+    return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:

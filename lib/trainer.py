@@ -29,7 +29,6 @@ from lib.run import Run, generator
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
-ABLATION_ORDERS = 3  # random orders of units averaged over, in the masks `shared` and `channel`
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,12 @@ def _fit_one(run: Run, task: Task, folder: Path | None, device: torch.device, on
     if folder:
         arrays = {f"ablation {spec}": torch.stack(c).numpy() for spec, c in curves.items() if c}
         arrays["ablation epochs"] = torch.tensor(curve_epochs).numpy()
-        env = _environment(device) | task.hashes | {"seconds": round(seconds + time.monotonic() - started, 1)}
+        env = (
+            _environment(device)
+            | task.hashes
+            | {"num_classes": task.num_classes}
+            | {"seconds": round(seconds + time.monotonic() - started, 1)}
+        )
         kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
         record.finish(folder, run, metrics, arrays, env, diverged, kept)
     return metrics.assign(id=run.id)
@@ -245,9 +249,7 @@ def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Ten
             features[id(images)] = predict(model.trunk, images)
         coins = generator(run.seed, "ablation", spec, epoch, device=images.device)
         with torch.no_grad():
-            curve = measures.cumulative_ablation(
-                model.head, features[id(images)], labels, mask=mask, generator=coins, orders=ABLATION_ORDERS
-            )
+            curve = measures.cumulative_ablation(model.head, features[id(images)], labels, mask=mask, generator=coins)
         curves[spec] = curve.cpu()
     return curves
 

@@ -83,7 +83,8 @@ def plain_training(run):
             right += (logits.argmax(1) == labels[batch]).sum().item()
         network.eval()
         with torch.no_grad():
-            test, held_out, phi = network(dataset.test.images), network(validation.images), trunk(train.images)
+            shown = dataset.test.take(data.stratified_permutation(dataset.test.labels))
+            test, held_out, phi = network(shown.images), network(validation.images), trunk(train.images)
             coins = generator(run.seed, "ablation", "element/train-true", epoch)
             curve = []
             for fraction in torch.arange(11) / 10:
@@ -92,8 +93,8 @@ def plain_training(run):
         rows.append(
             {
                 "epoch": epoch,
-                "test_accuracy": percent_right(test, dataset.test.labels),
-                "test_accuracy_of_the_first": percent_right(test[: run.test_images], dataset.test.labels[: run.test_images]),
+                "test_accuracy": percent_right(test, shown.labels),
+                "test_accuracy_of_the_first": percent_right(test[: run.test_images], shown.labels[: run.test_images]),
                 "train_accuracy": 100 * right / run.n_train,
                 "cross_entropy": totals[0] / run.n_train,
                 "cross_entropy_over_batches": np.mean(batches),
