@@ -13,7 +13,7 @@ def tidy(run: Run, value=50.0, profile: str = "quick", diverged: int | None = No
     """A stored run as `store.load` gives it, `value` being its test accuracy (a number, or a function of the epoch)."""
     epochs = np.arange(1, (run.epochs if diverged is None else diverged - 1) + 1)
     fields = {"id": run.id, "profile": profile, "baseline": run.baseline, **run.to_dict()}
-    fields |= {"num_classes": 10, "diverged": diverged}
+    fields |= {"num_classes": 10, "diverged": np.nan if diverged is None else float(diverged)}
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     accuracy = [float(value(e)) if callable(value) else value for e in epochs]
     rows = {
