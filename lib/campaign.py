@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class Entry:
         values = notebook_parameters(self.notebook) | self.parameters
         return PLANS[self.notebook](**{k: v for k, v in values.items() if k not in NOT_OF_THE_RUNS})
 
+    def metrics(self) -> list[Path]:
+        """The metrics of those of its runs that are finished."""
+        return [store.find(r) / "metrics.csv" for r in store.available(self.runs())]
 
+
+@lru_cache
 def notebook_parameters(notebook: str) -> dict[str, Any]:
     """The defaults in a notebook's parameters cell, by name.
 
@@ -122,11 +128,17 @@ def render(entry: Entry, profile: str) -> Path:
     """Execute a notebook into `results/<profile>/notebooks/`, unless it is newer than all that it is made from."""
     source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
-    made_from = [source, *paths.PARAMS.glob("*.yaml"), *(paths.ROOT / "lib").glob("*.py")]
-    made_from += [store.find(r) / "metrics.csv" for r in store.available(entry.runs())]
-    # a notebook that states no runs may read anything: it is executed each time, which takes seconds
-    if entry.notebook in PLANS and target.exists() and all(target.stat().st_mtime > f.stat().st_mtime for f in made_from):
-        return target
+    values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]
+    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.glob("*.csv"), *(paths.ROOT / "lib").glob("*.py")]
+    made_from += entry.metrics()
+    if "profiles" in values:  # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
+        made_from += [file for read in values["profiles"] for other in plan(read) for file in other.metrics()]
+        made_from += [paths.ROOT / "README.md"] * values["readme"]
+        makes.append(paths.results_dir() / values["folder"] / "report.md")
+    if all(made.exists() for made in makes):
+        oldest = min(made.stat().st_mtime for made in makes)
+        if oldest > max(f.stat().st_mtime for f in made_from):
+            return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with paths.replacing(target) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # papermill calls the temporary name's ending unknown

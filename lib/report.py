@@ -94,7 +94,9 @@ def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> No
     if README_BEGIN not in text or README_END not in text:
         raise ValueError(f"{readme} lacks the marks between which the headline stands: {README_BEGIN} … {README_END}")
     before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    _write(readme, f"{before}{README_BEGIN}\n{(folder / 'headline.md').read_text().strip()}\n{README_END}{after}")
+    quoting = f"{before}{README_BEGIN}\n{(folder / 'headline.md').read_text().strip()}\n{README_END}{after}"
+    if quoting != text:
+        _write(readme, quoting)
 
 
 def headline(report: Report) -> str:
