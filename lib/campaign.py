@@ -24,7 +24,8 @@ from typing import Any
 import papermill
 import yaml
 
-from lib import data, paths, record, run, store
+from lib import paths, record, run, store
+from lib.download import DataError, DataNotFoundError
 from lib.run import Run
 
 PLANS: dict[str, Callable[..., list[Run]]] = {
@@ -119,7 +120,7 @@ def train(entries: Iterable[Entry], profile: str, jobs: int) -> bool:
         try:
             store.ensure(entry.runs(), profile=profile, jobs=jobs)
             reached.append(entry)
-        except data.DataNotFoundError as error:
+        except DataNotFoundError as error:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
     return bool(reached)
 
@@ -172,7 +173,7 @@ def main() -> None:
             for entry in entries:
                 if len(store.available(entry.runs())) == len(entry.runs()):
                     print(os.path.relpath(render(entry, arguments.profile)))
-    except (ValueError, TypeError, OSError, data.DataError, record.RecordError) as error:
+    except (ValueError, TypeError, OSError, DataError, record.RecordError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -80,6 +80,16 @@ def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_pat
         entry.runs()
 
 
+def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
+    entries = campaign.plan("lite")[:2]
+    assert campaign.train(entries, "lite", jobs=1) is False
+    said = capsys.readouterr().err
+    assert said.count("data set not reachable") == len(entries)
+    assert "make data DATASET=mnist" in said
+    assert not list((tmp_path / "results").glob("lite/*/*"))
+
+
 def test_the_paper_profile_is_the_paper_s():
     runs = [r for entry in campaign.plan("paper") for r in entry.runs()]
     assert {(r.epochs, r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {(700, 64, 0.001, 0.5, 1.0)}
