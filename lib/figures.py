@@ -139,6 +139,7 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
         count = "" if profile == "published" else f", n = {int(own.n.min())}"
         ax.set_title(f"{profile}{count}\n{dataset}, {100 * corruption:.0f} %")
         ax.set_xlabel("epoch of the paper's 700")
+        ax.xaxis.set_tick_params(labelbottom=True)  # also above a panel that was removed
     for ax in axes[:, 0]:
         ax.set_ylabel(AXES.get(metric, metric))
     _al2_legend(fig, baselines=list(BASELINES))
