@@ -24,13 +24,13 @@ from typing import Any
 import papermill
 import yaml
 
-from lib import paths, record, run, store
+from lib import paths, record, store, studies
 from lib.download import DataError, DataNotFoundError
 from lib.run import Run
 
 PLANS: dict[str, Callable[..., list[Run]]] = {
-    "10_al2_label_randomization": run.label_randomization,
-    "11_al2_ablation": run.label_randomization,
+    "10_al2_label_randomization": studies.label_randomization,
+    "11_al2_ablation": studies.label_randomization,
 }
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
 

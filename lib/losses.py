@@ -1,15 +1,26 @@
-"""Penalties on activations as pure functions of tensors, their schedules, and a small class each to attach them.
+"""Penalties on activations and filters as pure functions of tensors, their schedules, and a small class each to attach them.
 
 al2, weights = ActivationL2(model, "trunk"), al2_weights(epochs)
-loss = F.cross_entropy(model(images), labels) + weights[epoch] * al2.penalty()
+sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0}, pairs="square")
+loss = F.cross_entropy(model(images), labels)
+loss = loss + weights[epoch] * al2.penalty() + sparsity.penalty() + decorrelation.penalty()
 """
 
+import math
+from collections.abc import Iterable, Mapping
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Equation 2 of the AL2 paper: λ_0, the factor up to the threshold, the threshold, the factor from there on.
 AL2_START, AL2_FAST, AL2_THRESHOLD, AL2_SLOW = 0.01, 1.1, 5.0, 1.01
+SCHEDULES = ("al2", "geometric", "linear", "constant")
 PAPER_EPOCHS = 700
+# How the filters' correlation can be read, see `decorrelation`.
+CENTRES, PAIRS, REDUCTIONS = ("own", "mean_filter"), ("signed", "abs", "square"), ("sum", "mean")
+FILTER_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
@@ -108,9 +119,176 @@ class ActivationL2:
         self._value = None
 
 
+def rfav_entropy(activations: Tensor) -> Tensor:
+    """Entropy of the receptive-field activation vectors, in nats, 0 … ln D (targeted sparsity, Eq. 2–4).
+
+    The softmax over a layer's D filters turns the vector of linear outputs at one receptive field into a distribution; low
+    entropy means a sparse vector. exp(entropy) is the perplexity.
+
+    Args:
+        activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D] of a dense layer,
+            [N, D, A, B] of a convolution (or with any number of positions' dimensions). Half precision is widened.
+
+    Returns:
+        [N], [N, A, B]: an entropy for each receptive field.
+
+    Raises:
+        ValueError: for a tensor without a dimension of filters.
+    """
+    if activations.dim() < 2:
+        raise ValueError(f"activations have shape {tuple(activations.shape)}; [N, D] or [N, D, A, B] is needed")
+    vectors = activations.movedim(1, -1)  # [N, D, A, B] → [N, A, B, D]: contiguous where the network runs in channels_last
+    # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p · log p is 0 where p underflows
+    log_p = F.log_softmax(vectors, -1, dtype=torch.promote_types(vectors.dtype, torch.float32))
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
+    """Pearson's correlation of the filters of a layer, pairwise: [D, D] (targeted sparsity, Eq. 6).
+
+    Args:
+        weight: of a convolution or dense layer, [D, …]; a row is one filter.
+        centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of all filters, as Eq. 6 reads
+            literally: the rows then sum to about −1 from the start. A filter that is then constant correlates with none: 0.
+
+    Raises:
+        ValueError: for an unknown centre, or a weight without a dimension beside the filters'.
+    """
+    if weight.dim() < 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; [D, …] with at least one more dimension is needed")
+    _allowed("centre", centre, CENTRES)
+    filters = weight.flatten(1)  # [D, …] → [D, F]
+    centred = filters - filters.mean(1 if centre == "own" else 0, keepdim=True)
+    # rounding leaves a constant filter slightly off zero: what is below it has no direction
+    floor = torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True).clamp_min(
+        torch.finfo(filters.dtype).tiny
+    )
+    unit = torch.where(centred.norm(dim=1, keepdim=True) > floor, F.normalize(centred, dim=1), 0)
+    return unit @ unit.T
+
+
+def decorrelation(weight: Tensor, *, centre: str = "own", pairs: str = "signed", reduce: str = "sum") -> Tensor:
+    """Σ over pairs of filters of their correlation, each pair once: a scalar (targeted sparsity, Eq. 7).
+
+    Args:
+        weight: [D, …].
+        centre: see `filter_correlation`.
+        pairs: `signed` c as Eq. 7 has it (which rewards anti-correlation), `abs` |c|, or `square` c².
+        reduce: `sum`, as Eq. 7 has it, or `mean` over the D (D − 1) / 2 pairs.
+
+    Raises:
+        ValueError: for an unknown option.
+    """
+    _allowed("pairs", pairs, PAIRS)
+    _allowed("reduce", reduce, REDUCTIONS)
+    c = filter_correlation(weight, centre)
+    c = {"signed": c, "abs": c.abs(), "square": c.square()}[pairs]
+    total = c.tril(-1).sum()
+    return total / max(len(c) * (len(c) - 1) // 2, 1) if reduce == "mean" else total
+
+
+class SparsityReg:
+    """L_s = −Σ_i λ_i Σ_k H_k of chosen layers of any network: summed over receptive fields, mean over the batch (Eq. 5).
+
+    The entropy is taken inside a forward hook, of what the layer gives, before an in-place ReLU can overwrite it.
+
+    Args:
+        model: any module.
+        layers: λ_i by name of the layer, as in `model.named_modules()`; 0.001 in the paper.
+
+    Raises:
+        ValueError: for a layer that the model does not have (the message lists those it has), one that is neither a
+            convolution nor linear, and a λ that is negative or not finite.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, float]) -> None:
+        self.weights = _checked_layers(model, layers, "λ")
+        self._values: dict[str, Tensor] = {}
+        self._hooks = [find_layer(model, name).register_forward_hook(self._measure(name)) for name in self.weights]
+
+    def _measure(self, name: str):
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            entropy = rfav_entropy(output)  # [N, A, B] or [N]
+            self._values[name] = entropy.sum() / len(entropy)
+
+        return hook
+
+    def penalty(self) -> Tensor:
+        """L_s of the last forward pass, a differentiable scalar (0 if no layer is regularised).
+
+        Raises:
+            RuntimeError: if a layer has not run since the penalty was attached.
+        """
+        if absent := self.weights.keys() - self._values.keys():
+            raise RuntimeError(f"nothing has been measured at {', '.join(sorted(absent))} yet: run the network forward first")
+        return -_total(weight * self._values[name] for name, weight in self.weights.items())
+
+    def remove(self) -> None:
+        """Detach from the network."""
+        for hook in self._hooks:
+            hook.remove()
+        self._values.clear()
+
+
+class DecorrReg:
+    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network (Eq. 6 and 7).
+
+    Args:
+        model: any module.
+        layers: κ_i by name of the layer; 1 in the paper.
+        centre, pairs, reduce: see `decorrelation`; the defaults are the equations' (with each filter's own mean).
+
+    Raises:
+        ValueError: as for `SparsityReg`, and for an unknown option.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, float], *, centre: str = "own", pairs: str = "signed", reduce: str = "sum"
+    ) -> None:
+        self.weights = _checked_layers(model, layers, "κ")
+        for name, value, known in (("centre", centre, CENTRES), ("pairs", pairs, PAIRS), ("reduce", reduce, REDUCTIONS)):
+            _allowed(name, value, known)
+        self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
+        self._layers = {name: find_layer(model, name) for name in self.weights}
+
+    def penalty(self) -> Tensor:
+        """L_c of the weights as they are now, a differentiable scalar; needs no forward pass."""
+        return _total(kappa * decorrelation(self._layers[name].weight, **self.options) for name, kappa in self.weights.items())
+
+    def remove(self) -> None:
+        """Forget the network."""
+        self._layers.clear()
+        self.weights.clear()
+
+
+def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions and linear layers of a network by name, in the order in which they are registered."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FILTER_LAYERS)}
+
+
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
     """The submodule called `layer`; a ValueError that lists the names if there is none."""
     layers = {name: module for name, module in model.named_modules() if name}
     if layer not in layers:
         raise ValueError(f"the network has no layer {layer!r}; its layers are {', '.join(layers)}")
     return layers[layer]
+
+
+def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) -> dict[str, float]:
+    for name, weight in layers.items():
+        if not isinstance(find_layer(model, name), FILTER_LAYERS):
+            found, known = type(find_layer(model, name)).__name__, ", ".join(filter_layers(model)) or "none"
+            raise ValueError(f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{symbol} of {name!r} is {weight}; it has to be a number ≥ 0")
+    return dict(layers)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    terms = list(terms)
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _allowed(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(known)}")

@@ -1,11 +1,16 @@
-"""What is measured on a trained network: pure functions of tensors."""
+"""What is measured on a network and its curves: pure functions of tensors and arrays."""
 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
 
+from lib.losses import filter_correlation, filter_layers, find_layer, rfav_entropy
+
+ABLATION_MASKS = ("element", "shared", "channel")
 ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
 
 
@@ -42,8 +47,8 @@ def cumulative_ablation(
     """
     if len(phi) != len(labels) or len(phi) == 0:
         raise ValueError(f"{len(phi)} feature vectors and {len(labels)} labels; they have to be as many, and at least one")
-    if mask not in ("element", "shared", "channel"):
-        raise ValueError(f"mask is {mask!r}; allowed: element, shared, channel")
+    if mask not in ABLATION_MASKS:
+        raise ValueError(f"mask is {mask!r}; allowed: {', '.join(ABLATION_MASKS)}")
     if orders < 1:
         raise ValueError(f"orders is {orders}; at least one is needed")
 
@@ -72,3 +77,81 @@ def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
     if values.dim() != 1 or len(values) < 2:
         raise ValueError(f"an ablation curve is one row of at least two accuracies, not of shape {tuple(values.shape)}")
     return torch.trapezoid(values, dx=1 / (len(values) - 1)).item()
+
+
+@torch.no_grad()
+def entropy_maps(
+    model: nn.Module, images: Tensor, layers: Sequence[str] | None = None, *, batch: int = 500
+) -> dict[str, Tensor]:
+    """Entropy of the activation vector at each receptive field, in nats (targeted sparsity, Eq. 4, Figures 1 and 4).
+
+    Args:
+        model: any module; runs in eval mode, and is left in the mode it was in.
+        images: [N, C, H, W].
+        layers: names of convolutions or linear layers; None: all of them but the last, which is the classifier.
+        batch: images at a time.
+
+    Returns:
+        by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major as the image; [N] of a dense
+        layer. The largest value possible is ln D for D filters.
+
+    Raises:
+        ValueError: for a layer that is not there (the message lists those there are), and for no images.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images to measure the entropy on")
+    layers = hidden_layers(model) if layers is None else layers
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = [
+        find_layer(model, name).register_forward_hook(lambda m, i, out, name=name: found[name].append(rfav_entropy(out)))
+        for name in layers
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        for part in images.split(batch):
+            model(part)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def hidden_layers(model: nn.Module) -> list[str]:
+    """Names of a network's convolutions and linear layers but the last, the classifier."""
+    return list(filter_layers(model))[:-1]
+
+
+@torch.no_grad()
+def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
+    """How often each correlation of two filters occurs: counts [bins] over −1 … 1, each pair once (targeted sparsity, Fig. 7).
+
+    Args:
+        weight: [D, …] of a convolution or dense layer.
+        bins: 200 are 0.01 wide; the last one holds 1.
+    """
+    c = filter_correlation(weight.float())
+    below = torch.tril_indices(len(c), len(c), -1, device=c.device)
+    place = ((c[below[0], below[1]] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+    return torch.bincount(place, minlength=bins)
+
+
+def smoothed(curve: Sequence[float]) -> np.ndarray:
+    """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held (targeted sparsity, Fig. 3; protocol, section 2)."""
+    return gaussian_filter1d(np.asarray(curve, dtype=np.float64), sigma=2, mode="nearest")
+
+
+def moment_of_overfitting(losses: Sequence[float]) -> int | None:
+    """The epoch, counted from 1, at which the smoothed validation loss is least, if it ends more than 2 % above that.
+
+    None where it does not: the network has not overfitted (protocol, section 2). `losses`: one an epoch, penalties left out.
+
+    Raises:
+        ValueError: for no epochs, or a loss that is not finite.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError("a loss curve has one finite value an epoch, at least one")
+    curve = smoothed(values)
+    return int(curve.argmin()) + 1 if curve[-1] > 1.02 * curve.min() else None

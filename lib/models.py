@@ -1,11 +1,13 @@
 """The papers' networks. Layers carry the papers' names, so that a penalty or a measure can be attached by name."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.losses import filter_layers
 from lib.run import Run, generator
 
 
@@ -95,14 +97,156 @@ class AL2CNN(nn.Module):
         return self.head(phi)  # → [N, K]
 
 
+# Filters of conv1 … conv4 and units of fc1 (targeted sparsity, Table 1).
+CONVNET_WIDTHS = {"s": (16, 16, 32, 32, 64), "m": (64, 64, 128, 128, 256), "xxl": (256, 256, 512, 512, 1024)}
+
+
+class ConvNet(nn.Module):
+    """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2 (targeted sparsity, Figure 2 and Table 1).
+
+    Args:
+        widths: filters of conv1 … conv4, units of fc1.
+        in_channels, image_size, num_classes: C, S, K.
+        batch_norm: normNet; after each convolution, before ReLU.
+        norm_place: "conv", or "block": only after the second convolution of a block.
+        dropout: dropNet, 0.25 in the paper: element-wise after each pool; 0 for none.
+        padding: "same" or "valid".
+
+    Raises:
+        ValueError: if the images are too small for the layers.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        in_channels: int = 3,
+        image_size: int = 32,
+        num_classes: int = 10,
+        *,
+        batch_norm: bool = False,
+        norm_place: str = "conv",
+        dropout: float = 0.0,
+        padding: str = "same",
+    ) -> None:
+        super().__init__()
+        lost = 0 if padding == "same" else 4  # pixels that two 3×3 convolutions take off a side
+        side = ((image_size - lost) // 2 - lost) // 2
+        if side < 1:
+            raise ValueError(f"images of {image_size}×{image_size} are too small for a ConvNet with padding {padding!r}")
+        one, two, three, four, units = widths
+        self.conv1 = nn.Conv2d(in_channels, one, 3, padding=padding)
+        self.conv2 = nn.Conv2d(one, two, 3, padding=padding)
+        self.conv3 = nn.Conv2d(two, three, 3, padding=padding)
+        self.conv4 = nn.Conv2d(three, four, 3, padding=padding)
+        self.features = nn.Flatten()  # φ by name, for a penalty on the features
+        self.fc1 = nn.Linear(four * side * side, units)
+        self.fc2 = nn.Linear(units, num_classes)
+        for k, width in enumerate(widths[:4], 1):
+            normalised = batch_norm and (norm_place == "conv" or k in (2, 4))
+            self.add_module(f"norm{k}", nn.BatchNorm2d(width) if normalised else nn.Identity())
+        self.dropout1 = Dropout(dropout) if dropout else nn.Identity()
+        self.dropout2 = Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(images)))  # [N, C, S, S] → [N, D1, S, S]
+        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # → [N, D2, S/2, S/2]; pooling first is the same, and cheaper
+        x = F.relu(self.norm3(self.conv3(self.dropout1(x))))  # → [N, D3, S/2, S/2]
+        x = F.relu(F.max_pool2d(self.norm4(self.conv4(x)), 2))  # → [N, D4, S/4, S/4]
+        phi = self.features(self.dropout2(x))  # → [N, D4·S/4·S/4]
+        return self.fc2(F.relu(self.fc1(phi)))  # → [N, D5] → [N, K]
+
+
+class LeNet(nn.Module):
+    """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU (targeted sparsity, Table 3; the protocol's reading).
+
+    Raises:
+        ValueError: if the images are too small for the layers.
+    """
+
+    def __init__(self, in_channels: int = 3, image_size: int = 32, num_classes: int = 10) -> None:
+        super().__init__()
+        side = ((image_size - 4) // 2 - 4) // 2
+        if side < 1:
+            raise ValueError(f"images of {image_size}×{image_size} are too small for LeNet: 16×16 is the least")
+        self.conv1, self.conv2 = nn.Conv2d(in_channels, 6, 5), nn.Conv2d(6, 16, 5)
+        self.features = nn.Flatten()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(16 * side * side, 120), nn.Linear(120, 84), nn.Linear(84, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, C, 32, 32] → [N, 6, 14, 14]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # → [N, 16, 5, 5]
+        x = F.relu(self.fc2(F.relu(self.fc1(self.features(x)))))  # → [N, 400] → [N, 120] → [N, 84]
+        return self.fc3(x)  # → [N, K]
+
+
+class AlexNet(nn.Module):
+    """AlexNet for small images: five 3×3 convolutions, padding 1, then fc 4096, 4096, K; no dropout (Table 3).
+
+    Raises:
+        ValueError: if the images are too small for the layers.
+    """
+
+    def __init__(self, in_channels: int = 3, image_size: int = 32, num_classes: int = 10) -> None:
+        super().__init__()
+        side = (image_size + 1) // 2 // 2 // 2 // 2  # stride 2, then three pools
+        if side < 1:
+            raise ValueError(f"images of {image_size}×{image_size} are too small for AlexNet: 15×15 is the least")
+        self.conv1 = nn.Conv2d(in_channels, 64, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
+        self.conv3 = nn.Conv2d(192, 384, 3, padding=1)
+        self.conv4 = nn.Conv2d(384, 256, 3, padding=1)
+        self.conv5 = nn.Conv2d(256, 256, 3, padding=1)
+        self.features = nn.Flatten()
+        self.fc1, self.fc2 = nn.Linear(256 * side * side, 4096), nn.Linear(4096, 4096)
+        self.fc3 = nn.Linear(4096, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, C, 32, 32] → [N, 64, 8, 8]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # → [N, 192, 4, 4]
+        x = F.relu(self.conv4(F.relu(self.conv3(x))))  # → [N, 384, 4, 4] → [N, 256, 4, 4]
+        x = F.relu(F.max_pool2d(self.conv5(x), 2))  # → [N, 256, 2, 2]
+        x = F.relu(self.fc2(F.relu(self.fc1(self.features(x)))))  # → [N, 1024] → [N, 4096] → [N, 4096]
+        return self.fc3(x)  # → [N, K]
+
+
+def features_layer(network: str) -> str:
+    """Name of the layer whose output is φ, the features before the classifier."""
+    return "trunk" if network == "al2_cnn" else "features"
+
+
+def architecture(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """The network that `run` names, with whatever weights PyTorch gives its layers.
+
+    Raises:
+        ValueError: if the images are too small for it.
+    """
+    shape = in_channels, image_size, num_classes
+    if run.network == "al2_cnn":
+        return AL2CNN(*shape, batch_norm=run.batch_norm, dropout=run.dropout)
+    if run.network in ("lenet", "alexnet"):
+        return {"lenet": LeNet, "alexnet": AlexNet}[run.network](*shape)
+    widths, options = (
+        CONVNET_WIDTHS[run.network.removeprefix("convnet_")],
+        {"norm_place": run.norm_place, "padding": run.padding},
+    )
+    return ConvNet(widths, *shape, batch_norm=run.batch_norm, dropout=run.dropout, **options)
+
+
 def build(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
     """The network that `run` names, with its initial weights: the same in all networks of a seed, where they share them.
 
-    Weights are drawn on the CPU in PyTorch's default way from the run's own seed; the global generator is left as it was.
+    Weights are drawn on the CPU from the run's own seed; the global generator is left as it was. The AL2 network starts as
+    PyTorch starts its layers; the others as Keras does, with Glorot-uniform weights and zero biases (protocol, section 2).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(run.seed, "weights").initial_seed())
-        model = AL2CNN(in_channels, image_size, num_classes, batch_norm=run.batch_norm, dropout=run.dropout)
-    if run.batch_norm and run.bn_gamma == "uniform":
-        nn.init.uniform_(model.trunk.norm.weight, generator=generator(run.seed, "bn_gamma"))
+        model = architecture(run, in_channels, image_size, num_classes)
+    if run.network == "al2_cnn":
+        if run.batch_norm and run.bn_gamma == "uniform":
+            nn.init.uniform_(model.trunk.norm.weight, generator=generator(run.seed, "bn_gamma"))
+        return model
+    source = generator(run.seed, "weights")
+    for layer in filter_layers(model).values():
+        nn.init.xavier_uniform_(layer.weight, generator=source)
+        nn.init.zeros_(layer.bias)
     return model

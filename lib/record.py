@@ -3,7 +3,7 @@
 config.json     what was trained and what was measured on the way
 env.json        versions, device, precision, commit, wall time, hashes of data and labels
 metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
-measures.npz    arrays: ablation curves, …
+measures.npz    arrays: ablation curves, heat maps, histograms
 status.json     only where the loss became NaN: {"diverged": epoch}
 checkpoint.pt   only while unfinished
 weights.pt      only on request (`keep_weights`)
@@ -21,7 +21,7 @@ import torch
 from lib.paths import replacing
 from lib.run import Run
 
-CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "curves", "curve_epochs", "seconds"}
+CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "seconds"}
 
 
 class RecordError(RuntimeError):

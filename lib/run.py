@@ -10,24 +10,41 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-NETWORKS = ("al2_cnn",)
-OPTIMIZERS = ("sgd",)
-SCHEDULES = ("al2", "geometric", "linear", "constant")
-CORRUPTION_LAWS = ("bernoulli", "exact")
-NORMALIZATIONS = ("al2", "unit")
-BN_GAMMAS = ("ones", "uniform")
-ABLATION_MASKS = ("element", "shared", "channel")
+from lib.losses import CENTRES, PAIRS, PAPER_EPOCHS, REDUCTIONS, SCHEDULES
+from lib.measures import ABLATION_MASKS
+
+CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
+NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
 ABLATIONS = tuple(f"{mask}/{images}" for mask in ABLATION_MASKS for images in ABLATION_IMAGES)
+ALLOWED = {
+    "network": NETWORKS,
+    "optimizer": ("sgd", "adam"),
+    "schedule": SCHEDULES,
+    "corruption_law": ("bernoulli", "exact"),
+    "normalize": ("al2", "unit"),
+    "bn_gamma": ("ones", "uniform"),
+    "norm_place": ("conv", "block"),
+    "padding": ("same", "valid"),
+    "decorrelation_centre": CENTRES,
+    "decorrelation_pairs": PAIRS,
+    "decorrelation_reduce": REDUCTIONS,
+}
 
 
-PAPER_EPOCHS = 700
+# The layers that SparsityReg and DecorrReg act on (targeted sparsity, section 4.2).
+SPARSITY_NETWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "vanillaNet": ((), ()),
+    "sr1Net": (("conv1", "conv2", "conv3", "conv4", "fc1"), ()),
+    "sr2Net": (("conv3", "conv4", "fc1"), ()),
+    "sr3Net": (("conv3", "conv4", "fc1"), ("conv1",)),
+}
 
 
 def epoch_measured(published_epoch: int, epochs: int) -> int:
@@ -56,17 +73,29 @@ class Run:
         corruption: fraction of training labels replaced by another class, in [0, 1].
         corruption_law: "bernoulli" (each label with that probability) or "exact" (exactly that share).
         network: architecture, see `lib.models.build`.
-        batch_norm: batch normalisation after the second convolution.
+        batch_norm: batch normalisation, in al2_cnn after the second convolution, in ConvNets see `norm_place`.
         bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch 1.1 drew it).
-        dropout: probability of dropping a unit of φ, in [0, 1).
+        norm_place: in ConvNets, "conv" (after each convolution) or "block" (after the second one of a block).
+        padding: of the ConvNets' convolutions, "same" or "valid".
+        dropout: probability of dropping a unit, of φ in al2_cnn, after each pool in ConvNets; in [0, 1).
         al2: whether λ_e · mean(φ²) is added to the loss.
         schedule: the series λ_e, see `lib.losses.schedule`.
         speed: how many of the paper's epochs one epoch of the schedule stands for; > 0.
         rate: the schedule's factor, slope or value, see `lib.losses.schedule`; None: its own default.
+        sparsity: layers whose entropy SparsityReg keeps up, by name.
+        sparsity_weight: λ_i of each of them; ≥ 0.
+        decorrelation: layers whose filters DecorrReg decorrelates, by name.
+        decorrelation_weight: κ_i of each of them; ≥ 0.
+        decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see `lib.losses.decorrelation`.
+        n_measure: images held out of the training split to measure entropy on; in neither training nor validation set.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
         seed: of initial weights, corruption, batch order, dropout and ablation masks, a generator for each.
         test_images: measured each epoch on so many test images, of every class; None: on all. Not in the id, like all below.
-        ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`.
+        ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`. Of
+            al2_cnn alone; the other networks have none.
+        entropy: mean entropy of each hidden layer over the `n_measure` images, and the histogram of its filters'
+            correlations, before training and after each epoch.
+        heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
 
     Raises:
@@ -97,19 +126,27 @@ class Run:
     batch_size: int = 64
     epochs: int = 700
     seed: int = 0
+    norm_place: str = "conv"
+    padding: str = "same"
+    sparsity: tuple[str, ...] = ()
+    sparsity_weight: float = 0.001
+    decorrelation: tuple[str, ...] = ()
+    decorrelation_weight: float = 1.0
+    decorrelation_centre: str = "own"
+    decorrelation_pairs: str = "signed"
+    decorrelation_reduce: str = "sum"
+    n_measure: int = 0
     test_images: int | None = _measured(None)
     ablations: tuple[str, ...] = _measured(("element/train-true",))
     keep_weights: bool = _measured(False)
+    entropy: bool = _measured(False)
+    heat_maps: int = _measured(0)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _coerce(f.name, f.type, getattr(self, f.name)))
-        _one_of("network", self.network, NETWORKS)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("corruption_law", self.corruption_law, CORRUPTION_LAWS)
-        _one_of("normalize", self.normalize, NORMALIZATIONS)
-        _one_of("bn_gamma", self.bn_gamma, BN_GAMMAS)
+        for name, allowed in ALLOWED.items():
+            _one_of(name, getattr(self, name), allowed)
         for spec in self.ablations:
             _one_of("ablations", spec, ABLATIONS)
         if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
@@ -118,21 +155,40 @@ class Run:
         _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
         _check("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
         _check("momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1)
-        _check("weight_decay", self.weight_decay, "a number ≥ 0", 0 <= self.weight_decay < math.inf)
+        for name in ("weight_decay", "sparsity_weight", "decorrelation_weight"):
+            _check(name, getattr(self, name), "a number ≥ 0", 0 <= getattr(self, name) < math.inf)
         _check("speed", self.speed, "a positive number", 0 < self.speed < math.inf)
         if self.rate is not None:
             _check("rate", self.rate, "a positive number or None", 0 < self.rate < math.inf)
         for name in ("batch_size", "epochs", "n_train", "image_size", "classes", "test_images"):
             value = getattr(self, name)
             _check(name, value, "a whole number ≥ 1", value is None or value >= 1)
-        for name in ("n_validation", "seed"):
+        for name in ("n_validation", "n_measure", "heat_maps", "seed"):
             _check(name, getattr(self, name), "a whole number ≥ 0", getattr(self, name) >= 0)
         if self.al2 and self.schedule == "al2" and self.rate is not None:
             raise ValueError(f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead")
-        # a setting that cannot change the result is no part of the id
-        unused = ["schedule", "speed", "rate"] * (not self.al2) + ["bn_gamma"] * (not self.batch_norm)
-        for name in unused + ["corruption_law"] * (self.corruption == 0):
+        if self.entropy and not self.n_measure:
+            raise ValueError("entropy is measured on images held out for it: n_measure is 0; it has to be a whole number ≥ 1")
+        _check("heat_maps", self.heat_maps, f"at most n_measure, {self.n_measure}", self.heat_maps <= self.n_measure)
+        if self.network in ("lenet", "alexnet") and (self.batch_norm or self.dropout):
+            raise ValueError(f"{self.network} has neither batch norm nor dropout; take a ConvNet: {', '.join(CONVNETS)}")
+        for name in self._without_effect():
             object.__setattr__(self, name, self.__dataclass_fields__[name].default)
+        if self.network != "al2_cnn":
+            object.__setattr__(self, "ablations", ())
+
+    def _without_effect(self) -> list[str]:
+        """Settings that cannot change the result, and so are no part of the id."""
+        convnet = self.network in CONVNETS
+        names = ["schedule", "speed", "rate"] * (not self.al2) + ["corruption_law"] * (self.corruption == 0)
+        names += ["bn_gamma"] * (not (self.batch_norm and self.network == "al2_cnn"))
+        names += ["norm_place"] * (not (self.batch_norm and convnet)) + ["padding"] * (not convnet)
+        names += ["momentum"] * (self.optimizer == "adam")
+        if not (self.sparsity and self.sparsity_weight):
+            names += ["sparsity", "sparsity_weight"]
+        if not (self.decorrelation and self.decorrelation_weight):
+            names += [f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")]
+        return names
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
@@ -147,17 +203,26 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """What is trained: every field but the measured ones, defaults included."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata.get("measure")}
+        return self._fields(measured=False)
 
     def measured(self) -> dict[str, Any]:
         """What is measured on the way; no part of the id."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("measure")}
-        return values | {"ablations": list(self.ablations)}
+        return self._fields(measured=True)
+
+    def described(self) -> dict[str, Any]:
+        """The run as columns of a tidy frame: `id`, `baseline`, `variant`, every field; layers as one text, "conv3 conv4"."""
+        fields = {name: " ".join(v) if isinstance(v, list) else v for name, v in self.to_dict().items()}
+        return {"id": self.id, "baseline": self.baseline, "variant": self.variant, **fields}
+
+    def _fields(self, measured: bool) -> dict[str, Any]:
+        names = [f.name for f in dataclasses.fields(self) if f.metadata.get("measure", False) == measured]
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}  # as JSON gives them back
 
     def canonical(self) -> str:
         """The JSON that the id hashes: sorted keys, fields at their default left out."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        kept = {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+        kept = {name: value for name, value in self.to_dict().items() if getattr(self, name) != defaults[name]}
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
@@ -172,18 +237,49 @@ class Run:
         return "+".join(name for name, used in on.items() if used) or "bare"
 
     @property
+    def variant(self) -> str:
+        """The targeted-sparsity paper's name of a ConvNet: vanillaNet, dropNet, normNet, sr1Net, sr2Net, sr3Net.
+
+        LeNet and AlexNet keep their names, with `+sr` where they are regularised; what has no name in the paper is spelled out.
+        """
+        plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
+        parts = [plain or ("normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet")]
+        if plain or self.batch_norm or self.dropout or (self.sparsity, self.decorrelation) not in SPARSITY_NETWORKS.values():
+            layers = "" if self.network in ("lenet", "alexnet") else f" {' '.join(self.sparsity)}"
+            parts += [f"sr{layers}"] * bool(self.sparsity) + [f"decorr {' '.join(self.decorrelation)}"] * bool(
+                self.decorrelation
+            )
+            parts += ["al2"] * self.al2
+            return "+".join(parts)
+        named = [name for name, layers in SPARSITY_NETWORKS.items() if layers == (self.sparsity, self.decorrelation)]
+        return "+".join([*named, *["al2"] * self.al2])
+
+    @property
     def name(self) -> str:
         """Readable, unique by its end: network, what sets it apart, id. The name of its folder."""
-        parts = [self.network, self.baseline]
-        if self.al2:
-            parts.append("al2" if self.schedule == "al2" else f"al2_{self.schedule}")
+        if self.network == "al2_cnn":
+            parts = [self.network, self.baseline]
+            parts += [f"sr_{len(self.sparsity)}"] * bool(self.sparsity) + [f"decorr_{len(self.decorrelation)}"] * bool(
+                self.decorrelation
+            )
+            if self.al2:
+                parts.append("al2" if self.schedule == "al2" else f"al2_{self.schedule}")
+        else:
+            parts = [self.network, re.sub(r"\W+", "_", self.variant), self.optimizer]
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
 
-    def point_epochs(self) -> list[int]:
-        """The epochs at which tables are read: 100, 200, … 700 as in the paper, a shorter training at the same sevenths.
+    def heat_map_epochs(self) -> list[int]:
+        """Before training (0, the paper's −1), after the first epochs, and ever more rarely to the last: about a dozen."""
+        return sorted({0} | {round(self.epochs ** (k / 10)) for k in range(11)})
 
-        All test images and the ablations are measured there, and at the last epoch.
+    def point_epochs(self) -> list[int]:
+        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training at the same sevenths.
+
+        All test images and the ablations are measured there, and at the last epoch. The other paper's tables read the
+        best epoch of a curve that has to be measured on the same images throughout: its networks have no such epochs.
         """
+        if self.network != "al2_cnn":
+            return []
         return sorted({epoch_measured(e, self.epochs) for e in range(100, PAPER_EPOCHS + 1, 100)} | {self.epochs})
 
     def with_measures(self, other: "Run") -> "Run":
@@ -194,27 +290,9 @@ class Run:
             test_images=None if None in images else max(images),
             ablations=tuple(dict.fromkeys([*self.ablations, *other.ablations])),
             keep_weights=self.keep_weights or other.keep_weights,
+            entropy=self.entropy or other.entropy,
+            heat_maps=max(self.heat_maps, other.heat_maps),
         )
-
-
-def label_randomization(
-    dataset: str, *, seeds: Iterable[int] = (0,), dropout: float = 0.5, weight_decay: float = 5e-4, **settings: Any
-) -> list[Run]:
-    """The eight networks of Table 1 for each seed: bare, batch norm, dropout, weight decay, each without and with AL2.
-
-    `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of `Run`.
-    """
-    if fixed := {"al2", "batch_norm", "seed"} & settings.keys():
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the eight networks differ in (seeds: a list)")
-    if not (dropout > 0 and weight_decay > 0):
-        raise ValueError(f"dropout is {dropout} and weight_decay {weight_decay}; their baselines need both positive")
-    baselines = [{}, {"batch_norm": True}, {"dropout": dropout}, {"weight_decay": weight_decay}]
-    return [
-        Run.from_dict({"dataset": dataset, "seed": seed, "al2": al2, **settings, **baseline})
-        for seed in seeds
-        for baseline in baselines
-        for al2 in (False, True)
-    ]
 
 
 def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
@@ -237,7 +315,11 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if "tuple" in text and isinstance(value, list | tuple):
-        return tuple(spec for spec in ABLATIONS if spec in value) + tuple(spec for spec in value if spec not in ABLATIONS)
+        if strange := [item for item in value if not isinstance(item, str)]:
+            raise TypeError(f"{name} holds {strange[0]!r}; it has to be a list of names")
+        return tuple(
+            sorted(set(value), key=lambda item: (*ABLATIONS, item).index(item)) if name == "ablations" else sorted(set(value))
+        )
     if not isinstance(value, (bool, str)):
         try:
             if "int" in text:

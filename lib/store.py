@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import paths, record, trainer
+from lib import paths, record, task, trainer
 from lib.run import Run
 
 
@@ -66,8 +66,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
     if not missing:
         return
     _check_writable(paths.results_dir() / profile)
-    for key in dict.fromkeys(map(_split_key, missing)):
-        trainer.prepare(next(run for run in missing if _split_key(run) == key))
+    for run in {task.check_key(run): run for run in missing}.values():
+        task.prepare(run)
     jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
     missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
@@ -78,7 +78,7 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: a row a run and epoch, with the run's fields, `id`, `baseline` and `profile`.
+    """One tidy frame of the runs' metrics: a row a run and epoch, with the run's fields, `id`, `baseline`, `variant` and `profile`.
 
     A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else NaN) the one after it.
 
@@ -122,7 +122,7 @@ def arrays(run: Run) -> dict[str, np.ndarray]:
 def _tidy(folder: Path) -> pd.DataFrame:
     run = record.read_run(folder)
     metrics, diverged = record.read_metrics(folder)
-    fields = {"id": run.id, "profile": folder.parent.parent.name, "baseline": run.baseline, **run.to_dict()}
+    fields = {"profile": folder.parent.parent.name, **run.described()}
     fields["num_classes"] = record.read_environment(folder).get("num_classes")
     described = pd.DataFrame(
         [fields | {"diverged": float("nan") if diverged is None else float(diverged)}] * max(len(metrics), 1)
@@ -245,12 +245,6 @@ def _check_writable(folder: Path) -> None:
         raise type(error)(
             error.errno, f"results cannot be written to {folder} ({error.strerror}); free it or set RESULTS_DIR"
         ) from error
-
-
-def _split_key(run: Run) -> tuple:
-    """Runs with the same key pass or fail the checks against the data together."""
-    names = "dataset image_size classes n_train n_validation batch_size test_images network normalize".split()
-    return tuple(getattr(run, name) for name in names)
 
 
 def _under_parallel_make() -> bool:

@@ -13,9 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,64 +24,12 @@ from torch import Tensor, nn
 
 from lib import data, losses, measures, models, paths, record
 from lib.run import Run, generator
+from lib.task import Task, check_sizes, data_key, prepare
+from lib.task import penalties as attach
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run's data on its device: images float [N, C, H, W], labels int64 [N]."""
-
-    train: data.Split  # labels corrupted
-    true_labels: Tensor
-    validation: data.Split  # labels corrupted; may be empty
-    test: data.Split
-    num_classes: int
-    hashes: dict[str, str]
-
-
-def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
-    """The data that a run trains on, split and corrupted; every check of the run against the data happens here.
-
-    Raises:
-        ValueError: if the run does not fit the data (fewer images than asked for, a batch larger than the data).
-        data.DataError: if the data set is not at hand.
-    """
-    dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
-    _, channels, height, width = dataset.train.images.shape
-    if height != width:
-        raise ValueError(f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones")
-    # archives are sorted by class: in this order the first so many test images hold every class in proportion
-    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
-    train, validation, _ = data.subset(dataset.train, run.n_train, run.n_validation)
-    _check_sizes(run, len(train), len(dataset.test))
-    models.build(run, channels, height, dataset.num_classes)
-
-    def corrupted(split: data.Split, purpose: str) -> Tensor:
-        source = generator(run.seed, purpose)
-        return data.corrupt_labels(split.labels, run.corruption, dataset.num_classes, generator=source, law=run.corruption_law)[
-            0
-        ]
-
-    labels = corrupted(train, "corruption")
-    hashes = {"data": dataset.sha256, "labels": sha256(labels.numpy().tobytes()).hexdigest()}
-    return Task(
-        train=data.Split(_channels_last(train.images.to(device)), labels.to(device)),
-        true_labels=train.labels.to(device),
-        validation=data.Split(
-            _channels_last(validation.images.to(device)), corrupted(validation, "validation corruption").to(device)
-        ),
-        test=data.Split(_channels_last(test.images.to(device)), test.labels.to(device)),
-        num_classes=dataset.num_classes,
-        hashes=hashes,
-    )
-
-
-@lru_cache(maxsize=1)
-def _load(name: str, normalize: str, size: int | None, classes: int | None, root: Path) -> data.DataSet:
-    options = {key: value for key, value in (("size", size), ("classes", classes)) if value is not None}
-    return data.load(name, root=root, normalize=normalize, **options)
+Watch = Callable[[Run, nn.Module, int], None]
 
 
 def fit(
@@ -92,6 +38,7 @@ def fit(
     *,
     device: str | torch.device | None = None,
     on_epoch: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> pd.DataFrame:
     """Train the runs and give their metrics: one tidy frame, a row a run and epoch, with the run's `id`.
 
@@ -100,6 +47,8 @@ def fit(
         folders: one each, to checkpoint into, to resume from and to write the finished run to; None: keep nothing.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
         on_epoch: called after each epoch of each run.
+        watch: called with run, network and epoch before training (epoch 0) and after each epoch, for example to log to
+            TensorBoard (`lib.monitor`). It must not change the network.
 
     Raises:
         ValueError: if a run does not fit its data; raised before any of them is trained.
@@ -110,14 +59,14 @@ def fit(
     _commit()
     tasks: dict[tuple, Task] = {}
     for run in runs:
-        key = _data_key(run)
+        key = data_key(run)
         if key not in tasks:
             tasks[key] = prepare(run, device)
-        _check_sizes(run, len(tasks[key].train), len(tasks[key].test))
+        check_sizes(run, len(tasks[key].train), len(tasks[key].test))
     frames = []
     for k, run in enumerate(runs):
         with _reproducible(device):
-            frames.append(_fit_one(run, tasks[_data_key(run)], folders[k] if folders else None, device, on_epoch))
+            frames.append(_fit_one(run, tasks[data_key(run)], folders[k] if folders else None, device, on_epoch, watch))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -126,68 +75,71 @@ def default_device() -> str:
     return os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fit_one(run: Run, task: Task, folder: Path | None, device: torch.device, on_epoch: Callable[[], None]) -> pd.DataFrame:
-    _, channels, side, _ = task.train.images.shape
-    model = models.build(run, channels, side, task.num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay)
-    penalty = losses.ActivationL2(model, "trunk")
+def _fit_one(
+    run: Run, task: Task, folder: Path | None, device: torch.device, on_epoch: Callable[[], None], watch: Watch | None
+) -> pd.DataFrame:
+    model = models.build(run, *task.shape).to(device, memory_format=torch.channels_last)
+    optimizer = _optimizer(run, model)
+    penalties = attach(run, model)
     weights = losses.schedule(run.schedule, run.epochs, run.speed, run.rate) if run.al2 else [0.0] * run.epochs
-    points = set(run.point_epochs())
     rows: list[dict[str, float]] = []
-    curves: dict[str, list[Tensor]] = {spec: [] for spec in run.ablations}
-    curve_epochs: list[int] = []
+    arrays: dict[str, list[Tensor]] = {}
     seconds, diverged = 0.0, None
 
     state = record.load_checkpoint(folder, run) if folder else None
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        rows, curves, curve_epochs, seconds = state["rows"], state["curves"], state["curve_epochs"], state["seconds"]
+        rows, arrays, seconds = state["rows"], state["arrays"], state["seconds"]
         for _ in rows:
             on_epoch()
     elif folder:
         record.begin(folder, run)
 
     started = saved = time.monotonic()
+    if not rows:
+        _observe(model, task, run, 0, arrays)
+        if watch:
+            watch(run, model, 0)
     for epoch in range(len(rows) + 1, run.epochs + 1):
-        row = {"epoch": epoch} | _train_epoch(model, optimizer, penalty, task, run, epoch, float(weights[epoch - 1]))
-        row |= _evaluate(model, task, run, full=epoch in points)
+        row = {"epoch": epoch} | _train_epoch(model, optimizer, penalties, task, run, epoch, float(weights[epoch - 1]))
+        row |= _evaluate(model, task, run, full=epoch in run.point_epochs())
         if not all(map(math.isfinite, row.values())):
             diverged = epoch
             break
-        if epoch in points:
-            curve_epochs.append(epoch)
-            for spec, curve in _ablate(model, task, run, epoch).items():
-                curves[spec].append(curve)
-                row[_area_column(spec)] = measures.ablation_area(curve)
-        rows.append(row)
+        rows.append(row | _observe(model, task, run, epoch, arrays))
         on_epoch()
+        if watch:
+            watch(run, model, epoch)
         if folder and epoch < run.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
             saved = time.monotonic()
             state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "rows": rows, "curves": curves, "curve_epochs": curve_epochs}
+            state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays}
             record.save_checkpoint(folder, state | {"seconds": seconds + saved - started})
-    penalty.remove()
+    for penalty in penalties:
+        penalty.remove()
 
-    metrics = pd.DataFrame(rows, columns=_columns(run, task))
+    metrics = pd.DataFrame(rows, columns=_columns(run, task, model))
     if folder:
-        arrays = {f"ablation {spec}": torch.stack(c).numpy() for spec, c in curves.items() if c}
-        arrays["ablation epochs"] = torch.tensor(curve_epochs).numpy()
-        env = (
-            _environment(device)
-            | task.hashes
-            | {"num_classes": task.num_classes}
-            | {"seconds": round(seconds + time.monotonic() - started, 1)}
-        )
+        env = _environment(device) | task.hashes | {"num_classes": task.num_classes}
+        env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
         kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
-        record.finish(folder, run, metrics, arrays, env, diverged, kept)
+        stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
+        record.finish(folder, run, metrics, stacked, env, diverged, kept)
     return metrics.assign(id=run.id)
+
+
+def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    options = {"lr": run.learning_rate, "weight_decay": run.weight_decay}
+    if run.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=run.momentum, **options)
 
 
 def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    penalty: losses.ActivationL2,
+    penalties: tuple[losses.ActivationL2, losses.SparsityReg, losses.DecorrReg],
     task: Task,
     run: Run,
     epoch: int,
@@ -195,29 +147,37 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images; means over the epoch's images, in training mode."""
     model.train()
+    activation_l2, sparsity, decorrelation = penalties
     images, labels = task.train.images, task.train.labels
     order = torch.randperm(len(labels), generator=generator(run.seed, "order", epoch)).to(images.device)
     for module in model.modules():
         if isinstance(module, models.Dropout):
             module.generator = generator(run.seed, "dropout", epoch, device=images.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=images.device)
+    sums: dict[str, Tensor] = {}
     for batch in order.split(run.batch_size):
         x, y = images[batch], labels[batch]  # [B, C, H, W], [B]
         logits = model(x)  # [B, K]
-        cross_entropy, l2 = F.cross_entropy(logits, y), penalty.penalty()
+        cross_entropy, l2 = F.cross_entropy(logits, y), activation_l2.penalty()
+        loss = cross_entropy + weight * l2 if weight else cross_entropy
+        step = {"cross_entropy": cross_entropy, "activation_l2": l2, "train_accuracy": measures.accuracy(logits, y)}
+        if run.sparsity:
+            step["sparsity_penalty"] = sparsity.penalty()
+            loss = loss + step["sparsity_penalty"]
+        if run.decorrelation:
+            step["decorrelation_penalty"] = decorrelation.penalty()
+            loss = loss + step["decorrelation_penalty"]
         optimizer.zero_grad(set_to_none=True)
-        (cross_entropy + weight * l2 if weight else cross_entropy).backward()
+        loss.backward()
         optimizer.step()
-        with torch.no_grad():
-            right = (logits.argmax(1) == y).sum()
-            sums += torch.stack([cross_entropy.detach() * len(y), l2.detach() * len(y), right]).double()
-    cross_entropy, l2, right = (sums / len(labels)).tolist()  # the epoch's only wait for the device
-    values = {"cross_entropy": cross_entropy, "activation_l2": l2, "train_accuracy": 100 * right}
+        for name, value in step.items():
+            sums[name] = sums.get(name, 0) + value.detach().double() * len(y)
+    means = (torch.stack(list(sums.values())) / len(labels)).tolist()  # the epoch's only wait for the device
+    values = dict(zip(sums, means, strict=True))
     return values | {"lambda": weight} if run.al2 else values
 
 
 def _evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str, float]:
-    """Accuracy in % on (the first) test images and, where some are held out, on the validation images and their labels.
+    """Accuracy in % and cross-entropy on (the first) test images and, where some are held out, on the validation images.
 
     NaN where a logit is not finite: the largest of such logits means nothing.
     """
@@ -229,9 +189,36 @@ def _evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str
             logits = predict(model, split.images)
             accuracy = measures.accuracy(logits, split.labels).item()
             values[f"{name}_accuracy"] = accuracy if torch.isfinite(logits).all() else math.nan
-            if name == "validation":
-                values["validation_cross_entropy"] = F.cross_entropy(logits, split.labels).item()
+            values[f"{name}_cross_entropy"] = F.cross_entropy(logits, split.labels).item()
     return values
+
+
+def _observe(model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[str, list[Tensor]]) -> dict[str, float]:
+    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and arrays that are added to."""
+    columns: dict[str, float] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        arrays.setdefault(name, []).append(value.cpu())
+
+    if epoch in run.point_epochs():
+        for spec, curve in _ablate(model, task, run, epoch).items():
+            add(f"ablation {spec}", curve)
+            columns[_area_column(spec)] = measures.ablation_area(curve)
+        add("ablation epochs", torch.tensor(epoch))
+    mapped = epoch in run.heat_map_epochs() and run.heat_maps
+    if run.entropy or mapped:
+        maps = measures.entropy_maps(model, task.measure.images if run.entropy else task.measure.images[: run.heat_maps])
+    if mapped:
+        for layer, entropy in maps.items():
+            add(f"heat maps {layer}", entropy[: run.heat_maps].half())
+        add("heat map epochs", torch.tensor(epoch))
+    if run.entropy:
+        for layer, entropy in maps.items():
+            columns[f"entropy {layer}"] = entropy.mean().item()
+            add(f"correlations {layer}", measures.correlation_histogram(losses.find_layer(model, layer).weight).int())
+        if epoch == 0:
+            add("entropy before training", torch.tensor(list(columns.values())))
+    return columns
 
 
 def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Tensor]:
@@ -248,9 +235,7 @@ def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Ten
         if id(images) not in features:
             features[id(images)] = predict(model.trunk, images)
         coins = generator(run.seed, "ablation", spec, epoch, device=images.device)
-        with torch.no_grad():
-            curve = measures.cumulative_ablation(model.head, features[id(images)], labels, mask=mask, generator=coins)
-        curves[spec] = curve.cpu()
+        curves[spec] = measures.cumulative_ablation(model.head, features[id(images)], labels, mask=mask, generator=coins)
     return curves
 
 
@@ -261,33 +246,26 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(batch) for batch in images.split(EVAL_BATCH)])
 
 
-def _columns(run: Run, task: Task) -> list[str]:
-    columns = ["epoch", "test_accuracy", "test_images", "train_accuracy", "cross_entropy", "activation_l2"]
+def _columns(run: Run, task: Task, model: nn.Module) -> list[str]:
+    columns = [
+        "epoch",
+        "test_accuracy",
+        "test_cross_entropy",
+        "test_images",
+        "train_accuracy",
+        "cross_entropy",
+        "activation_l2",
+    ]
     columns += ["lambda"] if run.al2 else []
+    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
     columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation) else []
+    columns += [f"entropy {layer}" for layer in measures.hidden_layers(model)] if run.entropy else []
     return columns + [_area_column(spec) for spec in run.ablations]
 
 
 def _area_column(spec: str) -> str:
     """Table 2's metric has the published name; the other protocols say which they are."""
     return "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
-
-
-def _check_sizes(run: Run, n_train: int, n_test: int) -> None:
-    if run.batch_size > n_train:
-        raise ValueError(f"batch_size is {run.batch_size}, larger than the {n_train} training images")
-    if run.test_images is not None and run.test_images > n_test:
-        raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images")
-
-
-def _data_key(run: Run) -> tuple:
-    """Runs with the same key train on the same images and labels."""
-    names = "dataset image_size classes normalize n_train n_validation corruption corruption_law seed".split()
-    return tuple(getattr(run, name) for name in names)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import claims, report, tables
-from lib.run import label_randomization
+from lib.studies import label_randomization
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
 GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
@@ -18,10 +18,8 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
     rows = []
     for run in label_randomization(dataset, seeds=seeds, epochs=70, corruption=corruption, speed=10, **settings):
         described = {
-            "id": run.id,
             "profile": profile,
-            "baseline": run.baseline,
-            **run.to_dict(),
+            **run.described(),
             "diverged": np.nan,
             "num_classes": 10,
         }

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from lib.models import AL2CNN, Dropout, build
-from lib.run import Run, label_randomization
+from lib.run import Run
+from lib.studies import label_randomization
 
 NETWORKS = label_randomization("mnist")
 

@@ -34,7 +34,7 @@ def state(run: Run = RUN) -> dict:
     optimizer.step()
     saved = {"id": run.id, "measured": json.dumps(run.measured()), "optimizer": optimizer.state_dict()}
     saved |= {"model": {"w": parameter.detach()}, "rows": [{"epoch": 1, "lambda": 0.01}]}
-    return saved | {"curves": {"element/test": [torch.ones(11)]}, "curve_epochs": [1], "seconds": 2.5}
+    return saved | {"arrays": {"ablation element/test": [torch.ones(11)]}, "seconds": 2.5}
 
 
 @pytest.fixture
@@ -174,11 +174,11 @@ def test_a_checkpoint_is_read_back_as_it_was(folder):
     record.save_checkpoint(folder, state())
     read, written = record.load_checkpoint(folder, RUN), state()
     assert torch.equal(read["model"].pop("w"), written["model"].pop("w"))
-    assert torch.equal(read["curves"]["element/test"][0], torch.ones(11))
+    assert torch.equal(read["arrays"]["ablation element/test"][0], torch.ones(11))
     momentum = read["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(momentum, torch.ones(3))
     assert read["optimizer"]["param_groups"] == written["optimizer"]["param_groups"]
-    for key in ("id", "rows", "curve_epochs", "seconds"):
+    for key in ("id", "rows", "seconds"):
         assert read[key] == written[key]
     assert names(folder) == {"config.json", "checkpoint.pt"}
 

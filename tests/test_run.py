@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from lib.run import ABLATIONS, Run, generator, label_randomization
+from lib.run import ABLATIONS, Run, generator
+from lib.studies import label_randomization
 
 # Published ids: they name folders of stored results and never change.
 TRAINED = {"al2": True, "batch_norm": True, "corruption": 0.5, "dataset": "fashion_mnist", "dropout": 0.5, "epochs": 80}
@@ -64,7 +65,8 @@ def test_what_is_measured_is_no_part_of_the_id():
     assert run.id == Run("mnist").id
     assert run == Run("mnist")
     assert not run.to_dict().keys() & {"test_images", "ablations", "keep_weights"}
-    assert run.measured() == {"test_images": 500, "ablations": ["shared/test", "channel/test"], "keep_weights": True}
+    asked = {"test_images": 500, "ablations": ["shared/test", "channel/test"], "keep_weights": True}
+    assert run.measured() == asked | {"entropy": False, "heat_maps": 0}
 
 
 OTHER = dict(image_size=20, classes=5, normalize="unit", n_train=100, n_validation=10, corruption=0.5, corruption_law="exact")
@@ -244,7 +246,8 @@ def test_with_measures_measures_what_either_does_and_keeps_the_id():
     other = Run("mnist", test_images=500, ablations=("element/test", "shared/test"), keep_weights=True)
     both = one.with_measures(other)
     assert both.id == one.id
-    assert both.measured() == {"test_images": 500, "ablations": ["element/test", "shared/test"], "keep_weights": True}
+    asked = {"test_images": 500, "ablations": ["element/test", "shared/test"], "keep_weights": True}
+    assert both.measured() == asked | {"entropy": False, "heat_maps": 0}
     assert one.with_measures(Run("mnist", test_images=None)).test_images is None
 
 

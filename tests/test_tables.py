@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from lib import record, store, tables
-from lib.run import Run, label_randomization
+from lib.run import Run
+from lib.studies import label_randomization
 
 KEYS = ["dataset", "corruption", "baseline", "al2", "epoch", "metric"]
 POINTS = range(100, 701, 100)
@@ -12,7 +13,7 @@ POINTS = range(100, 701, 100)
 def tidy(run: Run, value=50.0, profile: str = "quick", diverged: int | None = None, **columns) -> pd.DataFrame:
     """A stored run as `store.load` gives it, `value` being its test accuracy (a number, or a function of the epoch)."""
     epochs = np.arange(1, (run.epochs if diverged is None else diverged - 1) + 1)
-    fields = {"id": run.id, "profile": profile, "baseline": run.baseline, **run.to_dict()}
+    fields = {"profile": profile, **run.described()}
     fields |= {"num_classes": 10, "diverged": np.nan if diverged is None else float(diverged)}
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     accuracy = [float(value(e)) if callable(value) else value for e in epochs]

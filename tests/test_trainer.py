@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import data, losses, models, record, store, trainer
-from lib.run import Run, generator, label_randomization
+from lib.run import Run, generator
+from lib.studies import label_randomization
 
 # the last of seven batches is short (8 images); settings with which three epochs change much
 SMALL = dict(dataset="digits", image_size=16, n_train=200, n_validation=40, test_images=50, epochs=3, corruption=0.25)
@@ -31,7 +32,7 @@ NETWORKS = {
     "dropout": replace(BARE, dropout=0.5),
     "everything": replace(AL2, batch_norm=True, dropout=0.3, weight_decay=0.01, momentum=0.5, seed=3),
 }
-COLUMNS = ["epoch", "test_accuracy", "test_images", "train_accuracy", "cross_entropy", "activation_l2"]
+COLUMNS = "epoch test_accuracy test_cross_entropy test_images train_accuracy cross_entropy activation_l2".split()
 
 
 def percent_right(logits, labels):
@@ -360,7 +361,7 @@ def test_a_run_that_diverges_at_once_has_no_rows_but_all_columns(rate, tmp_path)
     trainer.fit([run], [tmp_path / run.name])
     metrics, diverged = record.read_metrics(tmp_path / run.name)
     assert diverged == 1 and len(metrics) == 0
-    assert list(metrics)[:6] == COLUMNS
+    assert list(metrics)[:7] == COLUMNS
 
 
 @pytest.mark.parametrize("weight_decay", [21.0, 22.0, 50.0])

@@ -1,0 +1,112 @@
+"""What a run trains on: its data, split, corrupted and on its device. Every check of a run against the data is made here."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib import data, losses, models, paths
+from lib.run import Run, generator
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run's data on its device: images float [N, C, H, W], labels int64 [N]."""
+
+    train: data.Split  # labels corrupted
+    true_labels: Tensor
+    validation: data.Split  # labels corrupted; may be empty
+    measure: data.Split  # images that entropy is measured on; may be empty
+    test: data.Split
+    num_classes: int
+    hashes: dict[str, str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels and side of the images and number of classes, as `models.build` takes them."""
+        return self.train.images.shape[1], self.train.images.shape[2], self.num_classes
+
+
+def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
+    """The data that a run trains on, split and corrupted.
+
+    Raises:
+        ValueError: if the run does not fit the data (fewer images than asked for, a batch larger than the data) or names a
+            layer that its network does not have.
+        data.DataError: if the data set is not at hand.
+    """
+    dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
+    _, channels, height, width = dataset.train.images.shape
+    if height != width:
+        raise ValueError(f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones")
+    # archives are sorted by class: in this order the first so many test images hold every class in proportion
+    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
+    train, validation, measure = data.subset(dataset.train, run.n_train, run.n_validation, run.n_measure)
+    check_sizes(run, len(train), len(test))
+    with torch.device("meta"):  # xxl networks are large: their shapes are enough here
+        penalties(run, models.architecture(run, channels, height, dataset.num_classes))
+
+    def corrupted(split: data.Split, purpose: str) -> Tensor:
+        source, classes = generator(run.seed, purpose), dataset.num_classes
+        return data.corrupt_labels(split.labels, run.corruption, classes, generator=source, law=run.corruption_law)[0]
+
+    def placed(split: data.Split, labels: Tensor) -> data.Split:
+        return data.Split(split.images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
+
+    labels = corrupted(train, "corruption")
+    return Task(
+        train=placed(train, labels),
+        true_labels=train.labels.to(device),
+        validation=placed(validation, corrupted(validation, "validation corruption")),
+        measure=placed(measure, measure.labels),
+        test=placed(test, test.labels),
+        num_classes=dataset.num_classes,
+        hashes={"data": dataset.sha256, "labels": sha256(labels.numpy().tobytes()).hexdigest()},
+    )
+
+
+def penalties(run: Run, model: nn.Module) -> tuple[losses.ActivationL2, losses.SparsityReg, losses.DecorrReg]:
+    """The run's penalties, attached to its network; L_r is always measured, the others act on the layers the run names."""
+    return (
+        losses.ActivationL2(model, models.features_layer(run.network)),
+        losses.SparsityReg(model, dict.fromkeys(run.sparsity, run.sparsity_weight)),
+        losses.DecorrReg(
+            model,
+            dict.fromkeys(run.decorrelation, run.decorrelation_weight),
+            centre=run.decorrelation_centre,
+            pairs=run.decorrelation_pairs,
+            reduce=run.decorrelation_reduce,
+        ),
+    )
+
+
+DATA_FIELDS = ("dataset", "image_size", "classes", "normalize", "n_train", "n_validation", "n_measure")
+LABEL_FIELDS = ("corruption", "corruption_law", "seed")
+CHECKED_FIELDS = ("batch_size", "test_images", "network", "padding", "sparsity", "decorrelation")
+
+
+def data_key(run: Run) -> tuple:
+    """Runs with the same key train on the same images and labels."""
+    return tuple(getattr(run, name) for name in DATA_FIELDS + LABEL_FIELDS)
+
+
+def check_key(run: Run) -> tuple:
+    """Runs with the same key pass or fail the checks of `prepare` together."""
+    return tuple(getattr(run, name) for name in DATA_FIELDS + CHECKED_FIELDS)
+
+
+def check_sizes(run: Run, n_train: int, n_test: int) -> None:
+    """Refuse, with a ValueError, a batch or a test set larger than there are images."""
+    if run.batch_size > n_train:
+        raise ValueError(f"batch_size is {run.batch_size}, larger than the {n_train} training images")
+    if run.test_images is not None and run.test_images > n_test:
+        raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images")
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, normalize: str, size: int | None, classes: int | None, root: Path) -> data.DataSet:
+    options = {key: value for key, value in (("size", size), ("classes", classes)) if value is not None}
+    return data.load(name, root=root, normalize=normalize, **options)
