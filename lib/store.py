@@ -78,7 +78,7 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: a row a run and epoch, with the run's fields, `id`, `baseline`, `variant` and `profile`.
+    """One tidy frame of the runs' metrics: a row a run and epoch, with `profile` and what `Run.described` gives.
 
     A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else NaN) the one after it.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lib.losses import CENTRES, PAIRS, REDUCTIONS
 from lib.run import SPARSITY_NETWORKS, Run
 
 # How the targeted-sparsity paper trains (section 4; scale of the images: the protocol).
@@ -38,6 +39,9 @@ def sparsity_networks(
     seeds: Iterable[int] = (0,),
     dropout: float = 0.25,
     optimizer: str = "sgd",
+    learning_rate: float | None = None,
+    long_networks: Sequence[str] = (),
+    long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
     """ConvNets of Table 2 of the targeted-sparsity paper, on clean labels: vanilla, drop, norm, sr1, sr2, sr3 for each seed.
@@ -48,23 +52,115 @@ def sparsity_networks(
         size: "s", "m" or "xxl".
         seeds: of the runs.
         dropout: of dropNet, which alone has it.
-        optimizer: "sgd" (learning rate 0.01, no momentum) or "adam" (0.001).
+        optimizer: "sgd" (no momentum) or "adam".
+        learning_rate: None: 0.01 for SGD, 0.001 for Adam.
+        long_networks: those that train for `long_epochs`, to see whether they overfit later (Fig. 6). The first epochs of a
+            long training are the short one, so tables read both.
         settings: fields of `Run` for all of them.
 
     Raises:
-        ValueError: for an unknown network or size.
+        ValueError: for an unknown network.
     """
-    if unknown := [name for name in networks if name not in VARIANTS]:
-        raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
+    for name, given in (("networks", networks), ("long_networks", long_networks)):
+        if unknown := [network for network in given if network not in VARIANTS]:
+            raise ValueError(f"{name} holds {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
+    if long_networks and not long_epochs:
+        raise ValueError("long_networks needs long_epochs, a whole number ≥ 1")
     own = {"dropNet": {"dropout": dropout}, "normNet": {"batch_norm": True}}
+    shared = SPARSITY_DEFAULTS | {"dataset": dataset, "network": f"convnet_{size}", "optimizer": optimizer} | settings
+    shared["learning_rate"] = learning_rate or (0.001 if optimizer == "adam" else 0.01)
+    runs = []
+    for seed in seeds:
+        for name in networks:
+            layers = dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS.get(name, ((), ())), strict=True))
+            longer = {"epochs": long_epochs} if name in long_networks else {}
+            runs.append(Run.from_dict(shared | {"seed": seed} | layers | own.get(name, {}) | longer))
+    return runs
+
+
+# Layers that Table 3 regularises: the paper names none, so all but the last; or, as in the ConvNets, the last two
+# convolutions and the first dense layer.
+REGULARISED = {
+    "lenet": {"all": ("conv1", "conv2", "fc1", "fc2"), "targeted": ("conv1", "conv2", "fc1")},
+    "alexnet": {
+        "all": ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2"),
+        "targeted": ("conv4", "conv5", "fc1"),
+    },
+}
+
+
+def lenet_alexnet(
+    dataset: str,
+    *,
+    networks: Sequence[str] = ("lenet", "alexnet"),
+    seeds: Iterable[int] = (0,),
+    layers: str = "all",
+    learning_rate: float = 0.01,
+    **settings: Any,
+) -> list[Run]:
+    """LeNet and AlexNet, each without and with SparsityReg, for each seed (Table 3 of the targeted-sparsity paper).
+
+    Args:
+        dataset: where to train.
+        networks: "lenet", "alexnet", or both.
+        seeds: of the runs.
+        layers: which are regularised, "all" but the last, or "targeted", see `REGULARISED`.
+        learning_rate: of SGD.
+        settings: fields of `Run` for all of them.
+
+    Raises:
+        ValueError: for an unknown network or choice of layers.
+    """
+    if unknown := [name for name in networks if name not in REGULARISED]:
+        raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(REGULARISED)}")
+    if layers not in ("all", "targeted"):
+        raise ValueError(f"layers is {layers!r}; allowed: all, targeted")
+    shared = SPARSITY_DEFAULTS | {"dataset": dataset, "learning_rate": learning_rate} | settings
     return [
-        Run.from_dict(
-            {"dataset": dataset, "network": f"convnet_{size}", "seed": seed, **SPARSITY_DEFAULTS, "optimizer": optimizer}
-            | {"learning_rate": 0.001 if optimizer == "adam" else 0.01}
-            | settings
-            | dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS.get(name, ((), ())), strict=True))
-            | own.get(name, {})
-        )
+        Run.from_dict(shared | {"network": network, "seed": seed, "sparsity": REGULARISED[network][layers] if on else ()})
         for seed in seeds
-        for name in networks
+        for network in networks
+        for on in (False, True)
     ]
+
+
+READINGS = tuple(f"{c}/{p}/{r}" for c in CENTRES for p in PAIRS for r in REDUCTIONS)
+
+
+def decorrelation_readings(
+    dataset: str,
+    *,
+    screen_epochs: int = 3,
+    screen_seed: int = 100,
+    trained: Sequence[str] = (),
+    epochs: int = 100,
+    **settings: Any,
+) -> list[Run]:
+    """sr2Net, and sr3Net in every reading of Eq. 6–7, for a few epochs; then those of `trained` in full, on the same one seed.
+
+    Args:
+        dataset: where to train.
+        screen_epochs: length of the short trainings.
+        screen_seed: the one seed; none of the tables' own.
+        trained: readings "centre/pairs/reduce" to train for `epochs`, with sr2Net beside them.
+        epochs: length of the full trainings.
+        settings: as `sparsity_networks` takes them, for all.
+
+    Raises:
+        ValueError: for an unknown reading.
+    """
+    if unknown := [reading for reading in trained if reading not in READINGS]:
+        raise ValueError(f"trained holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}")
+    runs = []
+    for length, readings in ((screen_epochs, READINGS), (epochs, trained)):
+        shared = settings | {"seeds": (screen_seed,), "epochs": length}
+        runs += sparsity_networks(dataset, networks=("sr2Net",), **shared) if readings else []
+        for reading in readings:
+            runs += sparsity_networks(dataset, networks=("sr3Net",), **shared | reading_fields(reading))
+    return runs
+
+
+def reading_fields(reading: str) -> dict[str, str]:
+    """Fields of `Run` for a reading "centre/pairs/reduce"."""
+    names = ("decorrelation_centre", "decorrelation_pairs", "decorrelation_reduce")
+    return dict(zip(names, reading.split("/"), strict=True))
