@@ -124,6 +124,17 @@ def hidden_layers(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
+def correlation_rms(weight: Tensor) -> Tensor:
+    """Root mean square of the correlations of pairs of filters, a scalar: 0 for none, 1 where all filters are alike.
+
+    D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 / √(F − 1) where D ≫ F.
+    """
+    c = filter_correlation(weight.float())
+    pairs = max(len(c) * (len(c) - 1) // 2, 1)
+    return (c.square().tril(-1).sum() / pairs).sqrt()
+
+
+@torch.no_grad()
 def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
     """How often each correlation of two filters occurs: counts [bins] over −1 … 1, each pair once (targeted sparsity, Fig. 7).
 

@@ -93,8 +93,8 @@ class Run:
         test_images: measured each epoch on so many test images, of every class; None: on all. Not in the id, like all below.
         ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`. Of
             al2_cnn alone; the other networks have none.
-        entropy: mean entropy of each hidden layer over the `n_measure` images, and the histogram of its filters'
-            correlations, before training and after each epoch.
+        entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and histogram of its
+            filters' correlations, before training and after each epoch.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
 

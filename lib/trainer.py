@@ -213,11 +213,14 @@ def _observe(model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[st
             add(f"heat maps {layer}", entropy[: run.heat_maps].half())
         add("heat map epochs", torch.tensor(epoch))
     if run.entropy:
-        for layer, entropy in maps.items():
-            columns[f"entropy {layer}"] = entropy.mean().item()
-            add(f"correlations {layer}", measures.correlation_histogram(losses.find_layer(model, layer).weight).int())
+        means = {f"entropy {layer}": entropy.mean().item() for layer, entropy in maps.items()}
         if epoch == 0:
-            add("entropy before training", torch.tensor(list(columns.values())))
+            add("entropy before training", torch.tensor(list(means.values())))
+        columns |= means
+        for layer in maps:
+            weight = losses.find_layer(model, layer).weight
+            columns[f"correlation {layer}"] = measures.correlation_rms(weight).item()
+            add(f"correlations {layer}", measures.correlation_histogram(weight).int())
     return columns
 
 
@@ -259,7 +262,8 @@ def _columns(run: Run, task: Task, model: nn.Module) -> list[str]:
     columns += ["lambda"] if run.al2 else []
     columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
     columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation) else []
-    columns += [f"entropy {layer}" for layer in measures.hidden_layers(model)] if run.entropy else []
+    for measure in ("entropy", "correlation"):
+        columns += [f"{measure} {layer}" for layer in measures.hidden_layers(model)] if run.entropy else []
     return columns + [_area_column(spec) for spec in run.ablations]
 
 
