@@ -6,10 +6,13 @@ from dataclasses import fields
 import pandas as pd
 
 from lib import paths
-from lib.run import PAPER_EPOCHS, Run, epoch_measured
+from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
+from lib.studies import VARIANTS
 
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
+SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]  # what a cell of the other paper's Table 2 is about
+SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
 DIVERGED = "diverged"
 
@@ -33,6 +36,8 @@ def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return frame
     kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
+    for name in ("sparsity", "decorrelation"):  # frames made by hand may lack what the AL2 paper does not know
+        kept &= frame[name].fillna("") == "" if name in frame else True
     kept &= (frame.schedule == "al2") & (frame.corruption_law == "bernoulli") & (frame.bn_gamma == "ones")
     return frame[kept]
 
@@ -52,11 +57,7 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
     rows = []
     if not frame.empty:
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
-            settings = cell.drop_duplicates("id")[
-                [f.name for f in fields(Run) if f.name in cell and f.name != "seed" and not f.metadata.get("measure")]
-            ]
-            if mixed := [name for name in settings if settings[name].nunique(dropna=False) > 1]:
-                raise ValueError(f"runs of one cell {keys} differ in {', '.join(mixed)}: a table averages over seeds alone")
+            one_setting(cell, keys, but=("seed",))
             for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
                 here = epoch_measured(epoch, int(cell.epochs.iloc[0]))
                 diverged = bool((cell.diverged <= here).any())
@@ -87,6 +88,101 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=columns).sort_values(
         ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
     )
+
+
+def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a tidy frame that belong to Tables 2 and 3 of the targeted-sparsity paper, `network` and `size` as printed.
+
+    Clean labels, no AL2, the networks of `lib.studies`, no seed that was used for screening. `network` is vanillaNet …,
+    LeNet, AlexNet; `size` is s, m, xxl, or empty for the last two; `regularized` says whether SparsityReg is on.
+    """
+    if frame.empty:
+        return frame
+    names = [*VARIANTS, "LeNet", "AlexNet", "LeNet+sr", "AlexNet+sr"]
+    kept = (frame.network != "al2_cnn") & (frame.corruption == 0) & ~frame.al2.astype(bool) & frame.variant.isin(names)
+    rows = frame[kept & (frame.seed < SCREENING_SEED)]
+    return rows.assign(
+        size=rows.network.str.extract(r"convnet_(\w+)", expand=False).fillna(""),
+        network=rows.variant.str.removesuffix("+sr"),
+        regularized=rows.sparsity.fillna("") != "",
+    )
+
+
+def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    """For each run its test accuracy in % at its best epoch and at the last of those that the table reads.
+
+    A table reads as many epochs as the shortest training of its profile, data set, size and optimiser has, at most the paper's
+    100: a longer training is read as far as that.
+
+    Args:
+        runs: as `sparsity_runs` gives them.
+
+    Returns:
+        a row a run: profile, dataset, size, optimizer, network, regularized, decorrelation, seed, id, epochs_read, best,
+        best_epoch, last. Empty `best` and `last` where the loss became NaN by then.
+    """
+    rows = []
+    for keys, cell in runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False):
+        read = int(min(SPARSITY_EPOCHS, cell.epochs.min()))
+        for run_id, run in cell.groupby("id", sort=False):
+            first, here = run.iloc[0], run[run.epoch <= read].sort_values("epoch")
+            row = dict(zip(["profile", "dataset", "size", "optimizer"], keys, strict=True))
+            row |= {name: first[name] for name in ("network", "regularized", "seed")} | {"id": run_id, "epochs_read": read}
+            if not first.diverged <= read and len(here):
+                best = here.loc[here.test_accuracy.idxmax()]
+                row |= {"best": best.test_accuracy, "best_epoch": int(best.epoch), "last": here.test_accuracy.iloc[-1]}
+            rows.append(row)
+    columns = ["profile", "dataset", "size", "optimizer", "network", "regularized", "seed", "id", "epochs_read"]
+    return pd.DataFrame(rows).reindex(columns=[*columns, "best", "best_epoch", "last"])
+
+
+def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it, as fractions like the paper's.
+
+    A data set that the paper has no number for gets rows of its own, with `published` empty; a published row that no run
+    answers has `measured` empty. `measured` is the mean over n seeds of the best epoch, `sd` their standard deviation, and
+    `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN.
+
+    Raises:
+        ValueError: for another table.
+    """
+    keys = {"sparsity_table2": SPARSITY_CELL, "sparsity_table3": ["dataset", "network", "regularized"]}.get(name)
+    if keys is None:
+        raise ValueError(f"{name!r} is no table of that paper; there are sparsity_table2, sparsity_table3")
+    paper = published(name).rename(columns={"best_accuracy": "published"})
+    runs = sparsity_runs(frame)
+    runs = runs[(runs["size"] == "") == (name == "sparsity_table3")] if len(runs) else runs
+    columns = ["profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n", "measured_last"]
+    rows = []
+    for keyed, cell in best_accuracies(runs).groupby(["profile", *keys], sort=False) if len(runs) else []:
+        one_setting(runs[runs.id.isin(cell.id)], keyed)
+        diverged = bool(cell.best.isna().any())
+        rows.append(
+            [
+                *keyed,
+                cell.dataset.iloc[0],
+                cell.epochs_read.iloc[0],
+                DIVERGED if diverged else cell.best.mean() / 100,
+                float("nan") if diverged or len(cell) < 2 else cell.best.std() / 100,
+                len(cell),
+                float("nan") if diverged else cell["last"].mean() / 100,
+            ]
+        )
+    measured = pd.DataFrame(rows, columns=["profile", *keys, *[c for c in columns if c not in ("profile", "published")]])
+    table = paper.merge(measured, on=keys, how="outer")
+    return table.reindex(columns=[*keys, *columns]).sort_values(["dataset", "profile", *keys[1:]])
+
+
+def one_setting(runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")) -> None:
+    """Refuse to average over runs that differ in more than the seed (and in length, which tables cut).
+
+    Raises:
+        ValueError: naming the fields in which they differ.
+    """
+    runs = runs.drop_duplicates("id")
+    names = [f.name for f in fields(Run) if f.name in runs and f.name not in but and not f.metadata.get("measure")]
+    if mixed := [name for name in names if runs[name].nunique(dropna=False) > 1]:
+        raise ValueError(f"runs of one cell {cell} differ in {', '.join(mixed)}: a table averages over seeds alone")
 
 
 def stopping(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,190 @@
+"""Figures of the targeted-sparsity paper, drawn from tidy frames. One colour a network throughout."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib import measures, tables
+from lib.studies import VARIANTS
+
+COLOURS = dict(zip([*VARIANTS, "LeNet", "AlexNet"], sns.color_palette("colorblind", 8), strict=True))
+
+
+def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
+    """Validation loss against epochs, a panel a data set, size and optimiser (Fig. 3 and 6): smoothed, penalties left out.
+
+    The line is the mean over seeds of the curves smoothed with σ = 2 epochs, the band their range; a dot marks each
+    network's moment of overfitting, where it has one (of the seeds' mean curve).
+
+    Args:
+        runs: as `lib.tables.sparsity_runs` gives them.
+        until: last epoch shown; None: all.
+    """
+    panels = list(runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False))
+    fig, axes = _grid(len(panels), 3.6, 3.0)
+    for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
+        for network, own in _by_network(panel):
+            curves = _curves(own, "test_cross_entropy", until).apply(measures.smoothed, axis=0, result_type="broadcast")
+            mean = curves.mean(axis=1)
+            ax.plot(curves.index, mean, color=COLOURS[network], lw=1.6)
+            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+            moment = measures.moment_of_overfitting(_curves(own, "test_cross_entropy", until).mean(axis=1))
+            if moment is not None:
+                ax.plot(moment, mean[moment], "o", color=COLOURS[network], ms=6, mec="white")
+        ax.set_title(f"{_panel_name(dataset, size, optimizer)}\n{profile}, {_seeds(panel)}")
+        ax.set(xlabel="epoch", ylabel="validation loss (nats)")
+    _legend(fig, runs, "moment of overfitting")
+    return fig
+
+
+def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
+    """Mean entropy of a layer's activation vectors over training, a panel a layer (Fig. 5 and A.1).
+
+    The line is the mean over seeds, the band their range; a dashed vertical line is a network's moment of overfitting, where
+    it has one.
+
+    Args:
+        runs: one profile, data set, size and optimiser, as `lib.tables.sparsity_runs` gives them.
+        layers: which; none given: all that were measured.
+        until: last epoch shown; None: all.
+    """
+    measured = [c.removeprefix("entropy ") for c in runs if c.startswith("entropy ") and runs[c].notna().any()]
+    layers = list(layers) or measured
+    fig, axes = _grid(len(layers), 3.0, 2.7)
+    for ax, layer in zip(axes, layers, strict=True):
+        for network, own in _by_network(runs):
+            curves = _curves(own, f"entropy {layer}", until)
+            ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
+            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+            moment = measures.moment_of_overfitting(_curves(own, "test_cross_entropy", until).mean(axis=1))
+            if moment is not None:
+                ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
+        ax.set_title(layer)
+        ax.set(xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, None))
+    first = runs.iloc[0]
+    name = _panel_name(first.dataset, first["size"], first.optimizer)
+    fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
+    _legend(fig, runs, "moment of overfitting", vertical=True)
+    return fig
+
+
+def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
+    """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2 in one number an epoch."""
+    measured = [c.removeprefix("correlation ") for c in runs if c.startswith("correlation ") and runs[c].notna().any()]
+    layers = list(layers) or measured
+    fig, axes = _grid(len(layers), 3.0, 2.7)
+    for ax, layer in zip(axes, layers, strict=True):
+        for network, own in _by_network(runs):
+            curves = _curves(own, f"correlation {layer}", until)
+            ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
+            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+        ax.set_title(layer)
+        ax.set(xlabel="epoch", ylabel="rms correlation", ylim=(0, None))
+    first = runs.iloc[0]
+    name = _panel_name(first.dataset, first["size"], first.optimizer)
+    fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
+    _legend(fig, runs)
+    return fig
+
+
+def best_beside_paper(table: pd.DataFrame) -> Figure:
+    """Best accuracies of Table 2 or 3, measured (dots, a bar ± standard deviation) and published (crosses), a panel a cell.
+
+    Args:
+        table: as `lib.tables.sparsity_beside_published` gives it.
+    """
+    table = table.copy()
+    if "regularized" in table:  # Table 3
+        names = table.network + table.regularized.map({True: "+sr", False: ""})
+        order, groups = ["LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr"], ["dataset"]
+    else:
+        names, order, groups = table.network, list(VARIANTS), ["dataset", "size", "optimizer"]
+    table["name"] = names
+    panels = list(table.groupby(groups))
+    fig, axes = _grid(len(panels), 3.2, 2.6)
+    place = {name: k for k, name in enumerate(order)}
+    for ax, (keys, cell) in zip(axes, panels, strict=True):
+        paper = cell[cell.published.notna()].drop_duplicates("name")
+        ax.plot(paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8)
+        own = cell[cell.measured.notna() & (cell.measured != tables.DIVERGED)]
+        for row in own.itertuples():
+            colour, y = COLOURS[row.network], place[row.name]
+            ax.errorbar(float(row.measured), y, xerr=0 if pd.isna(row.sd) else row.sd, fmt="o", color=colour, capsize=3)
+        profiles = ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")) or "not run"
+        ax.set_title(f"{_panel_name(*keys)}\n{profiles}")
+        ax.set(xlabel="best accuracy", yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
+    handles = [
+        plt.Line2D([], [], color="0.2", marker="x", ls="", label="published"),
+        plt.Line2D([], [], color="0.2", marker="o", ls="", label="measured (mean ± standard deviation)"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    return fig
+
+
+def correlation_histograms(histograms: Mapping[str, np.ndarray], title: str = "") -> Figure:
+    """How the correlations of a layer's filters are distributed in each epoch (Fig. 7 and A.2).
+
+    Args:
+        histograms: counts [epochs + 1, bins] by the panel's name, from before training on, as `lib.store.arrays` gives them.
+        title: above all panels.
+    """
+    fig, axes = _grid(len(histograms), 3.0, 2.7)
+    for ax, (name, counts) in zip(axes, histograms.items(), strict=True):
+        share = 100 * counts / counts.sum(axis=1, keepdims=True)
+        # the colour is capped where 99.5 % of the filled bins lie below: one full bin would hide all others
+        top = np.quantile(share[share > 0], 0.995)
+        shown = np.ma.masked_equal(share.T, 0)
+        mesh = ax.imshow(
+            shown, origin="lower", aspect="auto", extent=(-0.5, len(counts) - 0.5, -1, 1), cmap="YlGnBu", vmin=0, vmax=top,
+            interpolation="nearest",
+        )  # fmt: skip
+        ax.set_title(name)
+        ax.set(xlabel="epoch (0: before training)", ylabel="correlation of two filters")
+        ax.grid(False)
+        fig.colorbar(mesh, ax=ax, label="% of the pairs")
+    if title:
+        fig.suptitle(title, fontsize="medium")
+    return fig
+
+
+def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
+    """A column a seed over the epochs that all of them have."""
+    curves = runs.pivot(index="epoch", columns="seed", values=column).dropna()
+    return curves if until is None else curves.loc[:until]
+
+
+def _by_network(runs: pd.DataFrame):
+    present = set(runs.network)
+    return [(name, runs[runs.network == name]) for name in COLOURS if name in present]
+
+
+def _panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
+    return ", ".join(
+        [dataset, *[f"size {size}"] * bool(size), *[{"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer)] * bool(optimizer)]
+    )
+
+
+def _seeds(runs: pd.DataFrame) -> str:
+    n = runs.groupby("network").seed.nunique().min()
+    return f"{n} seeds: mean and range" if n > 1 else "one seed"
+
+
+def _grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axes]]:
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False)
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    return fig, list(axes.flat[:panels])
+
+
+def _legend(fig: Figure, runs: pd.DataFrame, mark: str = "", vertical: bool = False) -> None:
+    handles = [plt.Line2D([], [], color=COLOURS[name], label=name, lw=2) for name, _ in _by_network(runs)]
+    if mark:
+        style = {"ls": "--", "lw": 1.2} if vertical else {"ls": "", "marker": "o"}
+        handles.append(plt.Line2D([], [], color="0.3", label=mark, **style))
+    fig.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
