@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import claims, report, tables
+from lib import claims, report, tables, verdicts
 from lib.studies import label_randomization
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
@@ -54,14 +54,14 @@ def verdicts(made, **only):
     ],
 )
 def test_a_cell_holds_by_the_protocol_s_rule(differences, holds):
-    assert claims.cell_holds(differences) is holds
+    assert verdicts.cell_holds(differences) is holds
 
 
 def test_a_mean_of_exactly_two_standard_errors_does_not_hold():
     d = np.array([1.0, 2.0, 3.0])
     shifted = d - d.mean() + 2 * d.std(ddof=1) / np.sqrt(3)
-    assert claims.cell_holds(shifted - 1e-9) is False
-    assert claims.cell_holds(shifted + 1e-6) is True
+    assert verdicts.cell_holds(shifted - 1e-9) is False
+    assert verdicts.cell_holds(shifted + 1e-6) is True
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_a_mean_of_exactly_two_standard_errors_does_not_hold():
     ],
 )
 def test_all_cells_half_of_them_or_fewer(signs, wanted):
-    assert claims.verdict({str(k): [5.0 * s, 6.0 * s] for k, s in enumerate(signs)}, 4) == wanted
+    assert verdicts.verdict({str(k): [5.0 * s, 6.0 * s] for k, s in enumerate(signs)}, 4) == wanted
 
 
 def test_one_seed_can_only_indicate():
-    assert claims.verdict({"a": [50.0], "b": [-1.0]}, 2).startswith("indicative: 1 of 2")
+    assert verdicts.verdict({"a": [50.0], "b": [-1.0]}, 2).startswith("indicative: 1 of 2")
 
 
 def test_a_claim_about_cells_that_were_not_run_is_not_judged():
-    assert claims.verdict({}, 4) == "not run: 0 of 4 cells have finished runs"
-    assert claims.verdict({"a": [5.0, 6.0], "b": []}, 2) == "not run: 1 of 2 cells have finished runs"
+    assert verdicts.verdict({}, 4) == "not run: 0 of 4 cells have finished runs"
+    assert verdicts.verdict({"a": [5.0, 6.0], "b": []}, 2) == "not run: 1 of 2 cells have finished runs"
     bare = frame()
     found = verdicts(bare[bare.baseline == "bare"])
     assert found["A1"] == "not run: 1 of 4 cells have finished runs"
@@ -213,4 +213,4 @@ def test_quoting_needs_the_marks(tmp_path):
 def test_rules_are_stated_for_every_judged_claim():
     judged = claims.judge(frame(), ["made"])
     assert (judged[judged.n > 0].rule != "").all()
-    assert {f.name for f in dataclasses.fields(claims.Judged)} == {"published", "measured", "n", "rule", "verdict"}
+    assert {f.name for f in dataclasses.fields(verdicts.Judged)} == {"published", "measured", "n", "rule", "verdict"}

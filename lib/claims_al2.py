@@ -1,0 +1,229 @@
+"""Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was found out."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+
+from lib.data import noise_floor
+from lib.run import epoch_measured
+from lib.tables import BASELINES, at_published_epochs, published, stopping
+from lib.verdicts import PAIRED, Judged, of_parts, smallest_n, verdict
+
+SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
+
+
+def paired(runs: pd.DataFrame, metric: str, one: dict, other: dict, epoch: int | None = None) -> pd.Series:
+    """Differences one − other by seed, at one of the paper's epochs (default: the last).
+
+    Args:
+        runs: one profile, data set and level.
+        metric: a column of the runs.
+        one: values of `baseline` and `al2` of the first network.
+        other: of the second.
+        epoch: of the paper's 700.
+    """
+    return (_value(runs, metric, **one, epoch=epoch) - _value(runs, metric, **other, epoch=epoch)).dropna()
+
+
+def _value(runs: pd.DataFrame, metric: str, baseline: str, al2: bool, epoch: int | None = None) -> pd.Series:
+    """By seed; −∞ where the loss had become NaN by then, so that no cell holds because such a run is left out."""
+    here = epoch_measured(epoch or 700, int(runs.epochs.iloc[0]))
+    mine = runs[(runs.baseline == baseline) & (runs.al2 == al2)]
+    values = mine[mine.epoch == here].set_index("seed")[metric]
+    diverged = [seed for seed in mine[mine.diverged <= here].seed.unique() if seed not in values.index]
+    return values.reindex([*values.index, *diverged], fill_value=-np.inf)
+
+
+def _at_75(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs.corruption == 0.75]
+
+
+def _gains(runs: pd.DataFrame, metric: str) -> dict[str, pd.Series]:
+    """For each baseline, what AL2 adds to it at the last epoch, by seed."""
+    gains = {b: paired(runs, metric, {"baseline": b, "al2": True}, {"baseline": b, "al2": False}) for b in BASELINES}
+    return {b: d for b, d in gains.items() if len(d)}
+
+
+def _published(metric: str, epoch: int, baseline: str, al2: bool) -> float:
+    table = published("al2_table2" if metric == "ablation_auc" else "al2_table1")
+    row = table[(table.metric == metric) & (table.epoch == epoch) & (table.baseline == baseline) & (table.al2 == al2)]
+    return float(row.value.iloc[0])
+
+
+def _published_pairs(dataset: str, metric: str) -> str:
+    """What the paper prints at epoch 700; it prints MNIST only."""
+    if dataset != "mnist":
+        return ""
+    return "; ".join(
+        f"{short} {_published(metric, 700, b, False):g} → {_published(metric, 700, b, True):g}"
+        for b, short in BASELINES.items()
+    )
+
+
+def _pairs(runs: pd.DataFrame, metric: str, names: Iterable[str] = BASELINES) -> str:
+    table = at_published_epochs(runs, [metric], [700])
+
+    def mean(baseline: str, al2: bool) -> str:
+        values = table[(table.baseline == baseline) & (table.al2 == al2)].measured
+        return "not run" if values.empty else values.iloc[0] if isinstance(values.iloc[0], str) else f"{values.iloc[0]:.1f}"
+
+    return "; ".join(f"{BASELINES[b]} {mean(b, False)} → {mean(b, True)}" for b in names)
+
+
+def _a1(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    if runs.empty:
+        return None
+    cells = _gains(runs, "test_accuracy")
+    rule = f"four cells, one a baseline: d = accuracy with AL2 − without, last epoch; {PAIRED}"
+    return Judged(
+        _published_pairs(dataset, "test_accuracy"), _pairs(runs, "test_accuracy"), smallest_n(cells), rule, verdict(cells, 4)
+    )
+
+
+def _a2(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs, dropout = _at_75(runs), {"baseline": "dropout", "al2": False}
+    if runs.empty:
+        return None
+    cells = {b: paired(runs, "test_accuracy", dropout, {"baseline": b, "al2": False}) for b in BASELINES if b != "dropout"}
+    cells = {b: d for b, d in cells.items() if len(d)}
+    said = "; ".join(f"DO − {BASELINES[b]} {d.mean():+.1f}" for b, d in cells.items())
+    printed = {b: _published("test_accuracy", 700, b, False) for b in BASELINES}
+    paper = "; ".join(f"DO − {BASELINES[b]} {printed['dropout'] - printed[b]:+.1f}" for b in cells)
+    rule = f"three cells: d = accuracy of DO − another baseline, without AL2, last epoch; {PAIRED}"
+    return Judged(paper if dataset == "mnist" else "", said, smallest_n(cells), rule, verdict(cells, 3))
+
+
+def _a3(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    if runs.empty:
+        return None
+    values = pd.DataFrame({b: _value(runs, "activation_l2", b, False) for b in BASELINES})
+    logs = np.log10(values.where(values > 0)).dropna()  # seeds that have all four, none of them diverged
+    if logs.empty:
+        return None
+    ratios = {f"{BASELINES[b]}/DO": logs[b] - logs.dropout for b in ("batchnorm", "bare", "weight_decay")}
+    needed = {"BN/DO": 1, "Bare/DO": 2, "WD/DO": 2}
+    held = [bool((ratios[name].round() >= orders).all()) for name, orders in needed.items()]
+    decay = logs.weight_decay - logs.bare
+    held.append(bool((decay > np.log10(0.5)).all()))
+    said = "; ".join(f"{name} {10 ** d.mean():.1f}×" for name, d in ratios.items()) + f"; WD/Bare {10 ** decay.mean():.2f}×"
+    paper = {b: _published("activation_l2", 700, b, False) for b in BASELINES}
+    printed = "; ".join(f"{BASELINES[b]}/DO {paper[b] / paper['dropout']:.1f}×" for b in ("batchnorm", "bare", "weight_decay"))
+    printed += f"; WD/Bare {paper['weight_decay'] / paper['bare']:.2f}×"
+    rule = (
+        "L_r without AL2, last epoch: log10 of BN/DO rounds to ≥ 1, of Bare/DO and WD/DO to ≥ 2, and WD/Bare > 0.5, every seed"
+    )
+    return Judged(printed if dataset == "mnist" else "", said, len(decay), rule, of_parts(held, len(decay)))
+
+
+def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    if runs.empty:
+        return None
+    classes = int(runs.num_classes.iloc[0])
+    floor, chance, held, said = noise_floor(0.75, classes), 100 / classes, [], []
+    epochs = [epoch_measured(e, int(runs.epochs.iloc[0])) for e in range(100, 701, 100)]
+    for baseline, short in BASELINES.items():
+        mine = runs[(runs.baseline == baseline) & runs.al2]
+        last = _value(runs, "test_accuracy", baseline, True)
+        if last.empty:
+            continue
+        lowest, alive = mine[mine.epoch.isin(epochs)].cross_entropy.min(), bool((last > 2 * chance).all())
+        held.append(bool(lowest >= floor - 0.14) and alive)
+        said.append(f"{short}+AL2 least {lowest:.2f}" + ("" if alive else ", but the network is at or near chance"))
+    for baseline in ("bare", "batchnorm", "weight_decay"):
+        last = _value(runs, "cross_entropy", baseline, False)
+        if len(last):
+            held.append(bool((last.abs() <= 0.02).all()))
+            said.append(f"{BASELINES[baseline]} ends {last.mean():.2f}")
+    paper = published("al2_table1").query("metric == 'cross_entropy'")
+    ends = "; ".join(f"{BASELINES[b]} ends {_published('cross_entropy', 700, b, False):.2f}" for b in BASELINES)
+    printed = f"with AL2 least {paper[paper.al2].value.min():.2f}; {ends}" if dataset == "mnist" else ""
+    n = int(runs.groupby(["baseline", "al2"]).seed.nunique().min())
+    rule = (
+        f"seven parts: with AL2 ≥ {floor:.4f} − 0.14 at the seven table epochs, every seed, and a final accuracy above twice "
+        "chance (a dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
+    )
+    judged = of_parts(held, n) if len(held) == 7 else f"not run: {len(held)} of 7 parts have finished runs"
+    return Judged(printed, "; ".join(said), n, rule, judged)
+
+
+def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    if runs.empty or "ablation_auc" not in runs:
+        return None
+    # the area agrees with the accuracy where it changes in the same direction
+    accuracy = _gains(runs, "test_accuracy")
+    cells = {b: d * np.sign(accuracy[b].mean()) for b, d in _gains(runs, "ablation_auc").items()}
+    expected, pair = 4, ({"baseline": "dropout", "al2": True}, {"baseline": "dropout", "al2": False})
+    said, printed = [f"area {_pairs(runs, 'ablation_auc')}"], [f"area {_published_pairs('mnist', 'ablation_auc')}"]
+    for epoch in (300, 400):
+        area, change = (paired(runs, m, *pair, epoch) for m in ("ablation_auc", "test_accuracy"))
+        if area.empty:
+            continue
+        if abs(change.mean()) <= SIMILAR:
+            cells[f"DO at {epoch}"], expected = area, expected + 1
+        said.append(f"DO+AL2 − DO at {epoch}: area {area.mean():+.1f}, accuracy {change.mean():+.1f}")
+        area, change = (
+            _published(m, epoch, "dropout", True) - _published(m, epoch, "dropout", False)
+            for m in ("ablation_auc", "test_accuracy")
+        )
+        printed.append(f"DO+AL2 − DO at {epoch}: area {area:+.1f}, accuracy {change:+.1f}")
+    rule = (
+        "four cells: d = (area with AL2 − without), last epoch, times the sign of the accuracy's change; and, where the "
+        f"accuracies of DO and DO+AL2 differ by ≤ {SIMILAR} points, a cell each for epochs 300 and 400: d = their areas' "
+        f"difference; {PAIRED}; without such a cell the claim's second half is untested: in part at best"
+    )
+    judged = verdict(cells, expected)
+    if expected == 4 and judged == "holds":
+        judged = "holds in part"
+    printed = "; ".join(printed) if dataset == "mnist" else ""
+    return Judged(printed, "; ".join(said), smallest_n(cells), rule, judged)
+
+
+def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    cells, said, levels = {}, [], 0
+    for corruption, level in runs.groupby("corruption"):
+        if corruption == 0.75 and dataset in ("mnist", "digits"):
+            continue  # MNIST at 75 % is A1, and the claim is not about digits
+        gains, levels = _gains(level, "test_accuracy"), levels + 1
+        cells |= {f"{b} {corruption}": d for b, d in gains.items()}
+        said.append(f"{100 * corruption:.0f} %: " + ", ".join(f"{BASELINES[b]} {d.mean():+.1f}" for b, d in gains.items()))
+    if not cells:
+        return None
+    rule = f"a cell a level and baseline: d = accuracy with AL2 − without, last epoch; {PAIRED}"
+    return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, 4 * levels))
+
+
+def _a10(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    if runs.empty:
+        return None
+    table = stopping(runs[runs.epoch.notna()]).set_index(["baseline", "al2", "seed"]).sort_index()
+    if ("dropout", False) not in table.index:
+        return None
+    dropout = table.best["dropout", False]
+    cells = {b: (dropout - table.best[b, True]).dropna() for b in BASELINES if (b, True) in table.index}
+    said = []
+    for (baseline, al2), own in table.groupby(level=["baseline", "al2"], sort=False):
+        early = "no labels held out" if own.stopped.isna().all() else f"stopped early {own.stopped.mean():.1f}"
+        name = BASELINES[baseline] + "+AL2" * al2
+        said.append(f"{name}: final {own.final.mean():.1f}, best {own.best.mean():.1f}, {early}")
+    paper = published("al2_table1").query("metric == 'test_accuracy'")
+    highest = paper[paper.al2].value.max(), paper[(paper.baseline == "dropout") & ~paper.al2].value.max()
+    printed = f"best printed: DO {highest[1]:.2f}, highest with AL2 {highest[0]:.2f}" if dataset == "mnist" else ""
+    rule = f"a cell a baseline: d = best epoch of DO − best epoch of the baseline with AL2; {PAIRED}"
+    return Judged(printed, "; ".join(said), smallest_n(cells), rule, verdict(cells, 4))
+
+
+RULES: dict[str, Callable[[pd.DataFrame, str], Judged | None]] = {
+    "A1": _a1,
+    "A2": _a2,
+    "A3": _a3,
+    "A4": _a4,
+    "A5": _a5,
+    "A8": _a8,
+    "A10": _a10,
+}
