@@ -36,7 +36,7 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
     return pd.DataFrame(rows)
 
 
-def verdicts(made, **only):
+def verdicts_of(made, **only):
     judged = claims.judge(made, ["made"])
     return dict(zip(judged.claim, judged.verdict, strict=True))
 
@@ -85,24 +85,24 @@ def test_a_claim_about_cells_that_were_not_run_is_not_judged():
     assert verdicts.verdict({}, 4) == "not run: 0 of 4 cells have finished runs"
     assert verdicts.verdict({"a": [5.0, 6.0], "b": []}, 2) == "not run: 1 of 2 cells have finished runs"
     bare = frame()
-    found = verdicts(bare[bare.baseline == "bare"])
+    found = verdicts_of(bare[bare.baseline == "bare"])
     assert found["A1"] == "not run: 1 of 4 cells have finished runs"
     assert found["A4"].startswith("not run: 2 of 7")
 
 
 def test_a_network_at_chance_does_not_bear_out_a4():
     found = frame(gain=dict(zip(BEST, (-16.0, -16.0, -45.0, -15.0), strict=True)))
-    assert verdicts(found)["A4"] == "does not hold"
+    assert verdicts_of(found)["A4"] == "does not hold"
     assert "near chance" in claims.judge(found, ["made"]).set_index("claim").loc["A4"].measured
 
 
 def test_the_area_agrees_where_it_moves_with_the_accuracy():
-    assert verdicts(frame(gain=GAIN | {"dropout": 2.4}))["A5"] == "holds"
-    assert verdicts(frame())["A5"] == "holds in part"  # no pair of similar accuracy
-    assert verdicts(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"  # both fall: they agree
+    assert verdicts_of(frame(gain=GAIN | {"dropout": 2.4}))["A5"] == "holds"
+    assert verdicts_of(frame())["A5"] == "holds in part"  # no pair of similar accuracy
+    assert verdicts_of(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"  # both fall: they agree
     opposed = frame()
     opposed.loc[opposed.al2, "ablation_auc"] = 1.0
-    assert verdicts(opposed)["A5"] == "does not hold"
+    assert verdicts_of(opposed)["A5"] == "does not hold"
 
 
 def test_early_stopping_takes_the_best_epoch_on_noisy_labels():
@@ -116,18 +116,18 @@ def test_early_stopping_takes_the_best_epoch_on_noisy_labels():
 
 
 def test_the_paper_s_own_numbers_bear_out_its_claims():
-    found = verdicts(frame())
+    found = verdicts_of(frame())
     assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
 
 
 def test_a_gain_that_is_a_loss_is_reported_as_such():
-    assert verdicts(frame(gain=dict.fromkeys(GAIN, -10.0)))["A1"] == "does not hold"
-    assert verdicts(frame(gain=GAIN | {"dropout": -10.0}))["A1"] == "holds in part"
+    assert verdicts_of(frame(gain=dict.fromkeys(GAIN, -10.0)))["A1"] == "does not hold"
+    assert verdicts_of(frame(gain=GAIN | {"dropout": -10.0}))["A1"] == "holds in part"
 
 
 def test_memorising_with_al2_refutes_a4():
-    assert verdicts(frame(entropy=(0.5, 2.15)))["A4"] == "holds in part"  # four of seven parts
-    assert verdicts(frame(entropy=(0.01, 2.0)))["A4"] == "does not hold"  # three
+    assert verdicts_of(frame(entropy=(0.5, 2.15)))["A4"] == "holds in part"  # four of seven parts
+    assert verdicts_of(frame(entropy=(0.01, 2.0)))["A4"] == "does not hold"  # three
 
 
 def test_every_claim_has_a_row_a_profile_and_says_why_it_was_not_run():
@@ -156,7 +156,7 @@ def test_a8_takes_every_level_but_the_one_of_a1():
 
 def test_other_schedules_do_not_enter_the_claims_of_table_1():
     other = frame(gain=dict.fromkeys(GAIN, -50.0), schedule="geometric")
-    assert verdicts(pd.concat([frame(), other[other.al2]]))["A1"] == "holds"
+    assert verdicts_of(pd.concat([frame(), other[other.al2]]))["A1"] == "holds"
 
 
 def test_a_diverged_run_is_named_in_words():
