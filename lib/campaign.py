@@ -4,9 +4,10 @@
     python -m lib.campaign --profile lite --list    # what there is to do
     python -m lib.campaign --profile lite --train-only --only mnist
 
-A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under
-`notebooks`, one entry for each time a notebook is executed. A notebook's parameters but `profile` and `jobs` are the
-arguments of the function that states its runs (`PLANS`), so that the notebook and this module cannot disagree.
+A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under "1" or
+"2", for the notebooks whose names begin so (the AL2 paper's, the targeted-sparsity paper's); under `notebooks`, one entry for
+each time a notebook is executed. A notebook's parameters but `profile`, `jobs` and `interactive` are the arguments of the
+function that states its runs (`PLANS`), so that the notebook and this module cannot disagree.
 """
 
 import argparse
@@ -31,6 +32,10 @@ from lib.run import Run
 PLANS: dict[str, Callable[..., list[Run]]] = {
     "10_al2_label_randomization": studies.label_randomization,
     "11_al2_ablation": studies.label_randomization,
+    "20_sparsity_monitor": studies.sparsity_networks,
+    "21_sparsity_networks": studies.sparsity_networks,
+    "22_sparsity_lenet_alexnet": studies.lenet_alexnet,
+    "23_decorrelation_readings": studies.decorrelation_readings,
 }
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
 
@@ -45,7 +50,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Notebook and what sets this execution apart: the stem of the rendered notebook."""
-        marks = [str(self.parameters[k]) for k in ("dataset", "corruption") if k in self.parameters]
+        marks = [str(self.parameters[k]) for k in ("dataset", "size", "optimizer", "corruption") if k in self.parameters]
         return "-".join([self.notebook, *marks])
 
     def runs(self) -> list[Run]:
@@ -90,11 +95,21 @@ def plan(profile: str) -> list[Entry]:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is no YAML: {error}") from error
-    shaped = isinstance(content, dict) and content.keys() == {"all", "notebooks"}
+    shaped = isinstance(content, dict) and content.keys() >= {"all", "notebooks"}
     if not shaped or not all(isinstance(value, dict) for value in content.values()):
-        raise ValueError(f"{path.name} has to hold two mappings, `all` and `notebooks`, and nothing else")
-    shared, entries, used = content["all"] | {"profile": profile}, [], {"profile"}
+        raise ValueError(
+            f"{path.name} has to hold two mappings, `all` and `notebooks`, and may hold some for notebooks by number"
+        )
+    groups = {str(key): value for key, value in content.items() if key not in ("all", "notebooks")}
+    if strange := [key for key in groups if not any(name.startswith(key) for name in content["notebooks"])]:
+        raise ValueError(
+            f"{path.name}: no notebook's name begins with {', '.join(strange)}; there are {', '.join(content['notebooks'])}"
+        )
+    entries, used = [], {"profile"}
     for notebook, executions in content["notebooks"].items():
+        shared = content["all"] | {"profile": profile}
+        for key, values in groups.items():
+            shared |= values if notebook.startswith(key) else {}
         known = notebook_parameters(notebook)
         used |= shared.keys() & known.keys()
         if not isinstance(executions, list) or not all(isinstance(own, dict) for own in executions):
@@ -105,8 +120,8 @@ def plan(profile: str) -> list[Entry]:
                     f"{path.name}: {notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
                 )
             entries.append(Entry(notebook, {k: v for k, v in shared.items() if k in known} | own))
-    if unused := shared.keys() - used:
-        raise ValueError(f"{path.name}: no notebook has a parameter {', '.join(sorted(unused))}")
+    if unused := {name for values in (content["all"], *groups.values()) for name in values} - used:
+        raise ValueError(f"{path.name}: no notebook that it is for has a parameter {', '.join(sorted(unused))}")
     return entries
 
 

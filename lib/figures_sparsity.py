@@ -1,9 +1,8 @@
 """Figures of the targeted-sparsity paper, drawn from tidy frames. One colour a network throughout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -11,7 +10,9 @@ from matplotlib.figure import Figure
 from lib import measures, tables
 from lib.studies import VARIANTS
 
-COLOURS = dict(zip([*VARIANTS, "LeNet", "AlexNet"], sns.color_palette("colorblind", 8), strict=True))
+COLOURS = dict(zip(VARIANTS, sns.color_palette("colorblind", 6), strict=True))
+# LeNet and AlexNet are never drawn beside the ConvNets: without and with SparsityReg they have vanilla's and sr1's colours
+COLOURS |= {f"{name}{sr}": COLOURS["sr1Net" if sr else "vanillaNet"] for name in ("LeNet", "AlexNet") for sr in ("", "+sr")}
 
 
 def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
@@ -111,8 +112,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
         paper = cell[cell.published.notna()].drop_duplicates("name")
         ax.plot(paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8)
         own = cell[cell.measured.notna() & (cell.measured != tables.DIVERGED)]
-        for row in own.itertuples():
-            colour, y = COLOURS[row.network], place[row.name]
+        for row in own.itertuples(index=False):
+            colour, y = COLOURS[row.name], place[row.name]
             ax.errorbar(float(row.measured), y, xerr=0 if pd.isna(row.sd) else row.sd, fmt="o", color=colour, capsize=3)
         profiles = ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")) or "not run"
         ax.set_title(f"{_panel_name(*keys)}\n{profiles}")
@@ -122,32 +123,6 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
         plt.Line2D([], [], color="0.2", marker="o", ls="", label="measured (mean ± standard deviation)"),
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    return fig
-
-
-def correlation_histograms(histograms: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """How the correlations of a layer's filters are distributed in each epoch (Fig. 7 and A.2).
-
-    Args:
-        histograms: counts [epochs + 1, bins] by the panel's name, from before training on, as `lib.store.arrays` gives them.
-        title: above all panels.
-    """
-    fig, axes = _grid(len(histograms), 3.0, 2.7)
-    for ax, (name, counts) in zip(axes, histograms.items(), strict=True):
-        share = 100 * counts / counts.sum(axis=1, keepdims=True)
-        # the colour is capped where 99.5 % of the filled bins lie below: one full bin would hide all others
-        top = np.quantile(share[share > 0], 0.995)
-        shown = np.ma.masked_equal(share.T, 0)
-        mesh = ax.imshow(
-            shown, origin="lower", aspect="auto", extent=(-0.5, len(counts) - 0.5, -1, 1), cmap="YlGnBu", vmin=0, vmax=top,
-            interpolation="nearest",
-        )  # fmt: skip
-        ax.set_title(name)
-        ax.set(xlabel="epoch (0: before training)", ylabel="correlation of two filters")
-        ax.grid(False)
-        fig.colorbar(mesh, ax=ax, label="% of the pairs")
-    if title:
-        fig.suptitle(title, fontsize="medium")
     return fig
 
 

@@ -8,8 +8,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import campaign, claims, figures, paths, store, tables
+from lib import campaign, claims, figures, figures_sparsity, heat_maps, paths, store, tables
 from lib.run import Run
+from lib.studies import VARIANTS
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
@@ -17,9 +18,10 @@ README_END = "<!-- end of headline.md -->"
 
 @dataclass(frozen=True)
 class Report:
-    """What was assembled: the runs' frame, what the profiles state and lack, the tables by name, and the claims."""
+    """What was assembled: the runs by id and their frame, what the profiles state and lack, the tables by name, the claims."""
 
     frame: pd.DataFrame
+    runs: dict[str, Run]
     progress: pd.DataFrame
     tables: dict[str, pd.DataFrame]
     claims: pd.DataFrame
@@ -32,20 +34,23 @@ def gather(profiles: Sequence[str]) -> Report:
         ValueError: for an unknown profile.
         RecordError: if a run's folder is damaged.
     """
-    frames, progress = [], []
+    frames, progress, finished = [], [], {}
     for profile in profiles:
         stated: dict[str, Run] = {r.id: r for entry in campaign.plan(profile) for r in entry.runs()}
         for dataset in dict.fromkeys(r.dataset for r in stated.values()):
             runs = [r for r in stated.values() if r.dataset == dataset]
             done = store.available(runs)
             progress.append([profile, dataset, len(done), len(runs)])
+            finished |= {r.id: r for r in done}
             if done:
                 frames.append(store.load(done).assign(profile=profile))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return Report(
         frame=frame,
+        runs=finished,
         progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated"]),
-        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES},
+        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
+        | {name: tables.sparsity_beside_published(name, frame) for name in ("sparsity_table2", "sparsity_table3")},
         claims=claims.judge(frame, profiles),
     )
 
@@ -54,14 +59,45 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     """The report's figures by name, each a function that draws it."""
     found: dict[str, Callable[[], Figure]] = {}
     table1, table2 = report.tables["al2_table1"], report.tables["al2_table2"]
-    for (profile, dataset, corruption), runs in _cells(report.frame):
+    for (profile, dataset, corruption), runs in _cells(tables.label_randomization_runs(report.frame)):
         name = f"al2_curves-{profile}-{dataset}-{100 * corruption:.0f}"
         found[name] = lambda runs=runs: figures.training_curves(runs)
     for profile in report.frame.profile.unique() if len(report.frame) else []:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
+    return found | _sparsity_drawings(report)
+
+
+def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """Figures 3, 5, 6, 7, A.1 and A.2 and Tables 2 and 3 of the targeted-sparsity paper."""
+    found: dict[str, Callable[[], Figure]] = {}
+    for name in ("sparsity_table2", "sparsity_table3"):
+        if report.tables[name].measured.notna().any():
+            found[name] = lambda name=name: figures_sparsity.best_beside_paper(report.tables[name])
+    runs = tables.sparsity_runs(report.frame)
+    runs = runs[runs["size"] != ""] if len(runs) else runs
+    for profile, own in runs.groupby("profile", sort=False) if len(runs) else []:
+        found[f"sparsity_losses-{profile}"] = lambda own=own: figures_sparsity.validation_losses(own)
+    for cell, own in runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []:
+        mark = "-".join(cell)
+        read = int(min(tables.SPARSITY_EPOCHS, own.epochs.min()))
+        found[f"sparsity_entropy-{mark}"] = lambda own=own, read=read: figures_sparsity.entropies(own, until=read)
+        found[f"sparsity_correlation-{mark}"] = lambda own=own, read=read: figures_sparsity.correlations(own, until=read)
+        ids = own.sort_values("seed").drop_duplicates("network").set_index("network").id
+        found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({name: report.runs[i] for name, i in ids.items()})
     return found
+
+
+def _histograms(runs: dict[str, Run]) -> Figure:
+    """Figure 7 and A.2: conv1, conv4 and fc1 of vanillaNet, sr1Net and sr3Net, of the first seed."""
+    panels = {}
+    for network in ("vanillaNet", "sr1Net", "sr2Net", "sr3Net"):
+        if network in runs:
+            arrays = store.arrays(runs[network])
+            panels |= {f"{network} {layer}": arrays[f"correlations {layer}"] for layer in ("conv1", "conv4", "fc1")}
+    length = min(map(len, panels.values()))
+    return heat_maps.correlation_figure({name: counts[:length] for name, counts in panels.items()})
 
 
 def write(report: Report, folder: Path) -> None:
@@ -100,12 +136,17 @@ def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> No
 
 
 def headline(report: Report) -> str:
+    """Each paper's main table in short, published and measured: Table 1 of AL2 at 75 % corruption, Table 2 of sparsity."""
+    return _al2_headline(report) + "\n" + _sparsity_headline(report)
+
+
+def _al2_headline(report: Report) -> str:
     """Final test accuracy without → with AL2 at 75 % corruption: the paper's MNIST row, then each profile and data set."""
     rows = [["published", "mnist", 1, *_arrows(tables.published("al2_table1").rename(columns={"value": "measured"}))]]
-    for (profile, dataset, corruption), runs in _cells(report.frame):
+    for (profile, dataset, corruption), runs in _cells(tables.label_randomization_runs(report.frame)):
         if corruption == 0.75:
             n = runs.groupby(["baseline", "al2"]).seed.nunique().min()
-            measured = tables.at_published_epochs(tables.label_randomization_runs(runs), ["test_accuracy"])
+            measured = tables.at_published_epochs(runs, ["test_accuracy"])
             rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
     if len(rows) == 1:
         rows.append(["measured", "not run", "", *["not run"] * len(tables.BASELINES)])
@@ -116,6 +157,35 @@ def headline(report: Report) -> str:
         + table.to_markdown(index=False)
         + "\n"
     )
+
+
+def _sparsity_headline(report: Report) -> str:
+    """Best accuracy of the six networks: the paper's rows for 100 classes and SGD, then each cell that was measured."""
+    table = report.tables["sparsity_table2"]
+    rows = []
+    for (dataset, size, optimizer), cell in table[table.published.notna()].groupby(tables.SPARSITY_CELL[:3], sort=False):
+        if dataset == "cifar100" and optimizer == "sgd":
+            values = cell.drop_duplicates("network").set_index("network").published.reindex(VARIANTS)
+            rows.append(["published", dataset, size, optimizer, 1, *(f"{100 * v:.1f}" for v in values)])
+    measured = table[table.measured.notna()]
+    for (profile, dataset, size, optimizer), cell in measured.groupby(["profile", *tables.SPARSITY_CELL[:3]], sort=False):
+        printed = cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
+        rows.append([f"measured, {profile}", dataset, size, optimizer, int(cell.n.min()), *printed])
+    if measured.empty:
+        rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
+    frame = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
+    return (
+        "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± standard "
+        "deviation; `tiny_imagenet_32` is the first 100 classes of Tiny ImageNet at 32×32, the stand-in for CIFAR-100):\n\n"
+        + frame.to_markdown(index=False)
+        + "\n"
+    )
+
+
+def _percent(row: pd.Series) -> str:
+    if row.measured == tables.DIVERGED:
+        return tables.DIVERGED
+    return f"{100 * row.measured:.1f}" + ("" if pd.isna(row.sd) else f" ± {100 * row.sd:.1f}")
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:

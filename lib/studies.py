@@ -133,34 +133,46 @@ def decorrelation_readings(
     screen_epochs: int = 3,
     screen_seed: int = SCREENING_SEED,
     trained: Sequence[str] = (),
+    chosen: str | None = None,
+    seeds: Iterable[int] = (),
     epochs: int = 100,
+    long_networks: Sequence[str] = (),
+    long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
     """sr2Net, and sr3Net in every reading of Eq. 6–7, for a few epochs; then those of `trained` in full, on the same one seed.
+
+    Last sr2Net and sr3Net in the `chosen` reading on other seeds, as in Table 2.
 
     Args:
         dataset: where to train.
         screen_epochs: length of the short trainings.
         screen_seed: the one seed; none of the tables' own.
         trained: readings "centre/pairs/reduce" to train for `epochs`, with sr2Net beside them.
+        chosen: the reading whose accuracy is compared with sr2Net's.
+        seeds: on which.
         epochs: length of the full trainings.
+        long_networks, long_epochs: see `sparsity_networks`; of the trainings on `seeds`.
         settings: as `sparsity_networks` takes them, for all.
 
     Raises:
         ValueError: for an unknown reading.
     """
-    if unknown := [reading for reading in trained if reading not in READINGS]:
-        raise ValueError(f"trained holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}")
+    if unknown := [reading for reading in (*trained, *[chosen] * bool(chosen)) if reading not in READINGS]:
+        raise ValueError(f"trained or chosen holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}")
     runs = []
     for length, readings in ((screen_epochs, READINGS), (epochs, trained)):
         shared = settings | {"seeds": (screen_seed,), "epochs": length}
         runs += sparsity_networks(dataset, networks=("sr2Net",), **shared) if readings else []
         for reading in readings:
-            runs += sparsity_networks(dataset, networks=("sr3Net",), **shared | reading_fields(reading))
+            runs += sparsity_networks(dataset, networks=("sr3Net",), **shared | reading_of(reading))
+    if chosen:
+        longer = {"long_networks": long_networks, "long_epochs": long_epochs, "epochs": epochs, "seeds": seeds}
+        runs += sparsity_networks(dataset, networks=("sr2Net", "sr3Net"), **settings | longer | reading_of(chosen))
     return runs
 
 
-def reading_fields(reading: str) -> dict[str, str]:
+def reading_of(reading: str) -> dict[str, str]:
     """Fields of `Run` for a reading "centre/pairs/reduce"."""
     names = ("decorrelation_centre", "decorrelation_pairs", "decorrelation_reduce")
     return dict(zip(names, reading.split("/"), strict=True))
