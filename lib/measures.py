@@ -1,7 +1,8 @@
 """What is measured on a network and its curves: pure functions of tensors and arrays."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def entropy_maps(
     """Entropy of the activation vector at each receptive field, in nats (targeted sparsity, Eq. 4, Figures 1 and 4).
 
     Args:
-        model: any module; runs in eval mode, and is left in the mode it was in.
+        model: any module; runs in eval mode, and is left in the mode it was in, submodule by submodule.
         images: [N, C, H, W].
         layers: names of convolutions or linear layers; None: all of them but the last, which is the classifier.
         batch: images at a time.
@@ -100,26 +101,39 @@ def entropy_maps(
         layer. The largest value possible is ln D for D filters.
 
     Raises:
-        ValueError: for a layer that is not there (the message lists those there are), and for no images.
+        ValueError: for a layer that is not there (the message lists those there are) or does not run, and for no images.
     """
     if len(images) == 0:
         raise ValueError("there are no images to measure the entropy on")
-    layers = hidden_layers(model) if layers is None else layers
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    modules = {name: find_layer(model, name) for name in (hidden_layers(model) if layers is None else layers)}
+    found: dict[str, list[Tensor]] = {name: [] for name in modules}
     hooks = [
-        find_layer(model, name).register_forward_hook(lambda m, i, out, name=name: found[name].append(rfav_entropy(out)))
-        for name in layers
+        module.register_forward_hook(lambda m, i, out, name=name: found[name].append(rfav_entropy(out)))
+        for name, module in modules.items()
     ]
-    was_training = model.training
-    model.eval()
     try:
-        for part in images.split(batch):
-            model(part)
+        with eval_mode(model):
+            for part in images.split(batch):
+                model(part)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
+    if idle := [name for name, parts in found.items() if not parts]:
+        ran = ", ".join(name for name, parts in found.items() if parts) or "none"
+        raise ValueError(f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: {ran}")
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and each of its submodules back in its own mode afterwards (some may be frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def hidden_layers(model: nn.Module) -> list[str]:

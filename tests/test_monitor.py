@@ -1,0 +1,500 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy.special import softmax
+from scipy.stats import entropy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from lib import measures, trainer
+from lib.heat_maps import correlation_figure, heat_map_figure
+from lib.monitor import Monitor, explorer
+from lib.run import Run
+
+LAYERS = {"conv1": 6, "conv2": 4, "fc1": 5}
+
+
+class Net(nn.Module):
+    """Two convolutions, a dense layer, a classifier; dropout and batch norm, so that modes matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, stride=2)
+        self.dropout, self.fc1, self.fc2 = nn.Dropout(0.5), nn.Linear(4 * 4 * 4, 5), nn.Linear(5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv2(torch.relu(self.norm(self.conv1(images))))  # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
+        return self.fc2(torch.relu(self.fc1(self.dropout(x.relu()).flatten(1))))
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def net() -> Net:
+    model = Net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5, generator=source(parameter.numel()))
+    return model
+
+
+def batch(count: int = 2, *, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 1, 12, 12, generator=source(seed))
+
+
+def read(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0}).Reload()
+
+
+def steps(events) -> list[int]:
+    return [event.step for event in events]
+
+
+def opened(png: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    return image
+
+
+def slow_entropies(model: Net, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """Entropies at each position by scipy, from the layers called one after another."""
+    model.eval()
+    with torch.no_grad():
+        one = model.conv1(images)
+        two = model.conv2(torch.relu(model.norm(one)))
+        outputs = {"conv1": one, "conv2": two, "fc1": model.fc1(two.relu().flatten(1))}
+    return {name: entropy(softmax(x.double().numpy(), axis=1), axis=1) for name, x in outputs.items()}
+
+
+# ---- what is written
+
+
+def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path, net):
+    images, many = batch(), batch(7, seed=1)
+    means, coefficients = [], []
+    with Monitor(tmp_path, images, measure_images=many) as monitor:
+        for epoch in (0, 1, 4):
+            with torch.no_grad():
+                net.conv2.weight.mul_(1.5)
+                net.conv1.weight[0] += 0.1 * epoch
+            monitor.log(net, epoch)
+            means.append({name: h.mean() for name, h in slow_entropies(net, many).items()})
+            coefficients.append({n: np.corrcoef(getattr(net, n).weight.detach().flatten(1).double().numpy()) for n in LAYERS})
+    events = read(tmp_path)
+    tags = events.Tags()
+    assert tags["scalars"] == [f"entropy/{name}" for name in LAYERS]
+    assert tags["histograms"] == [f"correlations/{name}" for name in LAYERS]
+    assert sorted(tags["images"]) == ["correlations_over_epochs", "heat_maps"]
+    for name, filters in LAYERS.items():
+        scalars, histograms = events.Scalars(f"entropy/{name}"), events.Histograms(f"correlations/{name}")
+        assert steps(scalars) == steps(histograms) == [0, 1, 4]
+        np.testing.assert_allclose([e.value for e in scalars], [m[name] for m in means], rtol=1e-5)
+        assert means[0][name] != means[2][name]
+        for event, c in zip(histograms, coefficients, strict=True):
+            value = event.histogram_value
+            pairs = c[name][np.tril_indices(filters, -1)]
+            assert sum(value.bucket) == value.num == filters * (filters - 1) / 2
+            assert (value.min, value.max) == (-1, 1)
+            assert value.sum == pytest.approx(pairs.sum(), abs=0.005 * len(pairs))  # half a bin each, at most
+            np.testing.assert_array_equal(value.bucket, np.histogram(pairs, bins=[-1, *value.bucket_limit])[0])
+    for tag in tags["images"]:
+        assert steps(events.Images(tag)) == [0, 1, 4]
+        for event in events.Images(tag):
+            assert opened(event.encoded_image_string).size == (event.width, event.height)
+            assert len(event.encoded_image_string) < 60_000
+
+
+def test_without_measuring_images_the_means_are_over_those_drawn(tmp_path, net):
+    images = batch()
+    with Monitor(tmp_path, images, ["fc1", "conv1"]) as monitor:
+        monitor.log(net, 0)
+    events, expected = read(tmp_path), slow_entropies(net, images)
+    assert events.Tags()["scalars"] == ["entropy/fc1", "entropy/conv1"]
+    for name in ("fc1", "conv1"):
+        assert events.Scalars(f"entropy/{name}")[0].value == pytest.approx(expected[name].mean(), rel=1e-5)
+
+
+def test_pictures_can_be_drawn_at_some_epochs_only_and_the_last_correlations_always_are(tmp_path, net):
+    with Monitor(tmp_path, batch(), every=2) as monitor:
+        for epoch in range(4):
+            monitor.log(net, epoch)
+    events = read(tmp_path)
+    assert steps(events.Images("heat_maps")) == [0, 2]
+    assert steps(events.Images("correlations_over_epochs")) == [0, 2, 3]
+    assert steps(events.Scalars("entropy/conv1")) == steps(events.Histograms("correlations/conv1")) == [0, 1, 2, 3]
+
+
+def test_dense_layers_have_entropy_and_correlations_but_no_heat_map(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+    with Monitor(tmp_path, batch()) as monitor:
+        monitor.log(model, 0)
+    tags = read(tmp_path).Tags()
+    assert tags["scalars"] == ["entropy/1"]
+    assert tags["images"] == ["correlations_over_epochs"]
+
+
+def test_a_network_that_has_diverged_can_be_logged(tmp_path, net):
+    with torch.no_grad():
+        net.conv1.weight[2] = math.nan
+    with Monitor(tmp_path, batch()) as monitor:
+        monitor.log(net, 0)
+    events = read(tmp_path)
+    assert math.isnan(events.Scalars("entropy/conv1")[0].value)
+    assert len(events.Images("heat_maps")) == 1
+
+
+def test_a_continued_log_replaces_what_it_held_of_the_same_and_later_epochs(tmp_path, net):
+    with Monitor(tmp_path, batch()) as monitor:
+        for epoch in range(4):
+            monitor.log(net, epoch)
+    with Monitor(tmp_path, batch()) as monitor:
+        monitor.log(net, 2)
+    assert steps(read(tmp_path).Scalars("entropy/conv1")) == [0, 1, 2]
+
+
+def test_nothing_is_written_before_the_first_log(tmp_path, net):
+    with Monitor(tmp_path / "log", batch()):
+        pass
+    assert not (tmp_path / "log").exists()
+
+
+# ---- the network is left alone
+
+
+def test_a_log_leaves_modes_weights_gradients_and_random_numbers_as_they_were(tmp_path, net):
+    net.train()
+    net.norm.eval()  # frozen, as in fine-tuning
+    modes = [module.training for module in net.modules()]
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    coins = torch.get_rng_state()
+    images = batch().requires_grad_()
+    with Monitor(tmp_path, images) as monitor:
+        monitor.log(net, 0)
+    assert [module.training for module in net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), coins)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert images.grad is None and all(p.grad is None for p in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_spectral_norm_does_not_move_on_when_it_is_looked_at(tmp_path):
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3))
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(400, 2)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with Monitor(tmp_path, batch()) as monitor:
+        monitor.log(model, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_images_follow_the_network_s_precision(tmp_path, net):
+    with Monitor(tmp_path, batch()) as monitor:
+        monitor.log(net.double(), 0)
+    expected = slow_entropies(net, batch().double())["conv1"].mean()
+    assert read(tmp_path).Scalars("entropy/conv1")[0].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_works_on_torchvision_s_resnet(tmp_path):
+    from lib.vision import torchvision
+
+    model = torchvision.models.resnet18(num_classes=4).train()
+    images = torch.randn(2, 3, 64, 64, generator=source())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layers = ["conv1", "layer2.0.downsample.0", "layer4.1.conv2"]
+    with Monitor(tmp_path / "some", images, layers) as some, Monitor(tmp_path / "all", images, every=2) as every:
+        some.log(model, 0)
+        every.log(model, 1)  # no heat maps of twenty layers
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    events = read(tmp_path / "some")
+    assert events.Tags()["scalars"] == [f"entropy/{name}" for name in layers]
+    model.eval()
+    with torch.no_grad():
+        first = softmax(model.conv1(images).double().numpy(), axis=1)
+    assert events.Scalars("entropy/conv1")[0].value == pytest.approx(entropy(first, axis=1).mean(), rel=1e-5)
+    everything = read(tmp_path / "all").Tags()["scalars"]
+    assert len(everything) == 20 and "entropy/fc" not in everything
+
+
+RUNS = [
+    Run(
+        "digits",
+        corruption=0.0,
+        network="convnet_s",
+        normalize="unit",
+        n_train=64,
+        n_measure=20,
+        image_size=16,
+        epochs=2,
+        entropy=True,
+        sparsity=layers,
+        decorrelation=("conv1",) if layers else (),
+        decorrelation_pairs="square",
+        dropout=0.25,
+    )
+    for layers in ((), ("conv3", "conv4", "fc1"))
+]
+
+
+@pytest.mark.slow
+def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_log(tmp_path):
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def keep(run, model, epoch):
+        if epoch == 2:
+            weights.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    frame = trainer.fit(RUNS, watch=keep)
+    images = trainer.prepare(RUNS[0]).measure.images
+    with Monitor(tmp_path, images[:2], measure_images=images) as monitor:
+
+        def watch(run, model, epoch):
+            monitor.watch(run, model, epoch)
+            keep(run, model, epoch)
+
+        watched = trainer.fit(RUNS, watch=watch)
+    assert frame.equals(watched)
+    for k in (0, 1):
+        assert all(torch.equal(value, weights[2 + k][name]) for name, value in weights[k].items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(run.name for run in RUNS)
+    for run in RUNS:
+        events, own = read(tmp_path / run.name), frame[frame.id == run.id]
+        for layer in ("conv1", "conv2", "conv3", "conv4", "fc1"):
+            scalars = events.Scalars(f"entropy/{layer}")
+            assert steps(scalars) == [0, 1, 2]
+            np.testing.assert_allclose([e.value for e in scalars[1:]], own[f"entropy {layer}"], rtol=1e-6)
+
+
+# ---- what is drawn
+
+
+def corner() -> np.ndarray:
+    """Images [2, 1, 8, 8]: bright at the top right; bright at the bottom left."""
+    images = np.zeros((2, 1, 8, 8), dtype=np.float32)
+    images[0, 0, :3, 5:] = images[1, 0, 5:, :3] = 1
+    return images
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def panel(figure: Figure, title: str) -> np.ndarray:
+    """Colours [H, W, 3] of the column of a heat map figure that has this title, top row first."""
+    drawn = pixels(figure)
+    box = next(ax for ax in figure.axes if ax.get_title() == title).get_window_extent()
+    rows = slice(math.ceil(len(drawn) - box.y1), math.floor(len(drawn) - box.y0))
+    return drawn[rows, math.ceil(box.x0) : math.floor(box.x1)]
+
+
+def test_a_bright_corner_is_in_the_same_corner_of_the_map_and_of_the_picture():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Flatten(), nn.Linear(256, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([20.0, 0, 0, 0]).view(4, 1, 1, 1))
+    images = corner()
+    maps = measures.entropy_maps(model, torch.from_numpy(images))["0"]
+    bright = images[:, 0] == 1
+    np.testing.assert_allclose(maps.numpy()[bright], 0, atol=1e-6)  # one filter answers alone
+    np.testing.assert_allclose(maps.numpy()[~bright], math.log(4), rtol=1e-6)  # none answers
+
+    figure = heat_map_figure(images, {"0": maps}, {"0": 4}, figure=Figure(dpi=100))
+    low, high = (np.array(colormaps["viridis"](v)[:3]) * 255 for v in (0.0, 1.0))
+    for title, there, elsewhere in (("0", low, high), ("image", np.array([255] * 3), np.zeros(3))):
+        column = panel(figure, title)
+        halves = np.array_split(column, 2)  # first image on top
+        for half, corner_at in zip(halves, ((0.12, 0.88), (0.88, 0.12)), strict=True):
+            for place in ((0.12, 0.12), (0.12, 0.88), (0.88, 0.12), (0.88, 0.88)):
+                colour = half[int(place[0] * len(half)), int(place[1] * half.shape[1])]
+                np.testing.assert_allclose(colour, there if place == corner_at else elsewhere, atol=2)
+
+
+def test_colours_go_from_0_to_ln_d_in_each_layer_whatever_the_maps_hold():
+    maps = {"conv1": np.full((2, 8, 8), 1.0), "conv2": np.full((2, 4, 4), 0.1)}
+    figure = heat_map_figure(corner(), maps, {"conv1": 16, "conv2": 32}, figure=Figure())
+    columns = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert list(columns) == ["image", "conv1", "conv2"]
+    for name, filters in (("conv1", 16), ("conv2", 32)):
+        assert len(columns[name].images) == 2
+        for drawn in columns[name].images:
+            assert drawn.get_clim() == (0, math.log(filters))
+            assert drawn.origin == "upper" and drawn.get_interpolation() == "nearest"
+    pixels(figure)
+    labels = [text.get_text() for ax in figure.axes for text in ax.get_xticklabels()]
+    assert labels == ["0", "ln 16 = 2.77 nats", "0", "ln 32 = 3.47 nats"]
+
+
+def test_rows_can_be_epochs_of_one_image():
+    maps = {"conv1": np.stack([np.full((8, 8), h) for h in (2.0, 1.0, 0.5)]).astype(np.float16)}
+    rows = ["before training", "epoch 1", "epoch 5"]
+    figure = heat_map_figure(corner()[0], maps, {"conv1": 16}, rows=rows, figure=Figure())
+    image, column = figure.axes[:2]
+    assert len(image.images) == 1 and len(column.images) == 3
+    assert [text.get_text() for text in image.get_yticklabels()] == rows
+    assert [float(drawn.get_array().max()) for drawn in column.images] == [2.0, 1.0, 0.5]
+    assert image.get_ylim() == column.get_ylim()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images_of_any_scale_and_number_of_channels_are_drawn(channels):
+    images = torch.randn(1, channels, 6, 9, generator=source())
+    figure = heat_map_figure(images, {"a": np.ones((1, 3, 4))}, {"a": 1}, figure=Figure())
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.shape == ((6, 9, 3) if channels == 3 else (6, 9))
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    if channels == 1:
+        plain = images[0, 0].numpy()
+        np.testing.assert_allclose(drawn, (plain - plain.min()) / np.ptp(plain), atol=1e-6)
+
+
+def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular():
+    counts = np.zeros((3, 200), dtype=np.int32)
+    counts[0, 100], counts[1, [100, 150]], counts[2, 199] = 6, (4, 2), 6
+    figure = correlation_figure({"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure())
+    pixels(figure)
+    for ax, h in zip(figure.axes, (counts, counts[:, ::-1]), strict=False):
+        (mesh,) = ax.collections
+        corners = mesh.get_coordinates()
+        np.testing.assert_allclose(corners[0, :, 0], [-0.5, 0.5, 3, 7])  # half-way to the next epoch
+        np.testing.assert_allclose(corners[:, 0, 1], np.linspace(-1, 1, 201))
+        shares = mesh.get_array()
+        np.testing.assert_allclose(shares.filled(0), 100 * h.T / 6)
+        assert (shares.mask == (h.T == 0)).all()
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["conv1: 6 pairs", "fc1: 6 pairs"]
+
+
+def test_figures_are_pyplot_s_unless_one_is_given():
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    figure = heat_map_figure(corner(), {"a": np.ones((2, 8, 8))}, {"a": 16})
+    assert plt.get_fignums() == [figure.number]
+    plt.close("all")
+    correlation_figure({"a": np.ones((1, 20))}, figure=Figure())
+    assert plt.get_fignums() == []
+
+
+# ---- the explorer
+
+
+def stored(layers: dict[str, int], epochs: list[int], count: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    shape = (len(epochs), count, 8, 8)
+    return {name: (random.random(shape) * math.log(filters)).astype(np.float16) for name, filters in layers.items()}
+
+
+@pytest.mark.parametrize("curves", [False, True])
+def test_each_control_of_the_explorer_changes_the_picture(curves):
+    layers, epochs = {"conv1": 16, "conv2": 32}, [0, 1, 5]
+    entropies = {name: np.linspace(math.log(filters), 1, 6) for name, filters in layers.items()} if curves else None
+    widget = explorer(corner(), stored(layers, epochs, 2), epochs, entropies, filters=layers)
+    controls = {child.description: child for row in widget.children[:2] for child in row.children}
+    picture = widget.children[2]
+    assert controls["layer"].options == ("conv1", "conv2") and controls["epoch"].options == (0, 1, 5)
+    seen = [picture.value]
+    changes = {"layer": "conv2", "epoch": 5, "image": 1, "colours over this layer's own range": True}
+    for name, value in changes.items():
+        controls[name].value = value
+        assert picture.value not in seen
+        seen.append(picture.value)
+    for png in seen:
+        assert opened(png).width > 300 and len(png) < 60_000
+    for name, value in {"layer": "conv1", "epoch": 0, "image": 0, "colours over this layer's own range": False}.items():
+        controls[name].value = value
+    assert picture.value == seen[0]
+
+
+def test_the_explorer_needs_arrays_that_fit_each_other():
+    layers, epochs = {"conv1": 16}, [0, 1]
+    maps = stored(layers, epochs, 2)
+    with pytest.raises(ValueError, match=r"\(2, 2, 8, 8\); \[3, 2, A, B\]"):
+        explorer(corner(), maps, [0, 1, 2], filters=layers)
+    with pytest.raises(ValueError, match=r"\(2, 2, 8, 8\); \[2, 1, A, B\]"):
+        explorer(corner()[:1], maps, epochs, filters=layers)
+    with pytest.raises(ValueError, match="number of filters of conv1"):
+        explorer(corner(), maps, epochs, filters={"conv2": 16})
+    with pytest.raises(ValueError, match=r"'conv1' have shape \(1,\); one before training and one an epoch"):
+        explorer(corner(), maps, epochs, {"conv1": [2.0]}, filters=layers)
+    with pytest.raises(ValueError, match="0 layers"):
+        explorer(corner(), {}, epochs, filters=layers)
+
+
+# ---- errors
+
+
+def test_images_that_cannot_be_logged_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"images have shape \(1, 12, 12\); \[n, C, H, W\]"):
+        Monitor(tmp_path, batch()[0])
+    with pytest.raises(ValueError, match="at least one image"):
+        Monitor(tmp_path, batch()[:0])
+    with pytest.raises(ValueError, match=r"measure_images have shape \(0, 1, 12, 12\)"):
+        Monitor(tmp_path, batch(), measure_images=batch()[:0])
+    with pytest.raises(ValueError, match=r"17 images .* 16 at most; .* measure_images"):
+        Monitor(tmp_path, batch(17))
+    with pytest.raises(ValueError, match="every is 0"):
+        Monitor(tmp_path, batch(), every=0)
+
+
+@pytest.mark.parametrize("layers", [["conv1", "conv9"], ["norm"], []])
+def test_layers_that_cannot_be_logged_are_named_with_those_that_can(tmp_path, net, layers):
+    with pytest.raises(ValueError, match=f"{layers[-1] if layers else 'none'}.*conv1, conv2, fc1, fc2"):
+        Monitor(tmp_path / "log", batch(), layers).log(net, 0)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_layer_that_does_not_run_is_named(net):
+    net.spare = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"spare did not run.*name the layers that do: conv1"):
+        measures.entropy_maps(net, batch(), ["conv1", "spare"])
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("epoch", [-1, 1, 2])
+def test_epochs_have_to_increase_from_0(tmp_path, net, epoch):
+    with Monitor(tmp_path, batch(), every=10) as monitor:
+        if epoch >= 0:
+            monitor.log(net, 2)
+        with pytest.raises(ValueError, match=f"epoch is {epoch}.* {3 if epoch >= 0 else 0} or more"):
+            monitor.log(net, epoch)
+
+
+def test_a_closed_monitor_logs_no_more_and_can_be_closed_again(tmp_path, net):
+    monitor = Monitor(tmp_path, batch())
+    monitor.log(net, 0)
+    monitor.close()
+    monitor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        monitor.log(net, 1)
+    with pytest.raises(RuntimeError, match="closed"):
+        monitor.watch(RUNS[0], net, 1)
+
+
+def test_figures_refuse_shapes_that_do_not_fit():
+    maps = {"conv1": np.ones((2, 8, 8))}
+    with pytest.raises(ValueError, match=r"\(3, 1, 8, 8\).*\[2, C, H, W\]"):
+        heat_map_figure(np.ones((3, 1, 8, 8)), maps, {"conv1": 4})
+    with pytest.raises(ValueError, match=r"'conv2' have shape \(2, 8\)"):
+        heat_map_figure(corner(), maps | {"conv2": np.ones((2, 8))}, {"conv1": 4, "conv2": 4})
+    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+        heat_map_figure(corner(), maps, {"conv1": 4}, rows=["one"])
+    with pytest.raises(ValueError, match="number of filters of conv1"):
+        heat_map_figure(corner(), maps, {})
+    with pytest.raises(ValueError, match="0 maps"):
+        heat_map_figure(corner(), {}, {})
+    with pytest.raises(ValueError, match=r"\(3, 200\); \[2 epochs, bins\]"):
+        correlation_figure({"conv1": np.ones((3, 200))}, [0, 1])
+    with pytest.raises(ValueError, match="increase"):
+        correlation_figure({"conv1": np.ones((2, 200))}, [1, 1])
+    with pytest.raises(ValueError, match="at least one layer"):
+        correlation_figure({})
