@@ -143,13 +143,19 @@ def rfav_entropy(activations: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+def layer_entropy(layer: nn.Module, output: Tensor) -> Tensor:
+    """`rfav_entropy` of a layer's output. A linear layer has its filters last, [N, …, D], everything else second."""
+    return rfav_entropy(output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output)
+
+
 def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     """Pearson's correlation of the filters of a layer, pairwise: [D, D] (targeted sparsity, Eq. 6).
 
     Args:
-        weight: of a convolution or dense layer, [D, …]; a row is one filter.
+        weight: of a convolution or dense layer, [D, …]; a row is one filter. Half precision is widened.
         centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of all filters, as Eq. 6 reads
-            literally: the rows then sum to about −1 from the start. A filter that is then constant correlates with none: 0.
+            literally: each then correlates with the others to about −1 in sum from the start. A filter of which nothing is
+            left (a constant one; one equal to the mean filter) correlates with none: 0.
 
     Raises:
         ValueError: for an unknown centre, or a weight without a dimension beside the filters'.
@@ -157,13 +163,12 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     if weight.dim() < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; [D, …] with at least one more dimension is needed")
     _allowed("centre", centre, CENTRES)
-    filters = weight.flatten(1)  # [D, …] → [D, F]
+    filters = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))  # [D, …] → [D, F]
     centred = filters - filters.mean(1 if centre == "own" else 0, keepdim=True)
-    # rounding leaves a constant filter slightly off zero: what is below it has no direction
-    floor = torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True).clamp_min(
-        torch.finfo(filters.dtype).tiny
-    )
-    unit = torch.where(centred.norm(dim=1, keepdim=True) > floor, F.normalize(centred, dim=1), 0)
+    # rounding of the mean leaves a constant filter up to 4 eps off zero (sums of 9 … 100,000 terms): that has no direction
+    norm = centred.norm(dim=1, keepdim=True)
+    kept = norm > 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
+    unit = torch.where(kept, centred, 0) / torch.where(kept, norm, 1)
     return unit @ unit.T
 
 
@@ -208,7 +213,7 @@ class SparsityReg:
 
     def _measure(self, name: str):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            entropy = rfav_entropy(output)  # [N, A, B] or [N]
+            entropy = layer_entropy(module, output)  # [N, A, B] or [N]
             self._values[name] = entropy.sum() / len(entropy)
 
         return hook

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from lib.losses import filter_correlation, filter_layers, find_layer, rfav_entropy
+from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
 
 ABLATION_MASKS = ("element", "shared", "channel")
 ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
@@ -108,7 +108,7 @@ def entropy_maps(
     modules = {name: find_layer(model, name) for name in (hidden_layers(model) if layers is None else layers)}
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
     hooks = [
-        module.register_forward_hook(lambda m, i, out, name=name: found[name].append(rfav_entropy(out)))
+        module.register_forward_hook(lambda m, i, out, name=name: found[name].append(layer_entropy(m, out)))
         for name, module in modules.items()
     ]
     try:
@@ -160,7 +160,7 @@ def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
         weight: [D, …] of a convolution or dense layer.
         bins: 200 are 0.01 wide; the last one holds 1.
     """
-    c = filter_correlation(weight.float())
+    c = filter_correlation(weight)
     below = torch.tril_indices(len(c), len(c), -1, device=c.device)
     place = ((c[below[0], below[1]] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
     return torch.bincount(place, minlength=bins)

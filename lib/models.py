@@ -132,7 +132,8 @@ class ConvNet(nn.Module):
         lost = 0 if padding == "same" else 4  # pixels that two 3×3 convolutions take off a side
         side = ((image_size - lost) // 2 - lost) // 2
         if side < 1:
-            raise ValueError(f"images of {image_size}×{image_size} are too small for a ConvNet with padding {padding!r}")
+            least = f"padding {padding!r}: {4 + 3 * lost}×{4 + 3 * lost} is the least"
+            raise ValueError(f"images of {image_size}×{image_size} are too small for a ConvNet with {least}")
         one, two, three, four, units = widths
         self.conv1 = nn.Conv2d(in_channels, one, 3, padding=padding)
         self.conv2 = nn.Conv2d(one, two, 3, padding=padding)

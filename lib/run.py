@@ -184,6 +184,7 @@ class Run:
         """Settings that cannot change the result, and so are no part of the id."""
         convnet = self.network in CONVNETS
         names = ["schedule", "speed", "rate"] * (not self.al2) + ["corruption_law"] * (self.corruption == 0)
+        names += ["speed"] * (self.schedule == "constant")
         names += ["bn_gamma"] * (not (self.batch_norm and self.network == "al2_cnn"))
         names += ["norm_place"] * (not (self.batch_norm and convnet)) + ["padding"] * (not convnet)
         names += ["momentum"] * (self.optimizer == "adam")
@@ -247,6 +248,7 @@ class Run:
         """
         plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
         parts = [plain or ("normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet")]
+        parts += ["dropout"] * bool(not plain and self.batch_norm and self.dropout)
         if plain or self.batch_norm or self.dropout or (self.sparsity, self.decorrelation) not in SPARSITY_NETWORKS.values():
             layers = "" if self.network in ("lenet", "alexnet") else f" {' '.join(self.sparsity)}"
             parts += [f"sr{layers}"] * bool(self.sparsity) + [f"decorr {' '.join(self.decorrelation)}"] * bool(

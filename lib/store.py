@@ -109,7 +109,12 @@ def available(runs: Sequence[Run]) -> list[Run]:
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
-    """The arrays measured in a finished run, by name: `ablation <mask>/<images>` [points, 11], `ablation epochs` [points].
+    """The arrays measured in a finished run, by name; of E epochs, which end earlier in a run that diverged.
+
+    `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`, `entropy before training`
+    [1, layers] and for each hidden layer `correlations <layer>` [1 + E, 200], the first before training; with `heat_maps`,
+    `heat map epochs` [points] and for each hidden layer `heat maps <layer>` [points, images, A, B] in float16 (of a linear
+    layer [points, images]).
 
     Raises:
         LookupError: if the run has not been trained.

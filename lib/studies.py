@@ -51,7 +51,7 @@ def sparsity_networks(
         networks: those of `VARIANTS` that are wanted.
         size: "s", "m" or "xxl".
         seeds: of the runs.
-        dropout: of dropNet, which alone has it.
+        dropout: of dropNet, which alone has it; > 0.
         optimizer: "sgd" (no momentum) or "adam".
         learning_rate: None: 0.01 for SGD, 0.001 for Adam.
         long_networks: those that train for `long_epochs`, to see whether they overfit later (Fig. 6). The first epochs of a
@@ -59,8 +59,14 @@ def sparsity_networks(
         settings: fields of `Run` for all of them.
 
     Raises:
-        ValueError: for an unknown network.
+        ValueError: for an unknown network or size, and a setting in which the networks differ.
     """
+    if fixed := {"network", "batch_norm", "sparsity", "decorrelation", "seed"} & settings.keys():
+        raise ValueError(
+            f"{', '.join(sorted(fixed))} cannot be set: it is what the networks differ in (size, seeds: arguments)"
+        )
+    if not dropout > 0:
+        raise ValueError(f"dropout is {dropout}; dropNet needs it positive")
     for name, given in (("networks", networks), ("long_networks", long_networks)):
         if unknown := [network for network in given if network not in VARIANTS]:
             raise ValueError(f"{name} holds {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")

@@ -45,9 +45,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
     # archives are sorted by class: in this order the first so many test images hold every class in proportion
     test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
     train, validation, measure = data.subset(dataset.train, run.n_train, run.n_validation, run.n_measure)
-    check_sizes(run, len(train), len(test))
-    with torch.device("meta"):  # xxl networks are large: their shapes are enough here
-        penalties(run, models.architecture(run, channels, height, dataset.num_classes))
+    check(run, (channels, height, dataset.num_classes), len(train), len(test))
 
     def corrupted(split: data.Split, purpose: str) -> Tensor:
         source, classes = generator(run.seed, purpose), dataset.num_classes
@@ -98,12 +96,17 @@ def check_key(run: Run) -> tuple:
     return tuple(getattr(run, name) for name in DATA_FIELDS + CHECKED_FIELDS)
 
 
-def check_sizes(run: Run, n_train: int, n_test: int) -> None:
-    """Refuse, with a ValueError, a batch or a test set larger than there are images."""
+def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> None:
+    """Refuse, with a ValueError, a run that its data or its network cannot serve.
+
+    That is: a batch or a test set larger than there are images, images too small for the network, a layer it does not have.
+    """
     if run.batch_size > n_train:
         raise ValueError(f"batch_size is {run.batch_size}, larger than the {n_train} training images")
     if run.test_images is not None and run.test_images > n_test:
         raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images")
+    with torch.device("meta"):  # xxl networks are large: their shapes are enough here
+        penalties(run, models.architecture(run, *shape))
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lib import data, losses, measures, models, paths, record
 from lib.run import Run, generator
-from lib.task import Task, check_sizes, data_key, prepare
+from lib.task import Task, check, data_key, prepare
 from lib.task import penalties as attach
 
 CHECKPOINT_SECONDS = 30
@@ -62,7 +62,7 @@ def fit(
         key = data_key(run)
         if key not in tasks:
             tasks[key] = prepare(run, device)
-        check_sizes(run, len(tasks[key].train), len(tasks[key].test))
+        check(run, tasks[key].shape, len(tasks[key].train), len(tasks[key].test))
     frames = []
     for k, run in enumerate(runs):
         with _reproducible(device):
@@ -150,9 +150,10 @@ def _train_epoch(
     activation_l2, sparsity, decorrelation = penalties
     images, labels = task.train.images, task.train.labels
     order = torch.randperm(len(labels), generator=generator(run.seed, "order", epoch)).to(images.device)
+    coins = generator(run.seed, "dropout", epoch, device=images.device)  # one for all layers, or they would drop alike
     for module in model.modules():
         if isinstance(module, models.Dropout):
-            module.generator = generator(run.seed, "dropout", epoch, device=images.device)
+            module.generator = coins
     sums: dict[str, Tensor] = {}
     for batch in order.split(run.batch_size):
         x, y = images[batch], labels[batch]  # [B, C, H, W], [B]

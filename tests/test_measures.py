@@ -1,11 +1,27 @@
+import copy
 import itertools
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from scipy.stats import entropy
+from torch import nn
 
-from lib.measures import ABLATION_FRACTIONS, ablation_area, accuracy, cumulative_ablation
+from lib.losses import SparsityReg
+from lib.measures import (
+    ABLATION_FRACTIONS,
+    ablation_area,
+    accuracy,
+    correlation_histogram,
+    cumulative_ablation,
+    entropy_maps,
+    hidden_layers,
+    moment_of_overfitting,
+    smoothed,
+)
 
 MASKS = ["element", "shared", "channel"]
 
@@ -207,3 +223,217 @@ def test_the_area_is_numpy_s_trapezoid_with_steps_of_a_tenth():
 def test_the_area_of_what_is_no_curve_is_refused(accuracies):
     with pytest.raises(ValueError, match="at least two"):
         ablation_area(accuracies)
+
+
+# ---- entropy maps
+
+
+def small_net() -> nn.Sequential:
+    """conv1, batch norm, ReLU in place, conv2 strided, ReLU in place, dropout, fc1, classifier; weights of some size."""
+    names = "conv1 norm relu1 conv2 relu2 flat drop fc1 relu3 fc2".split()
+    layers = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, stride=2), nn.ReLU(inplace=True)]
+    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 9, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)]
+    model = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.7, generator=source(5))
+    return model
+
+
+def plain_entropy(a: torch.Tensor) -> np.ndarray:
+    """Over dimension 1, by scipy."""
+    return entropy(softmax(a.detach().double().numpy(), 1), axis=1)
+
+
+def pictures(count: int = 5) -> torch.Tensor:
+    return torch.randn(count, 1, 9, 9, generator=source(6))
+
+
+def test_entropy_maps_are_of_every_hidden_layer_s_linear_outputs_in_eval_mode():
+    model, x = small_net(), pictures()
+    maps = entropy_maps(model, x)
+    assert list(maps) == hidden_layers(model) == ["conv1", "conv2", "fc1"]
+    model.eval()
+    first = model.conv1(x)
+    second = model.conv2(model.norm(first).clamp(min=0))
+    expected = {"conv1": first, "conv2": second, "fc1": model.fc1(second.clamp(min=0).flatten(1))}
+    assert [m.shape for m in maps.values()] == [(5, 7, 7), (5, 3, 3), (5,)]
+    for name, outputs in expected.items():
+        np.testing.assert_allclose(maps[name].numpy(), plain_entropy(outputs), rtol=1e-4, atol=1e-5)
+        assert not maps[name].requires_grad
+
+
+def test_entropy_maps_of_named_layers_come_in_the_order_asked_for_and_each_once():
+    maps = entropy_maps(small_net(), pictures(), ["fc2", "conv2", "fc2"])
+    assert {name: m.shape for name, m in maps.items()} == {"fc2": (5,), "conv2": (5, 3, 3)}
+    assert list(maps) == ["fc2", "conv2"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 500])
+def test_entropy_maps_do_not_depend_on_how_many_images_are_taken_at_a_time(batch):
+    model, x = small_net(), pictures()
+    whole = entropy_maps(model, x)
+    for name, m in entropy_maps(model, x, batch=batch).items():
+        torch.testing.assert_close(m, whole[name])
+
+
+def test_a_bright_corner_of_the_image_is_that_corner_of_the_map():
+    """Row-major as the image: k = a · B + b of the paper. The map is of another height than width."""
+    conv = nn.Conv2d(1, 3, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias.zero_()
+        conv.weight[0] = 5.0  # one filter answers to brightness, and entropy falls there
+    x = torch.zeros(4, 1, 6, 9)
+    for image, (a, b) in zip(x, [(0, 0), (0, 8), (5, 0), (5, 8)], strict=True):
+        image[0, a, b] = 1
+    (found,) = entropy_maps(nn.Sequential(conv), x, ["0"]).values()
+    assert found.shape == (4, 6, 9)
+    for m, (rows, columns) in zip(found, [((0, 1), (0, 1)), ((0, 1), (7, 8)), ((4, 5), (0, 1)), ((4, 5), (7, 8))], strict=True):
+        low = m < math.log(3) - 0.1
+        assert low.nonzero().tolist() == [[a, b] for a in rows for b in columns]
+
+
+def test_measuring_leaves_modes_statistics_hooks_gradients_and_global_states_alone():
+    model, x = small_net(), pictures()
+    model.train()
+    model.norm.eval()  # frozen, as for fine-tuning
+    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    randomness = torch.get_rng_state()
+    entropy_maps(model, x)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), randomness)
+
+
+def test_what_stops_a_measurement_leaves_no_hook_and_the_mode_as_it_was():
+    model = small_net().train()
+    with pytest.raises(ValueError, match=r"'conv3'; its layers are conv1, norm,"):
+        entropy_maps(model, pictures(), ["conv1", "conv3"])
+    with pytest.raises(RuntimeError):
+        entropy_maps(model, torch.ones(2, 3, 9, 9))  # three channels instead of one
+    with pytest.raises(ValueError, match="no images"):
+        entropy_maps(model, pictures(0))
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+
+
+def test_entropy_maps_are_those_that_the_penalty_sums():
+    model, x = small_net().eval(), pictures()
+    sparsity = SparsityReg(model, {"conv1": 1.0, "fc1": 1.0})
+    model(x)
+    maps = entropy_maps(model, x, ["conv1", "fc1"])
+    assert -sum(m.sum() for m in maps.values()).item() / 5 == pytest.approx(sparsity.penalty().item(), rel=1e-5)
+
+
+def test_a_linear_layer_s_filters_are_last_wherever_its_positions_are():
+    model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(3, 4, 2, 6, generator=source())
+    (found,) = entropy_maps(model, x, ["0"]).values()
+    assert found.shape == (3, 4, 2)
+    np.testing.assert_allclose(found.numpy(), plain_entropy(model(x).movedim(-1, 1)), rtol=1e-5)
+
+
+def test_hidden_layers_of_torchvision_s_networks_leave_out_the_classifier():
+    from lib.vision import torchvision
+
+    with torch.device("meta"):
+        resnet, alexnet = torchvision.models.resnet18(weights=None), torchvision.models.alexnet(weights=None)
+    assert hidden_layers(alexnet) == [f"features.{k}" for k in (0, 3, 6, 8, 10)] + ["classifier.1", "classifier.4"]
+    assert len(hidden_layers(resnet)) == 20 and "fc" not in hidden_layers(resnet)
+
+
+# ---- correlation histograms
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (40, 10)])
+@pytest.mark.parametrize("bins", [200, 10])
+def test_the_histogram_counts_each_pair_of_filters_once(shape, bins):
+    weight = torch.randn(shape, generator=source())
+    counts = correlation_histogram(nn.Parameter(weight), bins)
+    c = np.corrcoef(weight.double().flatten(1).numpy())[np.tril_indices(len(weight), -1)]
+    expected, _ = np.histogram(c, bins, (-1, 1))
+    assert counts.shape == (bins,) and counts.sum().item() == len(c)
+    assert np.abs(counts.numpy() - expected).sum() <= 2  # a coefficient at a bin's edge may fall to either side
+
+
+def test_the_histogram_s_ends_hold_opposite_and_equal_filters_and_its_middle_constant_ones():
+    one, other = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([4.0, 2.0, 1.0])
+    weight = torch.stack([one, 3 * one, one - 10, -one])
+    assert {int(k): int(n) for k, n in enumerate(correlation_histogram(weight)) if n} == {0: 3, 199: 3}
+    constant = torch.full((3,), 0.1)
+    counts = correlation_histogram(torch.stack([one, constant, constant]))
+    assert {int(k): int(n) for k, n in enumerate(counts) if n} == {100: 3}
+    c = np.corrcoef(one, other)[0, 1]
+    assert correlation_histogram(torch.stack([one, other]))[int((c + 1) / 0.01)] == 1
+
+
+# ---- the moment of overfitting
+
+
+def plain_smoothed(curve) -> np.ndarray:
+    """A Gaussian of σ = 2 cut at 4 σ, the ends held, written down once more."""
+    weights = np.exp(-(np.arange(-8, 9) ** 2) / (2 * 2**2))
+    held = np.concatenate([np.full(8, curve[0]), curve, np.full(8, curve[-1])])
+    return np.array([weights @ held[k : k + 17] / weights.sum() for k in range(len(curve))])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 40, 200])
+def test_curves_are_smoothed_by_a_gaussian_of_two_epochs_with_their_ends_held(epochs):
+    curve = np.random.default_rng(0).normal(2, 1, epochs)
+    np.testing.assert_allclose(smoothed(curve), plain_smoothed(curve), rtol=1e-12)
+    np.testing.assert_allclose(smoothed([3] * epochs), 3)  # whole numbers are no reason to round
+
+
+def test_a_dip_and_a_rise_is_overfitting_from_the_epoch_of_the_dip_on():
+    epochs = np.arange(1, 61)
+    for dip in (10, 20, 45):
+        curve = 1 + 0.001 * (epochs - dip) ** 2
+        assert moment_of_overfitting(curve) == dip
+        noise = 0.004 * (-1.0) ** epochs  # which would move the least value of the curve itself
+        assert abs(moment_of_overfitting(curve + noise) - dip) <= 1
+
+
+def test_the_moment_is_the_least_value_of_the_smoothed_curve():
+    random = np.random.default_rng(1)
+    moments = []
+    for _ in range(50):
+        curve = 5 + np.cumsum(random.normal(0, 0.3, 80))
+        smooth = plain_smoothed(curve)
+        low = min(range(80), key=smooth.__getitem__)
+        expected = low + 1 if smooth[-1] > 1.02 * smooth[low] else None
+        assert moment_of_overfitting(curve) == expected
+        moments.append(expected)
+    assert 5 < moments.count(None) < 45
+
+
+@pytest.mark.parametrize("curve", [np.geomspace(3, 1, 50), [2.0] * 30, [1.5], np.linspace(3, 1, 9).tolist()])
+def test_a_curve_that_does_not_rise_again_has_no_moment(curve):
+    assert moment_of_overfitting(curve) is None
+
+
+@pytest.mark.parametrize(("rise", "overfits"), [(0.0, False), (0.0199, False), (0.0201, True), (0.5, True)])
+def test_the_end_has_to_lie_more_than_2_percent_above_the_least(rise, overfits):
+    curve = 1 + rise * (np.arange(60) >= 30)
+    assert (moment_of_overfitting(curve) is not None) == overfits
+    assert (moment_of_overfitting(7 * curve) is not None) == overfits  # a share of the least value, not an amount
+
+
+def test_a_rise_before_the_end_that_is_undone_does_not_count():
+    curve = np.concatenate([np.linspace(2, 1, 20), np.linspace(1, 3, 20), np.linspace(3, 1, 40)])
+    assert moment_of_overfitting(curve) is None
+
+
+def test_of_equal_least_values_the_first_is_the_moment():
+    curve = np.concatenate([np.ones(10), np.zeros(40), np.ones(10)])
+    assert moment_of_overfitting(curve) == 19  # epochs 11 … 50 are 0; eight of them before and after are needed
+
+
+def test_a_curve_that_only_rises_overfits_from_the_first_epoch():
+    assert moment_of_overfitting(np.linspace(1, 2, 40)) == 1
+
+
+@pytest.mark.parametrize("curve", [[], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]], 3.0])
+def test_the_moment_of_what_is_no_curve_is_refused(curve):
+    with pytest.raises(ValueError, match="one finite value an epoch"):
+        moment_of_overfitting(curve)

@@ -4,12 +4,13 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lib import paths
 from lib.run import ABLATIONS, Run, generator
-from lib.studies import label_randomization
 
 # Published ids: they name folders of stored results and never change.
 TRAINED = {"al2": True, "batch_norm": True, "corruption": 0.5, "dataset": "fashion_mnist", "dropout": 0.5, "epochs": 80}
@@ -256,41 +257,213 @@ def test_the_order_of_the_ablations_and_their_repetition_mean_nothing():
     assert one.measured() == other.measured()
 
 
-def test_label_randomization_is_eight_networks_a_seed_in_pairs_that_differ_in_al2_only():
-    runs = label_randomization("mnist", seeds=(0, 5), epochs=80)
-    assert len({run.id for run in runs}) == len(runs) == 16
-    for without, with_al2 in zip(runs[::2], runs[1::2], strict=True):
-        assert not without.al2 and with_al2.al2
-        assert with_al2.to_dict() == without.to_dict() | {"al2": True}
-    assert [run.baseline for run in runs[:8:2]] == ["bare", "batchnorm", "dropout", "weight_decay"]
-    assert {run.seed for run in runs[:8]} == {0} and {run.seed for run in runs[8:]} == {5}
-    assert {run.epochs for run in runs} == {80}
-    assert runs[4].dropout == 0.5 and runs[6].weight_decay == 5e-4  # the papers' strengths, in their own baselines alone
-    assert {run.dropout for run in runs if run.baseline != "dropout"} == {0}
+# ---- runs of the targeted-sparsity paper
+
+CONV = Run("digits", network="convnet_s", corruption=0.0, momentum=0.0, n_measure=50)
+SR3 = replace(CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",))
+COMMITTED = sorted((paths.ROOT / "results").glob("*/*/*/config.json"))
 
 
-def test_label_randomization_passes_strengths_to_their_own_baselines():
-    runs = label_randomization("mnist", dropout=0.2, weight_decay=0.1)
-    assert {run.dropout for run in runs} == {0, 0.2} and {run.weight_decay for run in runs} == {0, 0.1}
+def test_every_committed_run_still_gives_its_own_id_and_folder():
+    """Whatever fields are added: else results would be lost, and trained again."""
+    assert COMMITTED
+    for path in COMMITTED:
+        config = json.loads(path.read_text())
+        run = Run.from_dict(config["run"] | config["measures"])
+        assert run.id == config["id"]
+        assert run.name == path.parent.name
+        assert run.to_dict() == run.to_dict() | config["run"]  # the fields of then have the values of then
 
 
-def test_label_randomization_refuses_an_unknown_setting():
-    with pytest.raises(ValueError, match=r"epoch.*did you mean 'epochs'"):
-        label_randomization("mnist", epoch=3)
+def test_the_id_of_a_regularised_run_hashes_its_layers_as_a_list():
+    fields = {"corruption": 0.0, "dataset": "digits", "decorrelation": ["conv1"], "momentum": 0.0, "n_measure": 50}
+    fields |= {"network": "convnet_s", "sparsity": ["conv3", "conv4", "fc1"]}
+    assert json.loads(SR3.canonical()) == fields
+    text = json.dumps(fields, separators=(",", ":"))
+    assert SR3.id == hashlib.sha256(text.encode()).hexdigest()[:10]
+    assert Run.from_dict(fields).id == SR3.id
 
 
-@pytest.mark.parametrize("settings", [{"al2": True}, {"batch_norm": True}, {"dropout": 0}, {"weight_decay": 0}])
-def test_label_randomization_refuses_what_would_make_two_of_the_eight_one(settings):
-    with pytest.raises((ValueError, TypeError), match=next(iter(settings))):
-        label_randomization("mnist", **settings)
+def test_the_order_of_the_layers_and_their_repetition_mean_nothing():
+    assert replace(SR3, sparsity=["fc1", "conv4", "conv3", "fc1"]).id == SR3.id
 
 
-@pytest.mark.parametrize("setting", [{"speed": 8.75}, {"schedule": "geometric"}])
-def test_networks_without_al2_are_the_same_runs_whatever_the_schedule(setting):
-    """A setting that cannot change the result is no part of the id: baselines are trained once for all schedules."""
-    plain, other = label_randomization("mnist"), label_randomization("mnist", **setting)
-    assert [run.id for run in plain[::2]] == [run.id for run in other[::2]]
-    assert not {run.id for run in plain[1::2]} & {run.id for run in other[1::2]}
+CHANGES = [{"network": name} for name in ("convnet_m", "convnet_xxl", "lenet", "alexnet", "al2_cnn")]
+CHANGES += [{"batch_norm": True}, {"batch_norm": True, "norm_place": "block"}, {"padding": "valid"}, {"dropout": 0.25}]
+CHANGES += [{"optimizer": "adam"}, {"momentum": 0.9}, {"n_measure": 60}, {"n_measure": 0}, {"al2": True}]
+CHANGES += [{"sparsity": ()}, {"sparsity": ("conv1",)}, {"sparsity_weight": 0.01}, {"decorrelation": ()}]
+CHANGES += [{"decorrelation": ("conv2",)}, {"decorrelation_weight": 0.1}, {"decorrelation_centre": "mean_filter"}]
+CHANGES += [{"decorrelation_pairs": "abs"}, {"decorrelation_pairs": "square"}, {"decorrelation_reduce": "mean"}]
+
+
+def test_every_setting_that_changes_a_regularised_training_changes_its_id():
+    assert len({SR3.id} | {replace(SR3, **change).id for change in CHANGES}) == 1 + len(CHANGES)
+
+
+DECORRELATION = {"weight": 0.5, "centre": "mean_filter", "pairs": "square", "reduce": "mean"}
+DECORRELATION = {f"decorrelation_{name}": value for name, value in DECORRELATION.items()}
+IDLE = [
+    (CONV, {"sparsity_weight": 0.5}),
+    (CONV, {"sparsity": ("conv1",), "sparsity_weight": 0.0}),
+    (CONV, DECORRELATION),
+    (CONV, {"decorrelation": ("conv1",)} | DECORRELATION | {"decorrelation_weight": 0.0}),
+    (CONV, {"norm_place": "block"}),
+    (CONV, {"bn_gamma": "uniform"}),
+    (replace(CONV, batch_norm=True), {"bn_gamma": "uniform"}),
+    (CONV, {"corruption_law": "exact"}),
+    (CONV, {"schedule": "linear", "speed": 2.0, "rate": 0.5}),
+    (replace(CONV, optimizer="adam"), {"momentum": 0.9}),
+    (replace(CONV, network="lenet"), {"padding": "valid", "norm_place": "block"}),
+    (replace(CONV, network="alexnet"), {"padding": "valid"}),
+    (Run("mnist"), {"padding": "valid", "norm_place": "block", "bn_gamma": "uniform"}),
+    (Run("mnist", batch_norm=True), {"norm_place": "block"}),
+    (Run("mnist", al2=True, schedule="constant", rate=0.5), {"speed": 3.0}),
+]
+
+
+@pytest.mark.parametrize(("run", "settings"), IDLE)
+def test_settings_without_effect_are_reset_and_no_part_of_the_id(run, settings):
+    other = replace(run, **settings)
+    assert other == run and other.id == run.id and other.canonical() == run.canonical()
+    assert other.to_dict() == run.to_dict()
+
+
+def test_settings_without_effect_are_checked_all_the_same():
+    for settings in ({"norm_place": "twice"}, {"padding": "reflect"}, {"decorrelation_pairs": "cubic"}, {"schedule": "cosine"}):
+        with pytest.raises(ValueError, match=rf"^{next(iter(settings))} is .*allowed"):
+            replace(CONV, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity_weight": -0.1}, r"^sparsity_weight is -0\.1; it has to be a number ≥ 0"),
+        ({"sparsity_weight": math.nan}, "^sparsity_weight is nan"),
+        ({"decorrelation_weight": math.inf}, "^decorrelation_weight is inf; it has to be a number ≥ 0"),
+        ({"n_measure": -1}, "^n_measure is -1; it has to be a whole number ≥ 0"),
+        ({"heat_maps": -1}, "^heat_maps is -1"),
+        ({"heat_maps": 51}, "^heat_maps is 51; it has to be at most n_measure, 50"),
+        ({"n_measure": 0, "entropy": True}, "^entropy is .*n_measure is 0"),
+        ({"network": "lenet", "dropout": 0.25}, "^lenet has neither batch norm nor dropout.*convnet_s"),
+        ({"network": "alexnet", "batch_norm": True}, "^alexnet has neither"),
+        (
+            {"network": "convnet_l"},
+            "^network is 'convnet_l'; allowed: al2_cnn, convnet_s, convnet_m, convnet_xxl, lenet, alexnet",
+        ),
+        ({"optimizer": "sdg"}, "^optimizer is 'sdg'; allowed: sgd, adam"),
+        ({"decorrelation_centre": "median"}, "allowed: own, mean_filter"),
+        ({"decorrelation_reduce": "max"}, "allowed: sum, mean"),
+    ],
+)
+def test_bad_settings_of_a_sparsity_run_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONV, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sparsity", "conv1"),
+        ("sparsity", [1]),
+        ("decorrelation", None),
+        ("entropy", 1),
+        ("heat_maps", True),
+        ("n_measure", 1.5),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name_in_a_sparsity_run(name, value):
+    with pytest.raises(TypeError, match=rf"^{name} (is|holds) "):
+        replace(CONV, **{name: value})
+
+
+def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
+    run = replace(CONV, entropy=True, heat_maps=4)
+    assert run == CONV and run.id == CONV.id and not run.to_dict().keys() & {"entropy", "heat_maps"}
+    assert run.measured() == {"test_images": None, "ablations": [], "keep_weights": False, "entropy": True, "heat_maps": 4}
+    both = replace(CONV, heat_maps=9).with_measures(run)
+    assert both.entropy and both.heat_maps == 9 and both.id == CONV.id
+    assert run.with_measures(CONV).measured() == run.measured()
+    assert run.with_measures(replace(CONV, heat_maps=9)).measured() == both.measured()
+
+
+def test_a_sparsity_run_survives_json():
+    run = replace(SR3, entropy=True, heat_maps=3, optimizer="adam", decorrelation_pairs="square")
+    again = Run.from_dict(json.loads(json.dumps(run.to_dict() | run.measured())))
+    assert again == run and again.id == run.id and again.measured() == run.measured()
+
+
+@pytest.mark.parametrize("network", ["convnet_s", "lenet", "alexnet"])
+def test_networks_without_trunk_and_head_have_no_ablations_and_no_points(network):
+    run = Run("digits", network=network, ablations=("shared/test",))
+    assert run.ablations == () and run.point_epochs() == []
+    assert run.with_measures(Run("digits", network=network)).ablations == ()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, [0, 1]), (2, [0, 1, 2]), (100, [0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100])]
+)
+def test_heat_maps_are_taken_before_training_and_ever_more_rarely_to_the_last_epoch(epochs, expected):
+    assert Run("digits", epochs=epochs).heat_map_epochs() == expected
+
+
+@pytest.mark.parametrize("epochs", range(1, 210, 7))
+def test_heat_map_epochs_are_epochs_of_the_run(epochs):
+    found = Run("digits", epochs=epochs).heat_map_epochs()
+    assert found == sorted(set(found)) and found[:2] == [0, 1] and found[-1] == epochs and len(found) <= 12
+
+
+SR1_LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
+NAMED = [
+    ({}, "vanillaNet"),
+    ({"dropout": 0.25}, "dropNet"),
+    ({"batch_norm": True}, "normNet"),
+    ({"batch_norm": True, "norm_place": "block"}, "normNet"),
+    ({"sparsity": SR1_LAYERS}, "sr1Net"),
+    ({"sparsity": SR1_LAYERS[2:]}, "sr2Net"),
+    ({"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1",), "decorrelation_pairs": "square"}, "sr3Net"),
+    # what the paper has not
+    ({"sparsity": SR1_LAYERS[2:], "sparsity_weight": 0.0}, "vanillaNet"),
+    ({"sparsity": ("conv1",)}, "vanillaNet+sr conv1"),
+    ({"decorrelation": ("conv1",)}, "vanillaNet+decorr conv1"),
+    ({"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1", "conv2")}, "vanillaNet+sr conv3 conv4 fc1+decorr conv1 conv2"),
+    ({"sparsity": SR1_LAYERS[2:], "batch_norm": True}, "normNet+sr conv3 conv4 fc1"),
+    ({"sparsity": SR1_LAYERS, "dropout": 0.25}, "dropNet+sr conv1 conv2 conv3 conv4 fc1"),
+    ({"batch_norm": True, "dropout": 0.25}, "normNet+dropout"),
+    ({"al2": True}, "vanillaNet+al2"),
+    ({"al2": True, "sparsity": SR1_LAYERS[2:]}, "sr2Net+al2"),
+    ({"al2": True, "batch_norm": True}, "normNet+al2"),
+    ({"network": "lenet"}, "LeNet"),
+    ({"network": "alexnet", "sparsity": ("conv1", "fc1")}, "AlexNet+sr"),
+    ({"network": "lenet", "decorrelation": ("conv1",)}, "LeNet+decorr conv1"),
+    ({"network": "al2_cnn", "sparsity": ("trunk.conv1",)}, "AL2CNN+sr trunk.conv1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "variant"), NAMED)
+def test_variants_have_the_papers_names_and_others_are_spelled_out(settings, variant):
+    run = replace(CONV, **settings)
+    assert run.variant == variant
+    assert run.described()["variant"] == variant
+
+
+def test_names_of_folders_are_plain_and_say_what_was_trained():
+    assert SR3.name == f"convnet_s-sr3Net-sgd-corrupt0-seed0-{SR3.id}"
+    run = replace(CONV, sparsity=("conv1", "fc1"), batch_norm=True, optimizer="adam", seed=4)
+    assert run.name == f"convnet_s-normNet_sr_conv1_fc1-adam-corrupt0-seed4-{run.id}"
+    run = Run("mnist", sparsity=("trunk.conv1", "head.fc1"), decorrelation=("trunk.conv1",), al2=True)
+    assert run.name == f"al2_cnn-bare-sr_2-decorr_1-al2-corrupt75-seed0-{run.id}"
+    for settings, _ in NAMED:
+        assert not set(replace(CONV, **settings).name) - set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+        )
+
+
+def test_described_gives_layers_as_one_text_beside_every_field():
+    described = SR3.described()
+    assert described["sparsity"] == "conv3 conv4 fc1" and described["decorrelation"] == "conv1"
+    assert CONV.described()["sparsity"] == ""
+    assert described.keys() == SR3.to_dict().keys() | {"id", "baseline", "variant"}
+    assert described["id"] == SR3.id and described["baseline"] == "bare"
 
 
 # ---- generators

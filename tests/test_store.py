@@ -334,3 +334,95 @@ def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatc
     store.ensure([replace(BARE, epochs=1, ablations=())])
     assert len(list(Path(tmp_path / "here").glob("quick/digits/*/metrics.csv"))) == 1
     assert os.getcwd() == str(tmp_path)
+
+
+# ---- runs of the targeted-sparsity paper ----------------------------------------------------------------------------
+
+CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
+SR3 = replace(CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01)
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
+
+
+def test_a_finished_run_that_is_asked_for_entropy_later_gains_it_and_keeps_its_curves(trained):
+    store.ensure([SR3])
+    before = store.load([SR3])
+    assert store.arrays(SR3) == {} and not any("entropy c" in column for column in before)
+    store.ensure([replace(SR3, entropy=True)])
+    store.ensure([SR3, replace(SR3, entropy=True)])
+    assert trained == [SR3.id] * 2
+    after = store.load([SR3])
+    pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
+    assert after[[f"entropy {layer}" for layer in LAYERS]].notna().all(axis=None)
+    assert {f"correlations {layer}" for layer in LAYERS} | {"entropy before training"} == store.arrays(SR3).keys()
+
+
+def test_more_heat_maps_are_a_measure_gained_and_fewer_train_nothing(trained):
+    store.ensure([replace(CONV, heat_maps=3)])
+    store.ensure([replace(CONV, heat_maps=2), CONV])
+    assert trained == [CONV.id]
+    assert store.arrays(CONV)["heat maps conv1"].shape == (len(CONV.heat_map_epochs()), 3, 8, 8)
+    store.ensure([replace(CONV, heat_maps=4, entropy=True)])
+    store.ensure([replace(CONV, heat_maps=3), replace(CONV, entropy=True)])
+    assert trained == [CONV.id] * 2
+    assert store.arrays(CONV)["heat maps fc1"].shape == (len(CONV.heat_map_epochs()), 4)
+    measures = json.loads((folder_of(CONV) / "config.json").read_text())["measures"]
+    assert measures["heat_maps"] == 4 and measures["entropy"] is True
+
+
+def test_a_run_stored_before_a_measure_was_thought_of_is_not_trained_again(trained):
+    """As the committed runs, whose files name neither entropy nor heat maps nor any later field."""
+    store.ensure([BARE])
+    path = folder_of(BARE) / "config.json"
+    config = json.loads(path.read_text())
+    later = {"entropy", "heat_maps", "sparsity", "decorrelation", "padding", "norm_place", "n_measure", "sparsity_weight"}
+    for part in ("run", "measures"):
+        config[part] = {name: value for name, value in config[part].items() if name not in later}
+    path.write_text(json.dumps(config))
+    store.ensure([BARE])
+    assert trained == [BARE.id]
+    assert len(store.load([BARE])) == 3
+
+
+def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers():
+    runs = [BARE, CONV, SR3, replace(CONV, batch_norm=True), replace(CONV, dropout=0.25)]
+    store.ensure(runs)
+    frame = store.load(runs).groupby("id", sort=False).first()
+    assert list(frame["variant"]) == ["AL2CNN", "vanillaNet", "sr3Net", "normNet", "dropNet"]
+    assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
+    assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
+    assert set(frame["num_classes"]) == {10}
+    pd.testing.assert_frame_equal(store.collect("quick"), store.load([record.read_run(f) for f in sorted(run_folders())]))
+
+
+def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    run, seen = replace(SR3, entropy=True, heat_maps=2, optimizer="adam"), []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit([run], [folder_of(run)], on_epoch=stop)
+    epochs, train = [], trainer._train_epoch
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train(*args))[1])
+    store.ensure([replace(run, entropy=False)])
+    assert epochs == [3]
+    assert store.arrays(run)["correlations conv1"].shape == (4, 200)
+    assert store.load([run])["entropy fc1"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": ("conv5",)}, "no layer 'conv5'; its layers are conv1"),
+        ({"decorrelation": ("features",)}, "'features' is a Flatten"),
+        ({"network": "lenet"}, "8×8 are too small for LeNet: 16×16"),
+        ({"padding": "valid"}, "8×8 are too small for a ConvNet with padding 'valid': 16×16"),
+    ],
+)
+def test_what_a_network_cannot_serve_is_refused_before_anything_trains(change, message, trained):
+    with pytest.raises(ValueError, match=message):
+        store.ensure([replace(CONV, epochs=9), replace(CONV, **change)])
+    assert trained == [] and run_folders() == []

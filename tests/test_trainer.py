@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import data, losses, models, record, store, trainer
+from lib import data, losses, measures, models, record, store, task, trainer
 from lib.run import Run, generator
 from lib.studies import label_randomization
 
@@ -461,3 +461,386 @@ def test_one_process_and_two_give_the_same_files(tmp_path, monkeypatch):
         assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
         first, second = record.read_arrays(one), record.read_arrays(two)
         assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+# ---- the networks and penalties of the targeted-sparsity paper ------------------------------------------------------
+
+CONV = Run(
+    dataset="digits",
+    network="convnet_s",
+    image_size=8,
+    n_train=88,
+    n_validation=24,
+    n_measure=30,
+    test_images=40,
+    epochs=4,
+    corruption=0.25,
+    normalize="unit",
+    learning_rate=0.25,
+    momentum=0.0,
+    batch_size=10,
+    entropy=True,
+    heat_maps=3,
+)
+SR = dict(sparsity=("conv3", "conv4", "fc1"), sparsity_weight=0.1)
+DECORR = dict(decorrelation=("conv1",), decorrelation_weight=0.3, decorrelation_pairs="square", decorrelation_reduce="mean")
+ALL = replace(CONV, **SR, **DECORR, batch_norm=True, dropout=0.25, momentum=0.5, al2=True, speed=8.0, weight_decay=0.01)
+ALL = replace(ALL, learning_rate=0.03, norm_place="block")
+ADAM = dict(optimizer="adam", learning_rate=0.005)
+CONVNETS = {
+    "vanilla": CONV,
+    "drop": replace(CONV, dropout=0.25),
+    "norm": replace(CONV, batch_norm=True, learning_rate=0.1),
+    "sr2": replace(CONV, **SR),
+    "sr3": replace(CONV, **SR, decorrelation=("conv1",), decorrelation_weight=0.01),
+    "adam": replace(CONV, **ADAM),
+    "everything": ALL,
+    # Adam makes steps of pure rounding of a bias before batch norm, whose gradient is 0: no two programs agree there
+    "everything, adam": replace(ALL, **ADAM, corruption=0.0, batch_size=13, batch_norm=False, seed=2),
+}
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
+SIDES = {"conv1": 8, "conv2": 8, "conv3": 4, "conv4": 4}
+
+
+@pytest.fixture
+def no_ties(monkeypatch):
+    """Digits' backgrounds are all 0: which of equal values a pool takes is rounding. A little noise leaves no two equal."""
+    load = data.load
+
+    def noisy(*args, **more):
+        source, dataset = torch.Generator().manual_seed(0), load(*args, **more)
+        train, test = (
+            data.Split(split.images + 0.1 * torch.rand(split.images.shape, generator=source), split.labels)
+            for split in (dataset.train, dataset.test)
+        )
+        return replace(dataset, train=train, test=test)
+
+    monkeypatch.setattr(data, "load", noisy)
+    task._load.cache_clear()
+    yield
+    task._load.cache_clear()
+
+
+def plain_convnet_training(run):
+    """A ConvNet's training written down once more, in functions and the optimisers' formulas; a row an epoch."""
+    dataset = data.load("digits", size=run.image_size, normalize=run.normalize)
+    train, _, measure = data.subset(dataset.train, run.n_train, run.n_validation, run.n_measure)
+    labels, _ = data.corrupt_labels(train.labels, run.corruption, 10, generator=generator(run.seed, "corruption"))
+    shown = dataset.test.take(data.stratified_permutation(dataset.test.labels)[: run.test_images])
+    initial = models.build(run, 1, run.image_size, 10)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in initial.named_parameters()}
+    running = {name: [torch.zeros(len(p)), torch.ones(len(p))] for name, p in weights.items() if name.startswith("norm")}
+    moments = {name: [torch.zeros_like(p), torch.zeros_like(p)] for name, p in weights.items()}
+    step = 0
+
+    def forward(x, training, coins=None):
+        linear = {}  # by layer: its linear outputs
+        for k in (1, 2, 3, 4):
+            x = linear[f"conv{k}"] = F.conv2d(x, weights[f"conv{k}.weight"], weights[f"conv{k}.bias"], padding=1)
+            if f"norm{k}.weight" in weights:
+                kept = running[f"norm{k}.weight"]
+                mean, var = (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)) if training else kept
+                if training:
+                    count = x.numel() / x.shape[1]
+                    for old, new in zip(kept, (mean, var * count / (count - 1)), strict=True):
+                        old.mul_(0.9).add_(0.1 * new.detach())
+                x = (x - mean.view(-1, 1, 1)) / torch.sqrt(var.view(-1, 1, 1) + 1e-5)
+                x = x * weights[f"norm{k}.weight"].view(-1, 1, 1) + weights[f"norm{k}.bias"].view(-1, 1, 1)
+            x = x.relu()
+            if k in (2, 4):
+                x = F.max_pool2d(x, 2)
+                if training and run.dropout:
+                    x = x * (torch.rand(x.shape, generator=coins) >= run.dropout) / (1 - run.dropout)
+        phi = x.flatten(1)
+        linear["fc1"] = phi @ weights["fc1.weight"].T + weights["fc1.bias"]
+        return linear, phi, linear["fc1"].relu() @ weights["fc2.weight"].T + weights["fc2.bias"]
+
+    def entropies(outputs):
+        return torch.distributions.Categorical(logits=outputs.movedim(1, -1)).entropy()
+
+    def update(name, gradient):
+        gradient = gradient + run.weight_decay * weights[name].detach()
+        first, second = moments[name]
+        if run.optimizer == "adam":
+            first.mul_(0.9).add_(0.1 * gradient)
+            second.mul_(0.999).add_(0.001 * gradient**2)
+            change = first / (1 - 0.9**step) / (torch.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        else:
+            change = first.mul_(run.momentum).add_(gradient)
+        weights[name].data -= run.learning_rate * change
+
+    rows = []
+    for epoch in range(run.epochs + 1):
+        row = {"epoch": epoch}
+        if epoch:
+            lam = 0.01 * 1.1 ** (run.speed * (epoch - 1)) if run.al2 else 0.0
+            order = torch.randperm(run.n_train, generator=generator(run.seed, "order", epoch))
+            coins = generator(run.seed, "dropout", epoch)
+            sums = {"cross_entropy": 0.0, "activation_l2": 0.0, "sparsity_penalty": 0.0, "decorrelation_penalty": 0.0}
+            for start in range(0, run.n_train, run.batch_size):
+                batch, step = order[start : start + run.batch_size], step + 1
+                linear, phi, logits = forward(train.images[batch], True, coins)
+                terms = {"cross_entropy": F.cross_entropy(logits, labels[batch]), "activation_l2": phi.square().mean()}
+                h = sum((entropies(linear[name]).sum() for name in run.sparsity), torch.zeros(()))
+                terms["sparsity_penalty"] = -run.sparsity_weight * h / len(batch)
+                c = [torch.corrcoef(weights[f"{name}.weight"].flatten(1)) for name in run.decorrelation]
+                pairs = [m[tuple(torch.tril_indices(len(m), len(m), -1))] for m in c]
+                pairs = [p.square().mean() if run.decorrelation_pairs == "square" else p.sum() for p in pairs]
+                terms["decorrelation_penalty"] = run.decorrelation_weight * sum(pairs, torch.zeros(()))
+                for name, value in terms.items():
+                    sums[name] += len(batch) * value.item() / run.n_train
+                loss = terms["cross_entropy"] + lam * terms["activation_l2"]
+                loss = loss + terms["sparsity_penalty"] + terms["decorrelation_penalty"]
+                gradients = torch.autograd.grad(loss, list(weights.values()))
+                for name, gradient in zip(weights, gradients, strict=True):
+                    update(name, gradient)
+            row |= sums | {"lambda": lam}
+        with torch.no_grad():
+            row["test_cross_entropy"] = F.cross_entropy(forward(shown.images, False)[2], shown.labels).item()
+            linear = forward(measure.images, False)[0]
+            row |= {f"entropy {name}": entropies(linear[name]).mean().item() for name in LAYERS}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "drop", "norm", "sr3", "adam", "everything", "everything, adam"])
+def test_convnet_training_agrees_with_one_written_down_once_more(name, no_ties, tmp_path):
+    run = CONVNETS[name]
+    expected, found = plain_convnet_training(run), trainer.fit([run], [tmp_path / run.name])
+    before, after = expected.iloc[0], expected.iloc[1:]
+    columns = ["cross_entropy", "activation_l2", "test_cross_entropy", *(f"entropy {layer}" for layer in LAYERS)]
+    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
+    for column in columns + ["lambda"] * run.al2:
+        np.testing.assert_allclose(found[column], after[column], rtol=2e-4, atol=1e-6, err_msg=column)
+    stored = record.read_arrays(tmp_path / run.name)["entropy before training"]
+    np.testing.assert_allclose(stored, [[before[f"entropy {layer}"] for layer in LAYERS]], rtol=1e-4)
+    assert np.ptp(after["cross_entropy"]) > 0.005  # it is a training that moves
+
+
+def test_the_convnets_that_are_compared_differ_by_more_than_the_tolerance(no_ties):
+    ends = [trainer.fit([replace(run, seed=0, corruption=0.25)])["cross_entropy"].iloc[-1] for run in CONVNETS.values()]
+    assert np.diff(np.log(sorted(ends))).min() > 5e-4
+
+
+def test_columns_of_a_convnet_have_every_penalty_and_entropy_and_no_ablation():
+    validation = ["validation_accuracy", "validation_cross_entropy"]
+    entropies = [f"entropy {layer}" for layer in LAYERS]
+    assert list(trainer.fit([replace(CONV, epochs=1)])) == [*COLUMNS, *validation, *entropies, "id"]
+    penalties = ["lambda", "sparsity_penalty", "decorrelation_penalty"]
+    less = replace(ALL, epochs=1, entropy=False, heat_maps=0, n_validation=0)
+    assert list(trainer.fit([less])) == [*COLUMNS, *penalties, "id"]
+
+
+def test_a_convnet_s_curve_is_measured_on_the_same_test_images_throughout():
+    assert set(trainer.fit([replace(CONV, epochs=8)])["test_images"]) == {40}
+
+
+@pytest.mark.parametrize("change", [{"network": "lenet", "image_size": 16}, {"network": "alexnet", "image_size": 15}])
+def test_lenet_and_alexnet_train_with_every_penalty(change):
+    run = replace(CONV, epochs=1, **change, n_train=8, batch_size=8, sparsity=("conv2", "fc2"), decorrelation=("conv1",))
+    run = replace(run, decorrelation_weight=0.001, learning_rate=0.01, entropy=False)
+    found = trainer.fit([run])
+    assert np.isfinite(found.drop(columns="id").to_numpy(dtype=float)).all()
+    assert (found["sparsity_penalty"] < 0).all()
+
+
+def test_al2_works_on_the_features_of_a_convnet():
+    without, with_al2 = (trainer.fit([replace(CONV, al2=on, schedule="constant", rate=20.0)]) for on in (False, True))
+    assert (with_al2["lambda"] == 20).all()
+    assert with_al2["activation_l2"].iloc[-1] < 0.5 * without["activation_l2"].iloc[-1]
+
+
+def test_sparsity_regularisation_keeps_entropy_up_and_decorrelation_correlations_down(tmp_path):
+    changes = [{}, {"sparsity": ("fc1",), "sparsity_weight": 3.0}, DECORR | {"decorrelation_weight": 9.0}]
+    runs = [replace(CONV, corruption=0.0, epochs=10, heat_maps=0, **change) for change in changes]
+    plain, sparse, decorrelated = (trainer.fit([run], [tmp_path / run.name]) for run in runs)
+    assert sparse["entropy fc1"].tail(3).mean() > plain["entropy fc1"].tail(3).mean() + 0.05
+    assert sparse["cross_entropy"].iloc[-1] < 1.5  # it learns, too
+    squares = np.linspace(-0.995, 0.995, 200) ** 2
+    spread = []
+    for run in (runs[0], runs[2]):
+        counts = record.read_arrays(tmp_path / run.name)["correlations conv1"][-1]
+        spread.append((counts * squares).sum() / counts.sum())
+    assert spread[1] < 0.75 * spread[0]
+    assert decorrelated["decorrelation_penalty"].iloc[-1] < decorrelated["decorrelation_penalty"].iloc[0]
+
+
+def test_layers_do_not_drop_alike():
+    """The coins of a step's second dropout are not those of its first over again."""
+    coins = []
+
+    def look(module, inputs, output):
+        if isinstance(module, models.Dropout) and module.training:
+            coins.append(torch.where(inputs[0] != 0, (output == 0).float(), torch.nan).flatten())
+
+    hook = nn.modules.module.register_module_forward_hook(look)
+    try:
+        trainer.fit([replace(CONV, dropout=0.5, epochs=1, entropy=False, heat_maps=0)])
+    finally:
+        hook.remove()
+    first, second = coins[:2]
+    same = (first[: len(second)] == second)[~(first[: len(second)] + second).isnan()]
+    assert len(same) > 500
+    assert same.float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+# ---- what is measured on the way
+
+
+def test_measures_are_those_of_the_network_after_each_epoch_and_before_the_first(tmp_path):
+    run, images, watched = replace(CONV, epochs=5), task.prepare(CONV).measure.images, []
+
+    def watch(seen, model, epoch):
+        assert seen == run
+        maps = {name: h.numpy() for name, h in measures.entropy_maps(model, images).items()}
+        filters = {name: measures.correlation_histogram(model.get_submodule(name).weight).numpy() for name in LAYERS}
+        watched.append((epoch, maps, filters))
+
+    found = trainer.fit([run], [tmp_path / run.name], watch=watch)
+    stored = record.read_arrays(tmp_path / run.name)
+    epochs, maps, filters = zip(*watched, strict=True)
+    assert epochs == (0, 1, 2, 3, 4, 5)
+    assert list(stored["heat map epochs"]) == run.heat_map_epochs()
+    names = {"entropy before training", "heat map epochs"} | {f"heat maps {x}" for x in LAYERS}
+    assert stored.keys() == names | {f"correlations {x}" for x in LAYERS}
+    for k, layer in enumerate(LAYERS):
+        np.testing.assert_allclose(found[f"entropy {layer}"], [m[layer].mean() for m in maps[1:]], rtol=1e-6)
+        assert stored["entropy before training"][0, k] == pytest.approx(maps[0][layer].mean(), rel=1e-6)
+        np.testing.assert_array_equal(stored[f"correlations {layer}"], [f[layer] for f in filters])
+        expected = np.stack([maps[e][layer][:3] for e in run.heat_map_epochs()])
+        assert stored[f"heat maps {layer}"].dtype == np.float16
+        assert stored[f"heat maps {layer}"].shape == expected.shape
+        np.testing.assert_allclose(stored[f"heat maps {layer}"], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_arrays_have_a_row_for_each_time_they_were_measured(epochs, tmp_path):
+    run = replace(CONV, epochs=epochs)
+    trainer.fit([run], [tmp_path / run.name])
+    shapes = {name: values.shape for name, values in record.read_arrays(tmp_path / run.name).items()}
+    points = len(run.heat_map_epochs())
+    expected = {"entropy before training": (1, 5), "heat map epochs": (points,), "heat maps fc1": (points, 3)}
+    expected |= {f"heat maps {layer}": (points, 3, side, side) for layer, side in SIDES.items()}
+    assert shapes == expected | {f"correlations {layer}": (epochs + 1, 200) for layer in LAYERS}
+
+
+@pytest.mark.parametrize("change", [{"entropy": False}, {"heat_maps": 0}, {"entropy": False, "heat_maps": 0}])
+def test_entropy_and_heat_maps_are_measured_each_without_the_other(change, tmp_path):
+    run = replace(CONV, **change)
+    columns = set(trainer.fit([run], [tmp_path / run.name]))
+    names = set(record.read_arrays(tmp_path / run.name))
+    assert {f"entropy {layer}" for layer in LAYERS} <= columns if run.entropy else not any("entropy c" in c for c in columns)
+    assert ("correlations conv1" in names) == ("entropy before training" in names) == run.entropy
+    assert ("heat maps conv1" in names) == ("heat map epochs" in names) == bool(run.heat_maps)
+
+
+def test_a_stored_heat_map_lies_as_the_image_does(tmp_path, monkeypatch):
+    """A bright corner of the measuring image shows in that corner of the first layer's map."""
+    given = task.prepare(CONV)
+    images = torch.zeros(4, 1, 8, 8)
+    corners = [(0, 0), (0, 7), (7, 0), (7, 7)]
+    for image, (row, column) in zip(images, corners, strict=True):
+        image[0, row, column] = 30
+    measuring = data.Split(images, torch.zeros(4, dtype=torch.long))
+    monkeypatch.setattr(trainer, "prepare", lambda *_: replace(given, measure=measuring))
+    run = replace(CONV, heat_maps=4, epochs=1)
+    trainer.fit([run], [tmp_path / run.name])
+    maps = record.read_arrays(tmp_path / run.name)["heat maps conv1"][0].astype(float)  # before training, all biases are 0
+    for found, (row, column) in zip(maps, corners, strict=True):
+        assert found[row, column] < math.log(16) - 0.5
+        far = np.ones((8, 8), bool)
+        far[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
+        np.testing.assert_allclose(found[far], math.log(16), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["everything", "everything, adam"])
+def test_measuring_entropy_and_heat_maps_changes_nothing_in_training(name):
+    measured = trainer.fit([CONVNETS[name]])
+    plain = trainer.fit([replace(CONVNETS[name], entropy=False, heat_maps=0)])
+    pd.testing.assert_frame_equal(measured[plain.columns], plain, check_exact=True)
+
+
+def test_the_al2_network_s_entropies_are_measured_beside_its_ablations(tmp_path):
+    run = replace(AL2, n_measure=20, entropy=True, heat_maps=2, sparsity=("trunk.conv2",), epochs=2)
+    found = trainer.fit([run], [tmp_path / run.name])
+    assert found.filter(like="entropy trunk").shape == (2, 2) and found["ablation_auc"].notna().all()
+    stored = record.read_arrays(tmp_path / run.name)
+    assert stored["heat maps trunk.conv1"].shape == (3, 2, 12, 12) and stored["entropy before training"].shape == (1, 3)
+    assert stored["ablation element/train-true"].shape == (2, 11)
+
+
+@pytest.mark.parametrize("name", ["sr3", "everything", "everything, adam"])
+def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    run = replace(CONVNETS[name], epochs=5, keep_weights=True)
+    whole, pieces = tmp_path / "whole" / run.name, tmp_path / "pieces" / run.name
+    frame = trainer.fit([run], [whole])
+    for epoch in (1, 2, 4, 5):
+        train_until(run, pieces, epoch)
+    epochs, train = [], trainer._train_epoch
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train(*args))[1])
+    watched = []
+    resumed = trainer.fit([run], [pieces], watch=lambda run, model, epoch: watched.append(epoch))
+    assert epochs == watched == [5]  # what was trained before is neither trained nor shown again
+    pd.testing.assert_frame_equal(resumed, frame, check_exact=True)
+    assert (pieces / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    first, second = record.read_arrays(whole), record.read_arrays(pieces)
+    assert first.keys() == second.keys() and len(first) == 2 + 2 * len(LAYERS)
+    assert all(np.array_equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first)
+    weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, pieces)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_convnet_that_diverges_at_once_has_its_arrays_from_before_training(tmp_path):
+    run = replace(CONVNETS["sr3"], learning_rate=1e30)
+    assert trainer.fit([run], [tmp_path / run.name]).empty
+    metrics, diverged = record.read_metrics(tmp_path / run.name)
+    assert diverged == 1 and f"entropy {LAYERS[0]}" in metrics
+    stored = record.read_arrays(tmp_path / run.name)
+    assert stored["correlations conv1"].shape == (1, 200) and list(stored["heat map epochs"]) == [0]
+
+
+def test_a_run_that_measures_no_array_has_none(tmp_path):
+    run = replace(CONV, entropy=False, heat_maps=0)
+    trainer.fit([run], [tmp_path / run.name])
+    assert record.read_arrays(tmp_path / run.name) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": ("conv5",)}, "no layer 'conv5'"),
+        ({"decorrelation": ("features",)}, "'features' is a Flatten"),
+        ({"network": "lenet"}, "8×8 are too small for LeNet"),
+        ({"network": "al2_cnn"}, "8×8 are too small for the AL2 network"),
+    ],
+)
+def test_of_runs_that_share_their_data_one_that_its_network_cannot_serve_is_refused_before_any_is_trained(change, message):
+    trained = []
+    with pytest.raises(ValueError, match=message):
+        trainer.fit([CONV, replace(CONV, **change)], on_epoch=lambda: trained.append(1))
+    assert trained == []
+
+
+def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
+    """The papers' comparisons are paired: what differs is what the names say."""
+    labels, orders, weights = set(), set(), set()
+    for run in [CONVNETS[name] for name in ("vanilla", "drop", "norm", "sr2", "sr3", "adam")]:
+        batches = []
+
+        def look(module, inputs, batches=batches):
+            if isinstance(module, models.ConvNet) and module.training:
+                batches.append(inputs[0].clone())
+
+        def watch(run, model, epoch):
+            if epoch == 0:
+                weights.add(digest(p.detach() for name, p in model.named_parameters() if "norm" not in name))
+
+        hook = nn.modules.module.register_module_forward_pre_hook(look)
+        try:
+            trainer.fit([replace(run, epochs=2)], [tmp_path / run.name], watch=watch)
+        finally:
+            hook.remove()
+        orders.add(digest(batches))
+        labels.add(json.loads((tmp_path / run.name / "env.json").read_text())["labels"])
+    assert len(labels) == len(orders) == len(weights) == 1
