@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import data, losses, measures, models, paths, record
+from lib import data, fast, losses, measures, models, paths, record
 from lib.run import Run, generator
 from lib.task import Task, check, data_key, prepare
 from lib.task import penalties as attach
@@ -279,6 +279,7 @@ def _reproducible(device: torch.device) -> Iterator[None]:
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
+        fast.keep_memory()
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
