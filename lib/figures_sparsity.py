@@ -53,8 +53,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
         layers: which; none given: all that were measured.
         until: last epoch shown; None: all.
     """
-    measured = [c.removeprefix("entropy ") for c in runs if c.startswith("entropy ") and runs[c].notna().any()]
-    layers = list(layers) or measured
+    layers = list(layers) or _measured(runs, "entropy")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
@@ -65,7 +64,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
             if moment is not None:
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
         ax.set_title(layer)
-        ax.set(xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, None))
+        ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
     first = runs.iloc[0]
     name = _panel_name(first.dataset, first["size"], first.optimizer)
     fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
@@ -75,8 +74,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
 
 def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
     """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2 in one number an epoch."""
-    measured = [c.removeprefix("correlation ") for c in runs if c.startswith("correlation ") and runs[c].notna().any()]
-    layers = list(layers) or measured
+    layers = list(layers) or _measured(runs, "correlation")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
@@ -132,6 +130,12 @@ def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
     return curves if until is None else curves.loc[:until]
 
 
+def _measured(runs: pd.DataFrame, what: str) -> list[str]:
+    """Layers with a column of that measure, convolutions first: frames of several networks mix their columns."""
+    names = [c.removeprefix(f"{what} ") for c in runs if c.startswith(f"{what} ") and runs[c].notna().any()]
+    return sorted(names, key=lambda name: (not name.startswith("conv"), name))
+
+
 def _by_network(runs: pd.DataFrame):
     present = set(runs.network)
     return [(name, runs[runs.network == name]) for name in COLOURS if name in present]
@@ -151,7 +155,7 @@ def _seeds(runs: pd.DataFrame) -> str:
 def _grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axes]]:
     columns = min(3, panels)
     rows = -(-panels // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(max(6.5, width * columns), height * rows + 0.4), squeeze=False)
     for ax in axes.flat[panels:]:
         ax.remove()
     return fig, list(axes.flat[:panels])

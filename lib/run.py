@@ -97,7 +97,7 @@ class Run:
         ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`. Of
             al2_cnn alone; the other networks have none.
         entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and histogram of its
-            filters' correlations, before training and after each epoch.
+            filters' correlations (up to 1,024 filters), before training and after each epoch.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
 

@@ -29,6 +29,7 @@ from lib.task import penalties as attach
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
+MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of 4,096 units would take longer than an epoch's training
 Watch = Callable[[Run, nn.Module, int], None]
 
 
@@ -218,7 +219,7 @@ def _observe(model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[st
         if epoch == 0:
             add("entropy before training", torch.tensor(list(means.values())))
         columns |= means
-        for layer in maps:
+        for layer in _correlated(model):
             weight = losses.find_layer(model, layer).weight
             columns[f"correlation {layer}"] = measures.correlation_rms(weight).item()
             add(f"correlations {layer}", measures.correlation_histogram(weight).int())
@@ -263,9 +264,15 @@ def _columns(run: Run, task: Task, model: nn.Module) -> list[str]:
     columns += ["lambda"] if run.al2 else []
     columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
     columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation) else []
-    for measure in ("entropy", "correlation"):
-        columns += [f"{measure} {layer}" for layer in measures.hidden_layers(model)] if run.entropy else []
+    if run.entropy:
+        columns += [f"entropy {layer}" for layer in measures.hidden_layers(model)]
+        columns += [f"correlation {layer}" for layer in _correlated(model)]
     return columns + [_area_column(spec) for spec in run.ablations]
+
+
+def _correlated(model: nn.Module) -> list[str]:
+    """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not AlexNet's 4,096 units."""
+    return [name for name in measures.hidden_layers(model) if len(losses.find_layer(model, name).weight) <= MOST_FILTERS]
 
 
 def _area_column(spec: str) -> str:

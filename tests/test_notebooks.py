@@ -9,6 +9,7 @@ import yaml
 
 from lib import campaign, paths, report
 from lib.losses import AL2_START, al2_weights
+from lib.run import SCREENING_SEED
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted(path.stem for path in paths.PARAMS.glob("*.yaml"))
@@ -60,6 +61,8 @@ def test_the_quick_profile_is_the_notebooks_own_defaults():
 def test_quick_notebooks_share_their_runs():
     runs = {entry.notebook[:2]: {r.id for r in entry.runs()} for entry in campaign.plan("quick")}
     assert runs["11"] <= runs["10"]
+    assert runs["20"] <= runs["21"]
+    assert len(runs["23"] & runs["21"]) == 2  # sr2Net and sr3Net in the chosen reading
 
 
 def test_an_unknown_parameter_in_a_profile_is_refused_by_name(tmp_path, monkeypatch):
@@ -91,12 +94,18 @@ def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monk
 
 
 def test_the_paper_profile_is_the_paper_s():
-    runs = [r for entry in campaign.plan("paper") for r in entry.runs()]
+    every = [r for entry in campaign.plan("paper") for r in entry.runs()]
+    runs = [r for r in every if r.network == "al2_cnn"]
     assert {(r.epochs, r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {(700, 64, 0.001, 0.5, 1.0)}
     assert {(r.n_train, r.n_validation, r.test_images) for r in runs} == {(None, 0, None)}
     assert {r.weight_decay for r in runs} == {0.0, 5e-4}
     assert {r.dropout for r in runs} == {0.0, 0.5}
     assert len({r.id for r in runs if r.seed == 0}) == 96
+    others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
+    rates = {(r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption) for r in others}
+    assert rates == {("sgd", 0.01, 0.0, 64, 1000, 0.0), ("adam", 0.001, 0.0, 64, 1000, 0.0)}
+    assert {r.epochs for r in others} == {100, 200}
+    assert {(r.dropout, r.sparsity_weight, r.decorrelation_weight) for r in others} == {(0.0, 0.001, 1.0), (0.25, 0.001, 1.0)}
 
 
 @pytest.mark.parametrize(("profile", "units"), [("quick", {"digits": 200}), ("lite", {"cifar10_jpeg": 1250})])
@@ -115,7 +124,7 @@ def test_speed_follows_the_stated_rule(profile, units):
 def test_yaml_values_are_of_the_notebooks_types():
     for profile in PROFILES:
         content = yaml.safe_load((paths.PARAMS / f"{profile}.yaml").read_text())
-        assert content.keys() == {"all", "notebooks"}
+        assert content.keys() - {"1", "2"} == {"all", "notebooks"}
     assert all(entry.runs() is not None for profile in PROFILES for entry in campaign.plan(profile))
 
 
