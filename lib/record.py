@@ -21,7 +21,7 @@ import torch
 from lib.paths import replacing
 from lib.run import Run
 
-CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "seconds"}
+CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "starts", "seconds"}
 
 
 class RecordError(RuntimeError):

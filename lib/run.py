@@ -22,6 +22,7 @@ from lib.measures import ABLATION_MASKS
 CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
 NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
+CCA_STARTS = ("init", "epoch1")
 ABLATIONS = tuple(f"{mask}/{images}" for mask in ABLATION_MASKS for images in ABLATION_IMAGES)
 ALLOWED = {
     "network": NETWORKS,
@@ -98,6 +99,8 @@ class Run:
             al2_cnn alone; the other networks have none.
         entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and histogram of its
             filters' correlations (up to 1,024 filters), before training and after each epoch.
+        cca: canonical correlations of φ, of one fixed sample of training images, between `cca_epochs()` and a start: "init"
+            (before training) or "epoch1" (after the first epoch, as the AL2 authors' code has it). Of al2_cnn alone.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
 
@@ -144,6 +147,7 @@ class Run:
     keep_weights: bool = _measured(False)
     entropy: bool = _measured(False)
     heat_maps: int = _measured(0)
+    cca: tuple[str, ...] = _measured(())
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -152,6 +156,8 @@ class Run:
             _one_of(name, getattr(self, name), allowed)
         for spec in self.ablations:
             _one_of("ablations", spec, ABLATIONS)
+        for start in self.cca:
+            _one_of("cca", start, CCA_STARTS)
         if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
             raise ValueError(f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR")
         _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
@@ -179,6 +185,7 @@ class Run:
             object.__setattr__(self, name, self.__dataclass_fields__[name].default)
         if self.network != "al2_cnn":
             object.__setattr__(self, "ablations", ())
+            object.__setattr__(self, "cca", ())
 
     def _without_effect(self) -> list[str]:
         """Settings that cannot change the result, and so are no part of the id."""
@@ -277,6 +284,11 @@ class Run:
         """Before training (0, the paper's −1), after the first epochs, and ever more rarely to the last: about a dozen."""
         return sorted({0} | {round(self.epochs ** (k / 10)) for k in range(11)})
 
+    def cca_epochs(self) -> list[int]:
+        """Every tenth epoch, as in Fig. 1 of the AL2 paper; of a short training at least 50 epochs, or all."""
+        step = max(1, min(10, self.epochs // 50))
+        return list(range(step, self.epochs + 1, step))
+
     def point_epochs(self) -> list[int]:
         """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training at the same sevenths.
 
@@ -296,6 +308,7 @@ class Run:
             ablations=tuple(dict.fromkeys([*self.ablations, *other.ablations])),
             keep_weights=self.keep_weights or other.keep_weights,
             entropy=self.entropy or other.entropy,
+            cca=(*self.cca, *other.cca),
             heat_maps=max(self.heat_maps, other.heat_maps),
         )
 

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import data, fast, losses, measures, models, paths, record
-from lib.run import Run, generator
+from lib.run import CCA_STARTS, Run, generator
 from lib.task import Task, check, data_key, prepare
 from lib.task import penalties as attach
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
+CCA_IMAGES = 1000  # protocol, section 1
 MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of 4,096 units would take longer than an epoch's training
 Watch = Callable[[Run, nn.Module, int], None]
 
@@ -85,13 +86,14 @@ def _fit_one(
     weights = losses.schedule(run.schedule, run.epochs, run.speed, run.rate) if run.al2 else [0.0] * run.epochs
     rows: list[dict[str, float]] = []
     arrays: dict[str, list[Tensor]] = {}
+    starts: dict[str, Tensor] = {}
     seconds, diverged = 0.0, None
 
     state = record.load_checkpoint(folder, run) if folder else None
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        rows, arrays, seconds = state["rows"], state["arrays"], state["seconds"]
+        rows, arrays, starts, seconds = state["rows"], state["arrays"], state["starts"], state["seconds"]
         for _ in rows:
             on_epoch()
     elif folder:
@@ -99,7 +101,7 @@ def _fit_one(
 
     started = saved = time.monotonic()
     if not rows:
-        _observe(model, task, run, 0, arrays)
+        _observe(model, task, run, 0, arrays, starts)
         if watch:
             watch(run, model, 0)
     for epoch in range(len(rows) + 1, run.epochs + 1):
@@ -108,14 +110,14 @@ def _fit_one(
         if not all(map(math.isfinite, row.values())):
             diverged = epoch
             break
-        rows.append(row | _observe(model, task, run, epoch, arrays))
+        rows.append(row | _observe(model, task, run, epoch, arrays, starts))
         on_epoch()
         if watch:
             watch(run, model, epoch)
         if folder and epoch < run.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
             saved = time.monotonic()
             state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays}
+            state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays, "starts": starts}
             record.save_checkpoint(folder, state | {"seconds": seconds + saved - started})
     for penalty in penalties:
         penalty.remove()
@@ -195,8 +197,13 @@ def _evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str
     return values
 
 
-def _observe(model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[str, list[Tensor]]) -> dict[str, float]:
-    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and arrays that are added to."""
+def _observe(
+    model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[str, list[Tensor]], starts: dict[str, Tensor]
+) -> dict[str, float]:
+    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and arrays that are added to.
+
+    `starts` holds φ at the starts that canonical correlations are taken against.
+    """
     columns: dict[str, float] = {}
 
     def add(name: str, value: Tensor) -> None:
@@ -223,6 +230,20 @@ def _observe(model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[st
             weight = losses.find_layer(model, layer).weight
             columns[f"correlation {layer}"] = measures.correlation_rms(weight).item()
             add(f"correlations {layer}", measures.correlation_histogram(weight).int())
+    if run.cca and (epoch <= 1 or epoch in run.cca_epochs()):
+        phi = measures.channel_points(predict(model.trunk, task.train.images[:CCA_IMAGES])).cpu()
+        if epoch < len(CCA_STARTS):
+            starts |= {CCA_STARTS[epoch]: phi} if CCA_STARTS[epoch] in run.cca else {}
+        for start in starts if epoch in run.cca_epochs() else ():
+            found = measures.cca(starts[start], phi)
+            # sequences of one length: where a channel is dead, or depends on others, the last coefficients are missing
+            missing = len(phi) - len(found.coefficients)
+            add(f"cca {start}", F.pad(found.coefficients, (0, missing), value=math.nan))
+            add(f"cca dropped {start}", torch.tensor([found.dropped_x, found.dropped_y]))
+            columns[f"mean_cca {start}"] = found.coefficients.mean().item()
+            columns[f"svcca {start}"] = measures.svcca(starts[start], phi)
+            columns[f"pwcca {start}"] = measures.pwcca(starts[start], phi)
+            add(f"cca epochs {start}", torch.tensor(epoch))
     return columns
 
 
@@ -267,6 +288,7 @@ def _columns(run: Run, task: Task, model: nn.Module) -> list[str]:
     if run.entropy:
         columns += [f"entropy {layer}" for layer in measures.hidden_layers(model)]
         columns += [f"correlation {layer}" for layer in _correlated(model)]
+    columns += [f"{scalar} {start}" for start in run.cca for scalar in ("mean_cca", "svcca", "pwcca")]
     return columns + [_area_column(spec) for spec in run.ablations]
 
 

@@ -34,7 +34,7 @@ def state(run: Run = RUN) -> dict:
     optimizer.step()
     saved = {"id": run.id, "measured": json.dumps(run.measured()), "optimizer": optimizer.state_dict()}
     saved |= {"model": {"w": parameter.detach()}, "rows": [{"epoch": 1, "lambda": 0.01}]}
-    return saved | {"arrays": {"ablation element/test": [torch.ones(11)]}, "seconds": 2.5}
+    return saved | {"arrays": {"ablation element/test": [torch.ones(11)]}, "starts": {}, "seconds": 2.5}
 
 
 @pytest.fixture

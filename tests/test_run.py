@@ -67,7 +67,7 @@ def test_what_is_measured_is_no_part_of_the_id():
     assert run == Run("mnist")
     assert not run.to_dict().keys() & {"test_images", "ablations", "keep_weights"}
     asked = {"test_images": 500, "ablations": ["shared/test", "channel/test"], "keep_weights": True}
-    assert run.measured() == asked | {"entropy": False, "heat_maps": 0}
+    assert run.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": []}
 
 
 OTHER = dict(image_size=20, classes=5, normalize="unit", n_train=100, n_validation=10, corruption=0.5, corruption_law="exact")
@@ -248,7 +248,7 @@ def test_with_measures_measures_what_either_does_and_keeps_the_id():
     both = one.with_measures(other)
     assert both.id == one.id
     asked = {"test_images": 500, "ablations": ["element/test", "shared/test"], "keep_weights": True}
-    assert both.measured() == asked | {"entropy": False, "heat_maps": 0}
+    assert both.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": []}
     assert one.with_measures(Run("mnist", test_images=None)).test_images is None
 
 
@@ -379,7 +379,8 @@ def test_values_of_the_wrong_type_are_refused_by_name_in_a_sparsity_run(name, va
 def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
     run = replace(CONV, entropy=True, heat_maps=4)
     assert run == CONV and run.id == CONV.id and not run.to_dict().keys() & {"entropy", "heat_maps"}
-    assert run.measured() == {"test_images": None, "ablations": [], "keep_weights": False, "entropy": True, "heat_maps": 4}
+    asked = {"test_images": None, "ablations": [], "keep_weights": False, "entropy": True, "heat_maps": 4, "cca": []}
+    assert run.measured() == asked
     both = replace(CONV, heat_maps=9).with_measures(run)
     assert both.entropy and both.heat_maps == 9 and both.id == CONV.id
     assert run.with_measures(CONV).measured() == run.measured()

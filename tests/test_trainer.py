@@ -400,6 +400,7 @@ RESUMED = {
     "dropout": NETWORKS["dropout"],
     "al2 with momentum": replace(AL2, momentum=0.9, speed=8.0),
     "everything": NETWORKS["everything"],
+    "canonical correlations": replace(BARE, cca=("init", "epoch1"), ablations=(), image_size=20),
 }
 
 
@@ -423,6 +424,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, mo
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert not (pieces / "checkpoint.pt").exists()
+
+
+def test_canonical_correlations_are_those_with_the_network_before_training_and_after_one_epoch(tmp_path):
+    run = replace(BARE, cca=("init", "epoch1"), image_size=20, epochs=3)
+    seen = []
+
+    def keep(run, model, epoch):
+        images = task.prepare(run).train.images[:1000]
+        seen.append(measures.channel_points(trainer.predict(model.trunk, images)))
+
+    frame = trainer.fit([run], [tmp_path / run.name], watch=keep)
+    arrays = record.read_arrays(tmp_path / run.name)
+    for start, reference in (("init", seen[0]), ("epoch1", seen[1])):
+        wanted = [measures.cca(reference, phi) for phi in seen[1:]]
+        for k, found in enumerate(wanted):
+            count = len(found.coefficients)
+            np.testing.assert_allclose(arrays[f"cca {start}"][k, :count], found.coefficients, atol=1e-6)
+            assert np.isnan(arrays[f"cca {start}"][k, count:]).all()
+            assert list(arrays[f"cca dropped {start}"][k]) == [found.dropped_x, found.dropped_y]
+        for name in ("mean_cca", "svcca", "pwcca"):
+            values = [getattr(measures, name)(reference, phi) for phi in seen[1:]]
+            np.testing.assert_allclose(frame[f"{name} {start}"], values, atol=1e-6)
+        assert list(arrays[f"cca epochs {start}"]) == [1, 2, 3] == run.cca_epochs()
+    np.testing.assert_allclose(frame["mean_cca epoch1"][0], 1)
+    assert replace(run, epochs=750).cca_epochs() == list(range(10, 751, 10))
 
 
 def test_progress_counts_every_epoch_once_also_those_before_the_interruption(tmp_path, monkeypatch):
