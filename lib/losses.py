@@ -143,6 +143,11 @@ def rfav_entropy(activations: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+def perplexity(activations: Tensor) -> Tensor:
+    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted sparsity, Eq. 2); shapes as there."""
+    return rfav_entropy(activations).exp()
+
+
 def layer_entropy(layer: nn.Module, output: Tensor) -> Tensor:
     """`rfav_entropy` of a layer's output. A linear layer has its filters last, [N, …, D], everything else second."""
     return rfav_entropy(output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output)

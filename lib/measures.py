@@ -101,7 +101,8 @@ def entropy_maps(
         layer. The largest value possible is ln D for D filters.
 
     Raises:
-        ValueError: for a layer that is not there (the message lists those there are) or does not run, and for no images.
+        ValueError: for a layer that is not there (the message lists those there are), does not run or runs more than once, and for
+            no images.
     """
     if len(images) == 0:
         raise ValueError("there are no images to measure the entropy on")
@@ -121,7 +122,10 @@ def entropy_maps(
     if idle := [name for name, parts in found.items() if not parts]:
         ran = ", ".join(name for name, parts in found.items() if parts) or "none"
         raise ValueError(f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: {ran}")
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    maps = {name: torch.cat(parts) for name, parts in found.items()}
+    if twice := [name for name, entropy in maps.items() if len(entropy) != len(images)]:
+        raise ValueError(f"{', '.join(twice)} ran more than once for each image; its entropies cannot be told apart")
+    return maps
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from lib.losses import filter_layers
 from lib.run import Run
 
 MOST_IMAGES = 16
+MOST_FILTERS = 1024  # the correlations of AlexNet's 4,096 units would take seconds an epoch
 
 
 class Monitor:
@@ -48,7 +49,8 @@ class Monitor:
     their maps, `correlations_over_epochs` the same histograms with the epoch on x (both pictures).
 
     The network is left as it was: in its modes, without gradients, with no random number drawn. Where a log is continued,
-    as after an interruption, what it already held of the same or later epochs gives way to the new.
+    as after an interruption, what it already held of the same or later epochs gives way to the new; the picture of correlations
+    over epochs then begins where it goes on. Correlations are of layers of at most 1,024 filters.
 
     Args:
         log_dir: folder for TensorBoard, made by the first `log`.
@@ -108,13 +110,15 @@ class Monitor:
             many = self.measure_images
             means = maps if many is None else measures.entropy_maps(model, many.to(like), list(layers))
             weights = {name: layer.weight for name, layer in layers.items()}
-            histograms = {name: measures.correlation_histogram(weight).cpu().numpy() for name, weight in weights.items()}
+            compared = {name: w for name, w in weights.items() if len(w) <= MOST_FILTERS}
+            histograms = {name: measures.correlation_histogram(w).cpu().numpy() for name, w in compared.items()}
         self._epochs.append(epoch)
 
         writer = self._open(epoch)
+        for name, entropy in means.items():
+            writer.add_scalar(f"entropy/{name}", entropy.mean().item(), epoch)
         for name, counts in histograms.items():
             self._histograms.setdefault(name, []).append(counts)
-            writer.add_scalar(f"entropy/{name}", means[name].mean().item(), epoch)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
         if epoch % self.every == 0:
             planes = {name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3}  # [n, A, B]; not dense layers
@@ -168,6 +172,8 @@ class Monitor:
 
     def _draw_correlations(self) -> None:
         stacked = {name: np.stack(rows) for name, rows in self._histograms.items()}
+        if not stacked:
+            return
         figure = correlation_figure(stacked, self._epochs, figure=Figure(dpi=100))
         self._writer.add_figure("correlations_over_epochs", figure, self._epochs[-1])
 
