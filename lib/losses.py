@@ -144,7 +144,7 @@ def rfav_entropy(activations: Tensor) -> Tensor:
 
 
 def perplexity(activations: Tensor) -> Tensor:
-    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted sparsity, Eq. 2); shapes as there."""
+    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted sparsity, Eq. 2)."""
     return rfav_entropy(activations).exp()
 
 

@@ -101,8 +101,8 @@ def entropy_maps(
         layer. The largest value possible is ln D for D filters.
 
     Raises:
-        ValueError: for a layer that is not there (the message lists those there are), does not run or runs more than once, and for
-            no images.
+        ValueError: for no images, and for a layer that is not there (the message lists those there are), does not run, or
+            runs more than once.
     """
     if len(images) == 0:
         raise ValueError("there are no images to measure the entropy on")
