@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from lib import claims_al2, claims_sparsity
-from lib.tables import label_randomization_runs, sparsity_runs
+from lib.tables import SPARSITY_CELL, label_randomization_runs, one_setting, sparsity_runs
 
 COLUMNS = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "rule", "verdict"]
 
@@ -45,9 +45,14 @@ def judge(frame: pd.DataFrame, profiles: Iterable[str]) -> pd.DataFrame:
     Args:
         frame: stored runs of the profiles, as `lib.store.load` gives them; may be empty.
         profiles: those the report is about: a claim that none of a profile's runs answers says so.
+
+    Raises:
+        ValueError: if runs of one cell differ in more than the seed and the length.
     """
     rows = []
     of_paper = {"A": label_randomization_runs(frame), "S": sparsity_runs(frame)}
+    for cell, own in of_paper["S"].groupby(["profile", *SPARSITY_CELL, "regularized"]) if len(of_paper["S"]) else []:
+        one_setting(own, cell)
     for claim, statement in STATEMENTS.items():
         runs = of_paper[claim[0]]
         for profile in profiles:

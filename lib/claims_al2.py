@@ -8,7 +8,7 @@ import pandas as pd
 from lib.data import noise_floor
 from lib.run import epoch_measured
 from lib.tables import BASELINES, at_published_epochs, published, stopping
-from lib.verdicts import PAIRED, Judged, of_parts, smallest_n, verdict
+from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
 
@@ -23,7 +23,7 @@ def paired(runs: pd.DataFrame, metric: str, one: dict, other: dict, epoch: int |
         other: of the second.
         epoch: of the paper's 700.
     """
-    return (_value(runs, metric, **one, epoch=epoch) - _value(runs, metric, **other, epoch=epoch)).dropna()
+    return differences(*(_value(runs, metric, **network, epoch=epoch).dropna() for network in (one, other)))
 
 
 def _value(runs: pd.DataFrame, metric: str, baseline: str, al2: bool, epoch: int | None = None) -> pd.Series:

@@ -118,22 +118,21 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `sparsity_runs` gives them.
 
     Returns:
-        a row a run: profile, dataset, size, optimizer, network, regularized, decorrelation, seed, id, epochs_read, best,
-        best_epoch, last. Empty `best` and `last` where the loss became NaN by then.
+        a row a run: profile, dataset, size, optimizer, network, regularized, seed, id, epochs_read, best, best_epoch, last.
+        Empty `best` and `last` where the loss became NaN by then.
     """
-    rows = []
-    for keys, cell in runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False):
-        read = int(min(SPARSITY_EPOCHS, cell.epochs.min()))
-        for run_id, run in cell.groupby("id", sort=False):
-            first, here = run.iloc[0], run[run.epoch <= read].sort_values("epoch")
-            row = dict(zip(["profile", "dataset", "size", "optimizer"], keys, strict=True))
-            row |= {name: first[name] for name in ("network", "regularized", "seed")} | {"id": run_id, "epochs_read": read}
-            if not first.diverged <= read and len(here):
-                best = here.loc[here.test_accuracy.idxmax()]
-                row |= {"best": best.test_accuracy, "best_epoch": int(best.epoch), "last": here.test_accuracy.iloc[-1]}
-            rows.append(row)
-    columns = ["profile", "dataset", "size", "optimizer", "network", "regularized", "seed", "id", "epochs_read"]
-    return pd.DataFrame(rows).reindex(columns=[*columns, "best", "best_epoch", "last"])
+    shared = ["profile", "dataset", "size", "optimizer"]
+    columns = [*shared, "network", "regularized", "seed", "id"]
+    if runs.empty:
+        return pd.DataFrame(columns=[*columns, "epochs_read", "best", "best_epoch", "last"])
+    rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
+    rows = rows.assign(epochs_read=rows.groupby(shared).epochs.transform("min").clip(upper=SPARSITY_EPOCHS).astype(int))
+    found = rows.drop_duplicates(["profile", "id"])[[*columns, "epochs_read"]]
+    read = rows[(rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)].sort_values(["profile", "id", "epoch"])
+    of_run = read.groupby(["profile", "id"]).test_accuracy
+    best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]  # the first of several
+    best.columns = ["profile", "id", "best", "best_epoch"]
+    return found.merge(best, how="left").merge(of_run.last().rename("last").reset_index(), how="left")
 
 
 def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:

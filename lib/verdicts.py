@@ -36,6 +36,16 @@ def cell_holds(differences: Iterable[float]) -> bool | None:
     return bool(d.min() >= 1) if len(d) == 2 else None
 
 
+def differences(one: pd.Series, other: pd.Series) -> pd.Series:
+    """one − other for the seeds that both have; −∞ where either value is not finite, that of a run whose loss became NaN.
+
+    So no cell holds because such a run is left out, and none because it is the other one's.
+    """
+    both = pd.concat([one.rename("one"), other.rename("other")], axis=1, join="inner").astype(float)
+    finite = np.isfinite(both).all(axis=1)
+    return (both.one[finite] - both.other[finite]).reindex(both.index, fill_value=-np.inf)
+
+
 def verdict(cells: dict[str, Iterable[float]], expected: int) -> str:
     """`holds`, `holds in part`, `does not hold`, or `indicative: …` where a cell has one seed only.
 
@@ -47,7 +57,7 @@ def verdict(cells: dict[str, Iterable[float]], expected: int) -> str:
     if len(values) < expected:
         return f"not run: {len(values)} of {expected} cells have finished runs"
     if min(map(len, values.values())) < 2:
-        right = sum(np.mean(d) > 0 for d in values.values())
+        right = sum(bool(np.isfinite(d).all() and np.mean(d) > 0) for d in values.values())
         return f"indicative: {right} of {len(values)} cells have the claimed sign, one seed"
     return _of_all(cell_holds(d) for d in values.values())
 
@@ -62,6 +72,8 @@ def _of_all(held: Iterable[bool | None]) -> str:
     return "holds" if all(held) else "holds in part" if 2 * sum(map(bool, held)) >= len(held) else "does not hold"
 
 
-def of_parts(held: list[bool], n: int) -> str:
-    """The verdict of a rule on curves: one seed can only indicate."""
+def of_parts(held: list[bool], n: int, expected: int = 0) -> str:
+    """The verdict of a rule on parts, such as curves: one seed can only indicate; fewer parts than expected are `not run`."""
+    if len(held) < expected:
+        return f"not run: {len(held)} of {expected} parts have finished runs"
     return _of_all(held) if n >= 2 else f"indicative: {sum(held)} of {len(held)} parts hold, one seed"

@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made import STAND_IN, cell, pair, paper, stored
 
 from lib import record, store, tables
 from lib.run import Run
-from lib.studies import label_randomization
+from lib.studies import VARIANTS, decorrelation_readings, label_randomization, sparsity_networks
 
 KEYS = ["dataset", "corruption", "baseline", "al2", "epoch", "metric"]
 POINTS = range(100, 701, 100)
@@ -298,3 +299,197 @@ def test_a_measured_table_shows_spread_divergence_and_what_was_not_run():
     assert printed.loc["BN", 100] == "50.0 / not run" and printed.loc["BN", 200] == "diverged / not run"
     assert printed.loc["WD", 700] == "not run / not run"
     assert tables.as_printed(measured, "cross_entropy", 2).loc["Bare", 100] == "2.00 ± 0.00 / 2.00"
+
+
+# ---- targeted sparsity: the runs
+
+
+def test_the_runs_of_tables_2_and_3_are_called_as_printed():
+    made = frame(
+        cell(dict.fromkeys(VARIANTS, 30.0), size="m", seeds=[0]), pair("lenet", 20.0, 21.0), pair("alexnet", 30.0, 31.0)
+    )
+    runs = tables.sparsity_runs(made).drop_duplicates("id")
+    assert list(runs.network[:6]) == list(VARIANTS) and set(runs.network[6:]) == {"LeNet", "AlexNet"}
+    assert set(runs["size"][:6]) == {"m"} and set(runs["size"][6:]) == {""}
+    assert runs.set_index("network").regularized.to_dict()["vanillaNet"] is False
+    assert runs.groupby("network").regularized.mean().to_dict() == dict(
+        AlexNet=0.5, LeNet=0.5, dropNet=0, normNet=0, sr1Net=1, sr2Net=1, sr3Net=1, vanillaNet=0
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Run("mnist", epochs=3),
+        Run("digits", network="convnet_s", corruption=0.5, epochs=3),
+        Run("digits", network="convnet_s", corruption=0.0, al2=True, epochs=3),
+        Run("digits", network="convnet_s", corruption=0.0, sparsity=("fc1",), epochs=3),
+        Run("digits", network="convnet_s", corruption=0.0, batch_norm=True, dropout=0.2, epochs=3),
+        Run("digits", network="lenet", corruption=0.0, decorrelation=("conv1",), epochs=3),
+        Run("digits", network="convnet_s", corruption=0.0, seed=100, epochs=3),
+    ],
+    ids=lambda run: run.name,
+)
+def test_other_networks_labels_and_screening_seeds_are_in_neither_table(other):
+    own = cell({"vanillaNet": 30.0})
+    kept = tables.sparsity_runs(frame(own, stored(other, test_accuracy=99.0)))
+    assert set(kept.id) == set(own.id)
+
+
+def test_the_readings_tried_on_the_screening_seed_are_left_out():
+    runs = decorrelation_readings("digits", trained=["own/abs/sum"], chosen="own/square/sum", seeds=(0, 1), epochs=4)
+    kept = tables.sparsity_runs(frame(*(stored(run, test_accuracy=1.0) for run in runs)))
+    assert set(kept.seed) == {0, 1} and set(kept[kept.network == "sr3Net"].decorrelation_pairs) == {"square"}
+
+
+def test_no_runs_of_the_paper_give_empty_frames():
+    for made in (pd.DataFrame(), tidy(Run("mnist", epochs=3))):
+        runs = tables.sparsity_runs(made)
+        assert runs.empty
+        assert tables.best_accuracies(runs).empty and "best_epoch" in tables.best_accuracies(runs)
+
+
+# ---- best accuracies
+
+
+def curve(*values):
+    return lambda epoch: np.array(values, dtype=float)[: len(epoch)]
+
+
+def best_of(*parts):
+    return tables.best_accuracies(tables.sparsity_runs(frame(*parts)))
+
+
+def one(value, network="vanillaNet", diverged=None, seed=0, **settings) -> pd.DataFrame:
+    (run,) = sparsity_networks("digits", networks=[network], seeds=[seed], **settings)
+    return stored(run, test_accuracy=value, diverged=diverged)
+
+
+def test_best_is_the_first_of_several_and_last_the_last_read():
+    (row,) = best_of(one(curve(1, 7, 3, 7, 5), epochs=5)).itertuples()
+    assert (row.best, row.best_epoch, row.last, row.epochs_read) == (7, 2, 5, 5)
+    shuffled = one(curve(1, 7, 3, 7, 5), epochs=5).sample(frac=1, random_state=1)
+    pd.testing.assert_frame_equal(
+        tables.best_accuracies(tables.sparsity_runs(shuffled)), best_of(one(curve(1, 7, 3, 7, 5), epochs=5))
+    )
+
+
+def test_a_table_reads_as_many_epochs_as_the_shortest_training_has():
+    found = best_of(one(curve(1, 2, 3, 4, 9), epochs=5), one(curve(5, 4, 3), "sr2Net", epochs=3)).set_index("network")
+    assert found.epochs_read.to_dict() == {"vanillaNet": 3, "sr2Net": 3}
+    assert found.loc["vanillaNet", ["best", "best_epoch", "last"]].tolist() == [3, 3, 3]
+    assert found.loc["sr2Net", ["best", "best_epoch", "last"]].tolist() == [5, 1, 3]
+
+
+def test_other_cells_are_read_as_far_as_their_own_shortest():
+    parts = [one(curve(1, 2, 3), epochs=3), one(curve(1, 2, 3, 4, 5), epochs=5, optimizer="adam")]
+    parts += [one(curve(1, 2, 3, 4), epochs=4, size="m"), one(curve(1, 2, 3, 4, 5, 6), epochs=6).assign(profile="other")]
+    found = best_of(*parts)
+    assert dict(zip(zip(found["size"], found.optimizer, found.profile, strict=True), found.best, strict=True)) == {
+        ("s", "sgd", "made"): 3, ("s", "adam", "made"): 5, ("m", "sgd", "made"): 4, ("s", "sgd", "other"): 6
+    }  # fmt: skip
+
+
+def test_no_table_reads_more_than_the_paper_s_100_epochs():
+    (row,) = best_of(one(lambda epoch: epoch / 4, epochs=120)).itertuples()
+    assert (row.epochs_read, row.best, row.best_epoch, row.last) == (100, 25.0, 100, 25.0)
+
+
+def test_a_run_that_diverged_within_the_epochs_read_has_no_best():
+    parts = [one(9.0, epochs=6, diverged=4), one(9.0, epochs=6, seed=1), one(9.0, epochs=6, seed=2, diverged=1)]
+    found = best_of(*parts).set_index("seed")
+    assert found.best.isna().to_dict() == {0: True, 1: False, 2: True} and found["last"].isna().equals(found.best.isna())
+    assert (
+        best_of(*parts, one(1.0, "sr1Net", epochs=3)).set_index(["network", "seed"]).best["vanillaNet", 0] == 9.0
+    )  # diverged later
+
+
+# ---- Tables 2 and 3 beside the published
+
+SPARSITY_KEYS = {"sparsity_table2": tables.SPARSITY_CELL, "sparsity_table3": ["dataset", "network", "regularized"]}
+
+
+@pytest.mark.parametrize("name", SPARSITY_KEYS)
+def test_the_paper_s_numbers_measured_stand_beside_the_paper_s_numbers(name):
+    table = tables.sparsity_beside_published(name, paper(measured=False))
+    assert len(table) == len(tables.published(name)) == len(table.drop_duplicates(SPARSITY_KEYS[name]))
+    assert (table.measured.astype(float) - table.published).round(6).eq(1e-4).all()  # seeds 0, 1, 2: 0.01 points each
+    assert table.sd.round(6).eq(1e-4).all() and set(table.n) == {3} and set(table.epoch_measured) == {20}
+    assert (table.measured_last == table.measured).all() and (table.dataset_measured == table.dataset).all()
+
+
+@pytest.mark.parametrize("name", SPARSITY_KEYS)
+@pytest.mark.parametrize("made", [pd.DataFrame(), tidy(Run("mnist", epochs=3))], ids=["no run", "another paper's"])
+def test_the_published_rows_of_tables_2_and_3_stay_without_any_run(name, made):
+    table = tables.sparsity_beside_published(name, made)
+    assert len(table) == len(tables.published(name)) and table.published.notna().all()
+    assert table.measured.isna().all() and table.profile.isna().all() and table.n.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "twin"),
+    [
+        ("sparsity_table2", lambda name: cell({"sr1Net": 30.0}, dataset=name, size="xxl"), "cifar100"),
+        ("sparsity_table2", lambda name: cell({"sr1Net": 30.0}, dataset=name, size="xxl"), "cifar10"),
+        ("sparsity_table3", lambda name: pair("lenet", 30.0, 31.0, dataset=name), "cifar10"),
+    ],
+)
+def test_a_stand_in_never_fills_the_row_of_the_set_that_it_stands_for(name, made, twin):
+    stand_in = {"cifar100": STAND_IN, "cifar10": "cifar10_jpeg"}[twin]
+    table = tables.sparsity_beside_published(name, made(stand_in))
+    paper_rows, own = table[table.published.notna()], table[table.published.isna()]
+    assert len(paper_rows) == len(tables.published(name)) and paper_rows.measured.isna().all()
+    assert set(own.dataset) == set(own.dataset_measured) == {stand_in} and own.measured.notna().all()
+    assert tables.sparsity_beside_published(name, made(twin)).measured.notna().sum() == len(own)
+
+
+def test_another_size_or_optimizer_fills_no_row_of_table_2():
+    table = tables.sparsity_beside_published("sparsity_table2", cell({"sr1Net": 30.0}, dataset="cifar10", size="s"))
+    assert table[table.measured.notna()].published.isna().all()
+    table = tables.sparsity_beside_published("sparsity_table2", pair("lenet", 20.0, 21.0, dataset="cifar10"))
+    assert table.measured.isna().all()  # that is Table 3
+
+
+def test_each_profile_has_rows_of_its_own():
+    made = frame(
+        *(cell({"sr1Net": v}, dataset="cifar100", profile=p, seeds=s) for p, v, s in (("lite", 20, [0]), ("paper", 50, [0, 1])))
+    )
+    table = tables.sparsity_beside_published("sparsity_table2", made)
+    own = table[table.measured.notna()].set_index("profile")
+    assert own.measured.to_dict() == {"lite": 0.2, "paper": pytest.approx(0.50005)} and own.n.to_dict() == {
+        "lite": 1,
+        "paper": 2,
+    }
+    assert own.sd.isna().to_dict() == {"lite": True, "paper": False}
+    assert (own.published == 0.2663).all() and len(table) == 37
+
+
+def test_a_diverged_run_of_table_2_is_text():
+    table = tables.sparsity_beside_published(
+        "sparsity_table2", cell({"sr1Net": 30.0}, dataset="cifar100", diverged={("sr1Net", 1): 4})
+    )
+    (row,) = table[table.measured.notna()].itertuples()
+    assert row.measured == "diverged" and np.isnan(row.sd) and row.n == 3 and np.isnan(row.measured_last)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"learning_rate": 0.5}, {"n_train": 50}, {"decorrelation_pairs": "square"}, {"sparsity_weight": 0.1}, {"classes": 5}],
+)
+def test_runs_of_one_cell_of_table_2_differ_in_seed_and_length_alone(other):
+    first = cell({"sr3Net": 30.0}, seeds=[0])
+    with pytest.raises(ValueError, match=f"sr3Net.*differ in {next(iter(other))}"):
+        tables.sparsity_beside_published("sparsity_table2", frame(first, cell({"sr3Net": 30.0}, seeds=[1], **other)))
+    long = cell({"sr3Net": 30.0}, seeds=[1], epochs=30, test_images=50)
+    assert tables.sparsity_beside_published("sparsity_table2", frame(first, long)).n.max() == 2
+
+
+def test_which_layers_table_3_regularises_is_not_mixed():
+    with pytest.raises(ValueError, match=r"LeNet.*differ in sparsity"):
+        made = frame(pair("lenet", 20.0, 21.0, seeds=[0]), pair("lenet", 20.0, 21.0, seeds=[1], layers="targeted"))
+        tables.sparsity_beside_published("sparsity_table3", made)
+
+
+def test_a_table_of_the_other_paper_is_refused():
+    with pytest.raises(ValueError, match="'al2_table1' is no table of that paper; there are sparsity_table2, sparsity_table3"):
+        tables.sparsity_beside_published("al2_table1", pd.DataFrame())
