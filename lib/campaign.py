@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,7 +85,7 @@ def plan(profile: str) -> list[Entry]:
     """Every notebook execution of a profile, checked: every key is a parameter that a notebook has.
 
     Raises:
-        ValueError: for an unknown profile, notebook or parameter, naming what there is.
+        ValueError: for an unknown profile, notebook or parameter, naming what there is, and for two executions of one name.
     """
     path = paths.PARAMS / f"{profile}.yaml"
     if not path.exists():
@@ -105,13 +106,15 @@ def plan(profile: str) -> list[Entry]:
         raise ValueError(
             f"{path.name}: no notebook's name begins with {', '.join(strange)}; there are {', '.join(content['notebooks'])}"
         )
-    entries, used = [], {"profile"}
+    entries: list[Entry] = []
+    unused = {key: {str(name) for name in values} for key, values in (groups | {"": content["all"]}).items()}
     for notebook, executions in content["notebooks"].items():
         shared = content["all"] | {"profile": profile}
         for key, values in groups.items():
             shared |= values if notebook.startswith(key) else {}
         known = notebook_parameters(notebook)
-        used |= shared.keys() & known.keys()
+        for key in unused:
+            unused[key] -= known.keys() if notebook.startswith(key) else set()
         if not isinstance(executions, list) or not all(isinstance(own, dict) for own in executions):
             raise ValueError(f"{path.name}: {notebook} needs a list of mappings, one an execution ([{{}}] for once)")
         for own in executions:
@@ -120,8 +123,13 @@ def plan(profile: str) -> list[Entry]:
                     f"{path.name}: {notebook} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}"
                 )
             entries.append(Entry(notebook, {k: v for k, v in shared.items() if k in known} | own))
-    if unused := {name for values in (content["all"], *groups.values()) for name in values} - used:
-        raise ValueError(f"{path.name}: no notebook that it is for has a parameter {', '.join(sorted(unused))}")
+    if strange := sorted(set().union(*unused.values())):
+        raise ValueError(f"{path.name}: no notebook that it is for has a parameter {', '.join(strange)}")
+    if twice := sorted(name for name, count in Counter(entry.name for entry in entries).items() if count > 1):
+        raise ValueError(
+            f"{path.name}: several executions are called {', '.join(twice)} and would overwrite each other; one "
+            "notebook's have to differ in dataset, size, optimizer or corruption"
+        )
     return entries
 
 
