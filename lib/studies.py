@@ -74,7 +74,7 @@ def sparsity_networks(
         raise ValueError("long_networks needs long_epochs, a whole number ≥ 1")
     own = {"dropNet": {"dropout": dropout}, "normNet": {"batch_norm": True}}
     shared = SPARSITY_DEFAULTS | {"dataset": dataset, "network": f"convnet_{size}", "optimizer": optimizer} | settings
-    shared["learning_rate"] = learning_rate or (0.001 if optimizer == "adam" else 0.01)
+    shared["learning_rate"] = (0.001 if optimizer == "adam" else 0.01) if learning_rate is None else learning_rate
     runs = []
     for seed in seeds:
         for name in networks:
@@ -115,8 +115,12 @@ def lenet_alexnet(
         settings: fields of `Run` for all of them.
 
     Raises:
-        ValueError: for an unknown network or choice of layers.
+        ValueError: for an unknown network or choice of layers, and a setting in which the runs differ.
     """
+    if fixed := {"network", "seed", "sparsity"} & settings.keys():
+        raise ValueError(
+            f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (networks, seeds, layers: arguments)"
+        )
     if unknown := [name for name in networks if name not in REGULARISED]:
         raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(REGULARISED)}")
     if layers not in ("all", "targeted"):
@@ -162,8 +166,10 @@ def decorrelation_readings(
         settings: as `sparsity_networks` takes them, for all.
 
     Raises:
-        ValueError: for an unknown reading.
+        ValueError: for an unknown reading, and a screening seed that tables read.
     """
+    if screen_seed < SCREENING_SEED:
+        raise ValueError(f"screen_seed is {screen_seed}; seeds below {SCREENING_SEED} are the tables': take one from there on")
     if unknown := [reading for reading in (*trained, *[chosen] * bool(chosen)) if reading not in READINGS]:
         raise ValueError(f"trained or chosen holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}")
     runs = []

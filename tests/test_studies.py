@@ -2,8 +2,18 @@
 
 import pytest
 
-from lib.run import Run
-from lib.studies import VARIANTS, label_randomization, sparsity_networks
+from lib import measures, models
+from lib.run import SCREENING_SEED, Run
+from lib.studies import (
+    READINGS,
+    REGULARISED,
+    VARIANTS,
+    decorrelation_readings,
+    label_randomization,
+    lenet_alexnet,
+    reading_of,
+    sparsity_networks,
+)
 
 # ---- AL2
 
@@ -107,8 +117,114 @@ def test_seeds_networks_and_settings_are_passed_on():
         ({"sparsity": ("conv1",)}, "sparsity cannot be set"),
         ({"decorrelation": ("conv1",)}, "decorrelation cannot be set"),
         ({"network": "lenet", "seed": 3}, "network, seed cannot be set"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it has to be a positive number"),
+        ({"long_networks": ["sr2Net"]}, "long_networks needs long_epochs"),
+        ({"long_networks": ["sr9Net"], "long_epochs": 4}, "long_networks holds sr9Net; allowed: vanillaNet"),
     ],
 )
 def test_what_would_make_two_of_the_six_one_or_is_unknown_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         sparsity_networks("digits", **settings)
+
+
+def differing(one: Run, other: Run) -> set[str]:
+    return {name for name, value in one.to_dict().items() if value != other.to_dict()[name]}
+
+
+def test_long_trainings_differ_from_short_ones_in_length_alone():
+    """So the first epochs of the long one are the short one, and tables may read both."""
+    short = sparsity_networks("digits", seeds=(0, 1), epochs=10)
+    both = sparsity_networks("digits", seeds=(0, 1), epochs=10, long_networks=["vanillaNet", "sr2Net"], long_epochs=20)
+    assert [run.variant for run in both] == [run.variant for run in short]
+    for one, other in zip(short, both, strict=True):
+        assert differing(one, other) == ({"epochs"} if one.variant in ("vanillaNet", "sr2Net") else set())
+        assert other.epochs == (20 if one.variant in ("vanillaNet", "sr2Net") else 10)
+        assert (one.id == other.id) == (one.epochs == other.epochs)
+
+
+def test_a_long_network_that_is_not_wanted_is_not_trained():
+    runs = sparsity_networks("digits", networks=["sr2Net"], long_networks=["vanillaNet", "sr2Net"], long_epochs=200)
+    assert [(run.variant, run.epochs) for run in runs] == [("sr2Net", 200)]
+
+
+def test_table_3_is_two_networks_without_and_with_sparsity_reg_for_each_seed():
+    runs = lenet_alexnet("cifar10", seeds=(0, 3))
+    assert [(run.seed, run.variant) for run in runs] == [
+        (seed, name) for seed in (0, 3) for name in ("LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr")
+    ]
+    assert len({run.id for run in runs}) == 8
+    for without, with_sr in zip(runs[::2], runs[1::2], strict=True):
+        assert differing(without, with_sr) == {"sparsity"} and not without.sparsity
+        assert without == Run(**PAPER | {"dataset": "cifar10", "network": without.network, "seed": without.seed})
+        assert with_sr.sparsity_weight == 0.001
+
+
+@pytest.mark.parametrize("network", ["lenet", "alexnet"])
+def test_regularised_layers_are_all_but_the_last_or_the_last_convolutions_and_first_dense_one(network):
+    names = measures.hidden_layers(models.build(Run("digits", network=network), 3, 32, 10))
+    assert list(REGULARISED[network]["all"]) == names
+    convolutions, dense = ([n for n in names if n.startswith(kind)] for kind in ("conv", "fc"))
+    assert list(REGULARISED[network]["targeted"]) == [*convolutions[-2:], dense[0]]
+    (_, run) = lenet_alexnet("digits", networks=[network], layers="targeted")
+    assert set(run.sparsity) == set(REGULARISED[network]["targeted"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"networks": ["lenet", "vgg"]}, "networks holds vgg; allowed: lenet, alexnet"),
+        ({"layers": "some"}, "layers is 'some'; allowed: all, targeted"),
+        ({"sparsity": ("fc1",)}, "sparsity cannot be set"),
+        ({"network": "lenet", "seed": 3}, "network, seed cannot be set"),
+        ({"batch_norm": True}, "lenet has neither batch norm nor dropout"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_what_table_3_does_not_know_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        lenet_alexnet("digits", **settings)
+
+
+# ---- readings of DecorrReg
+
+
+def test_twelve_readings_and_sr2net_are_screened_on_one_seed_of_no_table():
+    runs = decorrelation_readings("digits", screen_epochs=4, epochs=20)
+    assert [run.variant for run in runs] == ["sr2Net"] + ["sr3Net"] * 12
+    assert len({run.id for run in runs}) == 13 == len(READINGS) + 1
+    assert {run.seed for run in runs} == {SCREENING_SEED} and {run.epochs for run in runs} == {4}
+    for reading, run in zip(READINGS, runs[1:], strict=True):
+        fields = (run.decorrelation_centre, run.decorrelation_pairs, run.decorrelation_reduce)
+        assert "/".join(fields) == reading
+        assert differing(runs[0], run) <= {"decorrelation", *reading_of(reading)}
+
+
+def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seeds():
+    options = {"trained": ["own/abs/sum", "own/square/mean"], "chosen": "own/square/sum", "seeds": (0, 1), "epochs": 20}
+    runs = decorrelation_readings("digits", **options, long_networks=["vanillaNet", "sr2Net"], long_epochs=40, n_train=300)
+    full, last = runs[13:16], runs[16:]
+    assert [(run.variant, run.seed, run.epochs) for run in full] == [
+        ("sr2Net", 100, 20), ("sr3Net", 100, 20), ("sr3Net", 100, 20)
+    ]  # fmt: skip
+    assert [run.decorrelation_pairs for run in full[1:]] == ["abs", "square"]
+    assert [(run.variant, run.seed, run.epochs) for run in last] == [
+        ("sr2Net", 0, 40), ("sr3Net", 0, 20), ("sr2Net", 1, 40), ("sr3Net", 1, 20)
+    ]  # fmt: skip
+    shared = {"seeds": (0, 1), "epochs": 20, "n_train": 300, "long_networks": ["sr2Net"], "long_epochs": 40}
+    table = sparsity_networks("digits", networks=["sr2Net", "sr3Net"], **shared, **reading_of("own/square/sum"))
+    assert [run.id for run in last] == [run.id for run in table]  # Table 2's own runs, if it reads the same way
+    assert {run.n_train for run in runs} == {300}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trained": ["own/abs/sum", "own/abs"]}, "trained or chosen holds own/abs; allowed: own/signed/sum"),
+        ({"chosen": "mean"}, "trained or chosen holds mean; allowed"),
+        ({"screen_seed": 3}, "screen_seed is 3; seeds below 100 are the tables'"),
+        ({"decorrelation": ("conv1",)}, "decorrelation cannot be set"),
+    ],
+)
+def test_unknown_readings_and_seeds_of_the_tables_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        decorrelation_readings("digits", **settings)
