@@ -21,7 +21,7 @@ GAP = 1.08  # from the top of a picture to that of the one below, in heights
 
 
 def heat_map_figure(
-    images: ArrayLike | Tensor,
+    images: ArrayLike | Tensor | None,
     maps: Mapping[str, ArrayLike],
     filters: Mapping[str, int],
     *,
@@ -32,7 +32,8 @@ def heat_map_figure(
     """Images beside their entropy maps, a column a layer, each from 0 to ln D (targeted sparsity, Figures 1 and 4).
 
     Args:
-        images: [n, C, H, W], a row each; or one image [C, H, W] that all rows are of, as where a row is an epoch.
+        images: [n, C, H, W], a row each; one image [C, H, W] that all rows are of, as where a row is an epoch; or None: maps
+            alone.
         maps: by layer, [n, A, B] in nats, the image's top row first.
         filters: D by layer.
         rows: a label each.
@@ -42,32 +43,37 @@ def heat_map_figure(
     Raises:
         ValueError: for shapes that do not fit each other, and a layer without its number of filters.
     """
-    images, maps = as_array(images), {name: as_array(m) for name, m in maps.items()}
+    maps = {name: as_array(m) for name, m in maps.items()}
+    images = None if images is None else as_array(images)
     count = len(next(iter(maps.values()), ()))
     for name, m in maps.items():
         if m.ndim != 3 or len(m) != count or not count:
             raise ValueError(f"maps of {name!r} have shape {m.shape}; [n, A, B] with the same n for all layers is needed")
-    if not maps or images.ndim not in (3, 4) or (images.ndim == 4 and len(images) != count):
+    fits = images is None or images.ndim == 3 or (images.ndim == 4 and len(images) == count)
+    if not maps or not fits:
+        given = None if images is None else images.shape
         raise ValueError(
-            f"images have shape {images.shape} and there are {count} maps a layer; [{count}, C, H, W] or [C, H, W]"
+            f"images have shape {given} and there are {count} maps a layer; [{count}, C, H, W], [C, H, W] or None is needed"
         )
     if rows and len(rows) != count:
         raise ValueError(f"{len(rows)} labels for {count} rows; one each is needed")
     check_filters(maps, filters)
     figure = plt.figure() if figure is None else figure
     figure.set_layout_engine("constrained")
-    shown = displayed(images if images.ndim == 4 else images[None])
-    figure.set_size_inches(1.3 * (1 + len(maps)) + 0.2, 1.3 * count * shown.shape[1] / shown.shape[2] + 0.8)
+    first = 0 if images is None else 1
+    _, height, width = next(iter(maps.values())).shape
+    figure.set_size_inches(1.3 * (first + len(maps)) + 0.2, 1.3 * count * height / width + 0.8)
     # the colour bars have a row of their own, so that images and maps line up; a column is one pair of axes: they are dear
-    axes = figure.subplots(2, 1 + len(maps), height_ratios=[1, 0.05 / count], squeeze=False)
-    show_images(axes[0, 0], shown, count)
-    axes[0, 0].set_title("image", size="small")
-    axes[0, 0].set_yticks(np.arange(len(rows)) * GAP + 0.5, rows, size="small")
-    axes[1, 0].remove()
-    for column, (name, m) in enumerate(maps.items(), 1):
+    axes = figure.subplots(2, first + len(maps), height_ratios=[1, 0.05 / count], squeeze=False)
+    if images is not None:
+        show_images(axes[0, 0], displayed(images if images.ndim == 4 else images[None]), count)
+        axes[0, 0].set_title("image", size="small")
+        axes[1, 0].remove()
+    for column, (name, m) in enumerate(maps.items(), first):
         drawn = show_maps(axes[0, column], m, filters[name])
         axes[0, column].set_title(name, size="small")
         entropy_bar(figure, drawn, filters[name], cax=axes[1, column], orientation="horizontal")
+    axes[0, 0].set_yticks(np.arange(len(rows)) * GAP + 0.5, rows, size="small")
     if title:
         figure.suptitle(title, size="medium")
     return figure
