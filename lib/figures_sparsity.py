@@ -29,15 +29,19 @@ def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
     fig, axes = _grid(len(panels), 3.6, 3.0)
     for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
         for network, own in _by_network(panel):
-            curves = _curves(own, "test_cross_entropy", until).apply(measures.smoothed, axis=0, result_type="broadcast")
+            losses = _curves(own, "test_cross_entropy", until)
+            if losses.empty:  # every seed diverged in its first epoch
+                continue
+            curves = losses.apply(measures.smoothed, axis=0, result_type="broadcast")
             mean = curves.mean(axis=1)
             ax.plot(curves.index, mean, color=COLOURS[network], lw=1.6)
             ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
-            moment = measures.moment_of_overfitting(_curves(own, "test_cross_entropy", until).mean(axis=1))
+            moment = measures.moment_of_overfitting(losses.mean(axis=1))
             if moment is not None:
                 ax.plot(moment, mean[moment], "o", color=COLOURS[network], ms=6, mec="white")
         ax.set_title(f"{_panel_name(dataset, size, optimizer)}\n{profile}, {_seeds(panel)}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     _legend(fig, runs, "moment of overfitting")
     return fig
 
@@ -53,18 +57,22 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
         layers: which; none given: all that were measured.
         until: last epoch shown; None: all.
     """
-    layers = list(layers) or _measured(runs, "entropy")
+    layers = list(layers) or layers_measured(runs, "entropy")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
             curves = _curves(own, f"entropy {layer}", until)
+            if curves.empty:
+                continue
             ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
             ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
-            moment = measures.moment_of_overfitting(_curves(own, "test_cross_entropy", until).mean(axis=1))
+            losses = _curves(own, "test_cross_entropy", until)
+            moment = measures.moment_of_overfitting(losses.mean(axis=1)) if len(losses) else None
             if moment is not None:
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
         ax.set_title(layer)
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     first = runs.iloc[0]
     name = _panel_name(first.dataset, first["size"], first.optimizer)
     fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
@@ -74,15 +82,18 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
 
 def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
     """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2 in one number an epoch."""
-    layers = list(layers) or _measured(runs, "correlation")
+    layers = list(layers) or layers_measured(runs, "correlation")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
             curves = _curves(own, f"correlation {layer}", until)
+            if curves.empty:
+                continue
             ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
             ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
         ax.set_title(layer)
         ax.set(xlabel="epoch", ylabel="rms correlation", ylim=(0, None))
+        ax.xaxis.get_major_locator().set_params(integer=True)
     first = runs.iloc[0]
     name = _panel_name(first.dataset, first["size"], first.optimizer)
     fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
@@ -90,8 +101,16 @@ def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | No
     return fig
 
 
+def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
+    """The layers of which any run measured `what`, "entropy" or "correlation"; convolutions first."""
+    names = [c.removeprefix(f"{what} ") for c in runs if c.startswith(f"{what} ") and runs[c].notna().any()]
+    return sorted(names, key=lambda name: (not name.startswith("conv"), name))  # frames of several networks mix their columns
+
+
 def best_beside_paper(table: pd.DataFrame) -> Figure:
-    """Best accuracies of Table 2 or 3, measured (dots, a bar ± standard deviation) and published (crosses), a panel a cell.
+    """Best accuracies of Table 2 or 3, measured (a mark a profile, a bar ± standard deviation) and published (crosses).
+
+    A panel a cell of the table; a network of which a run diverged has that word in place of its mark.
 
     Args:
         table: as `lib.tables.sparsity_beside_published` gives it.
@@ -103,37 +122,41 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     else:
         names, order, groups = table.network, list(VARIANTS), ["dataset", "size", "optimizer"]
     table["name"] = names
-    panels = list(table.groupby(groups))
-    fig, axes = _grid(len(panels), 3.2, 2.6)
+    panels = sorted(
+        table.groupby(groups), key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]]
+    )
+    fig, axes = _grid(len(panels), 3.4, 2.6)
     place = {name: k for k, name in enumerate(order)}
+    marks = dict(zip(table.profile.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
         paper = cell[cell.published.notna()].drop_duplicates("name")
-        ax.plot(paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8)
-        own = cell[cell.measured.notna() & (cell.measured != tables.DIVERGED)]
+        ax.plot(paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3)
+        ax.locator_params(axis="x", nbins=5)
+        own = cell[cell.measured.notna()]
         for row in own.itertuples(index=False):
             colour, y = COLOURS[row.name], place[row.name]
-            ax.errorbar(float(row.measured), y, xerr=0 if pd.isna(row.sd) else row.sd, fmt="o", color=colour, capsize=3)
+            if row.measured == tables.DIVERGED:
+                ax.text(0.02, y, tables.DIVERGED, color=colour, va="center", transform=ax.get_yaxis_transform())
+                continue
+            mark, spread = marks[row.profile], 0 if pd.isna(row.sd) else row.sd
+            y += 0.3 * list(marks).index(row.profile) / len(marks)  # of one network one below the other
+            ax.errorbar(float(row.measured), y, xerr=spread, fmt=mark, color=colour, capsize=3)
         profiles = ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")) or "not run"
         ax.set_title(f"{_panel_name(*keys)}\n{profiles}")
         ax.set(xlabel="best accuracy", yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
-    handles = [
-        plt.Line2D([], [], color="0.2", marker="x", ls="", label="published"),
-        plt.Line2D([], [], color="0.2", marker="o", ls="", label="measured (mean ± standard deviation)"),
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    handles = [plt.Line2D([], [], color="0.2", marker="x", ls="", label="published")]
+    for profile, mark in (marks or {"": "o"}).items():
+        label = f"measured, {profile} (mean ± standard deviation)" if len(marks) > 1 else "measured (mean ± standard deviation)"
+        handles.append(plt.Line2D([], [], color="0.2", marker=mark, ls="", label=label))
+    fig.legend(handles=handles, loc="outside lower center", ncols=1 if len(marks) > 1 else 2, frameon=False)
     return fig
 
 
 def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
-    """A column a seed over the epochs that all of them have."""
-    curves = runs.pivot(index="epoch", columns="seed", values=column).dropna()
+    """A column a seed that measured it, over the epochs that all of these have; empty where there are none."""
+    there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
+    curves = there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
     return curves if until is None else curves.loc[:until]
-
-
-def _measured(runs: pd.DataFrame, what: str) -> list[str]:
-    """Layers with a column of that measure, convolutions first: frames of several networks mix their columns."""
-    names = [c.removeprefix(f"{what} ") for c in runs if c.startswith(f"{what} ") and runs[c].notna().any()]
-    return sorted(names, key=lambda name: (not name.startswith("conv"), name))
 
 
 def _by_network(runs: pd.DataFrame):
@@ -153,6 +176,8 @@ def _seeds(runs: pd.DataFrame) -> str:
 
 
 def _grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axes]]:
+    if not panels:
+        raise ValueError("there is nothing to draw: no run measured it")
     columns = min(3, panels)
     rows = -(-panels // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(max(6.5, width * columns), height * rows + 0.4), squeeze=False)

@@ -14,6 +14,7 @@ from lib.studies import VARIANTS
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
+HISTOGRAMS = ("vanillaNet", "sr1Net", "sr2Net", "sr3Net")  # networks whose filter correlations are drawn
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,23 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     for cell, own in runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []:
         mark = "-".join(cell)
         read = int(min(tables.SPARSITY_EPOCHS, own.epochs.min()))
-        found[f"sparsity_entropy-{mark}"] = lambda own=own, read=read: figures_sparsity.entropies(own, until=read)
+        if figures_sparsity.layers_measured(own, "entropy"):
+            found[f"sparsity_entropy-{mark}"] = lambda own=own, read=read: figures_sparsity.entropies(own, until=read)
+        if not figures_sparsity.layers_measured(own, "correlation"):
+            continue
         found[f"sparsity_correlation-{mark}"] = lambda own=own, read=read: figures_sparsity.correlations(own, until=read)
         ids = own.sort_values("seed").drop_duplicates("network").set_index("network").id
-        found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({name: report.runs[i] for name, i in ids.items()})
+        if ids := {name: ids[name] for name in HISTOGRAMS if name in ids}:
+            found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({n: report.runs[i] for n, i in ids.items()})
     return found
 
 
 def _histograms(runs: dict[str, Run]) -> Figure:
-    """Figure 7 and A.2: conv1, conv4 and fc1 of vanillaNet, sr1Net and sr3Net, of the first seed."""
+    """Figure 7 and A.2: conv1, conv4 and fc1 of `HISTOGRAMS`, of each one's first seed."""
     panels = {}
-    for network in ("vanillaNet", "sr1Net", "sr2Net", "sr3Net"):
-        if network in runs:
-            arrays = store.arrays(runs[network])
-            panels |= {f"{network} {layer}": arrays[f"correlations {layer}"] for layer in ("conv1", "conv4", "fc1")}
+    for network, run in runs.items():
+        arrays = store.arrays(run)
+        panels |= {f"{network} {layer}": arrays[f"correlations {layer}"] for layer in ("conv1", "conv4", "fc1")}
     length = min(map(len, panels.values()))
     return heat_maps.correlation_figure({name: counts[:length] for name, counts in panels.items()})
 

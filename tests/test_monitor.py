@@ -360,7 +360,7 @@ def test_images_of_any_scale_and_number_of_channels_are_drawn(channels):
 
 def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular():
     counts = np.zeros((3, 200), dtype=np.int32)
-    counts[0, 100], counts[1, [100, 150]], counts[2, 199] = 6, (4, 2), 6
+    counts[0, 100], counts[1, [100, 150]], counts[2, 199] = 600, (400, 200), 600
     figure = correlation_figure({"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure())
     pixels(figure)
     for ax, h in zip(figure.axes, (counts, counts[:, ::-1]), strict=False):
@@ -369,9 +369,26 @@ def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular()
         np.testing.assert_allclose(corners[0, :, 0], [-0.5, 0.5, 3, 7])  # half-way to the next epoch
         np.testing.assert_allclose(corners[:, 0, 1], np.linspace(-1, 1, 201))
         shares = mesh.get_array()
-        np.testing.assert_allclose(shares.filled(0), 100 * h.T / 6)
+        np.testing.assert_allclose(shares.filled(0), 100 * h.T / 600)
         assert (shares.mask == (h.T == 0)).all()
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["conv1: 6 pairs", "fc1: 6 pairs"]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["conv1: 600 pairs", "fc1: 600 pairs"]
+
+
+def test_the_bins_of_few_pairs_are_drawn_five_at_a_time():
+    counts = np.zeros((2, 200), dtype=np.int32)
+    counts[:, [0, 4, 5, 199]] = 10, 20, 30, 60
+    (mesh,) = correlation_figure({"conv1": counts}, figure=Figure()).axes[0].collections
+    shares = mesh.get_array().filled(0)
+    assert shares.shape == (40, 2)
+    np.testing.assert_allclose(shares[[0, 1, 39], 0], [25, 25, 50])
+
+
+def test_maps_are_drawn_without_their_images():
+    maps = {"a": np.ones((3, 8, 8)), "b": np.ones((3, 4, 4))}
+    figure = heat_map_figure(None, maps, {"a": 16, "b": 32}, rows=["x", "y", "z"], figure=Figure())
+    pixels(figure)
+    assert [ax.get_title() for ax in figure.axes][:2] == ["a", "b"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["x", "y", "z"]
 
 
 def test_figures_are_pyplot_s_unless_one_is_given():

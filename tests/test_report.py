@@ -1,0 +1,190 @@
+"""The report on made frames: what is drawn, the headline, the files; that a profile is judged by its own runs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import STAND_IN, cell, pair
+from test_claims import frame as al2_frame
+
+from lib import campaign, claims, record, report, tables
+from lib.run import Run
+from lib.studies import VARIANTS, sparsity_networks
+
+ALL = dict.fromkeys(VARIANTS, 30.0)
+
+
+def assembled(frame=None, runs=None):
+    """A report of these runs, as `gather` puts it together."""
+    frame = pd.DataFrame() if frame is None else frame
+    names = ("sparsity_table2", "sparsity_table3")
+    return report.Report(
+        frame=frame,
+        runs=runs or {},
+        progress=pd.DataFrame([["made", "mnist", 16, 16]], columns=["profile", "dataset", "runs finished", "runs stated"]),
+        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
+        | {name: tables.sparsity_beside_published(name, frame) for name in names},
+        claims=claims.judge(frame, ["made"]),
+    )
+
+
+def rows_of(headline):
+    """The lines of the second table, of the targeted-sparsity paper, as lists of cells."""
+    lines = [line for line in headline.split("targeted sparsity")[1].splitlines() if line.startswith("|")]
+    return [[value.strip() for value in line.strip("|").split("|")] for line in lines]
+
+
+# ---- headline
+
+
+def test_the_headline_gives_mean_spread_and_n_of_al2():
+    text = report.headline(assembled(al2_frame(seeds=(0, 1, 2))))
+    assert "27.0 ± 1.0 → 69.0 ± 1.0" in text
+    assert "25.8 → 68.5" in text  # the published one
+    assert f"| {3:>3} |" in text
+
+
+def test_the_headline_of_no_runs_has_the_papers_rows_and_says_not_run():
+    text = report.headline(assembled())
+    assert "25.8 → 68.5" in text and text.count("not run") >= 10
+    head, _, *rows = rows_of(text)
+    assert head == ["", "data set", "size", "optimiser", "n", *VARIANTS]
+    assert [row[:4] for row in rows[:3]] == [["published", "cifar100", size, "sgd"] for size in ("s", "m", "xxl")]
+    assert rows[2][5:] == ["36.6", "42.0", "50.6", "53.2", "53.9", "54.2"]
+    assert [row[:2] for row in rows[3:]] == [["measured", "not run"]] and rows[3][5:] == ["not run"] * 6
+
+
+def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_was_not_run():
+    few = {name: 30.0 for name in VARIANTS if name != "dropNet"}
+    made = pd.concat(
+        [cell(few, diverged={("sr1Net", 1): 4}), cell(ALL, optimizer="adam", seeds=[0]), cell(ALL, profile="other", seeds=[0])],
+        ignore_index=True,
+    )
+    _, _, *rows = rows_of(report.headline(assembled(made)))
+    measured = {tuple(row[:4]): row[4:] for row in rows[3:]}
+    assert measured == {
+        ("measured, made", STAND_IN, "s", "sgd"): ["3", "30.0 ± 0.0", "not run", "30.0 ± 0.0", "diverged", *["30.0 ± 0.0"] * 2],
+        ("measured, made", STAND_IN, "s", "adam"): ["1", *["30.0"] * 6],
+        ("measured, other", STAND_IN, "s", "sgd"): ["1", *["30.0"] * 6],
+    }
+
+
+# ---- drawings
+
+
+def test_drawings_are_named_by_profile_and_cell():
+    made = pd.concat([cell(ALL, seeds=[0]), cell(ALL, optimizer="adam", seeds=[0]), pair("lenet", 20.0, 21.0)])
+    made = made.reset_index(drop=True)
+    marks = [f"made-{STAND_IN}-s-{optimizer}" for optimizer in ("adam", "sgd")]
+    assert set(report.drawings(assembled(made))) == {
+        "al2_table1-made", "al2_table2-made", "sparsity_table2", "sparsity_table3", "sparsity_losses-made",
+        *(f"sparsity_{kind}-{mark}" for kind in ("entropy", "correlation", "histograms") for mark in marks),
+    }  # fmt: skip
+
+
+def test_nothing_is_drawn_of_nothing_and_only_what_was_measured():
+    assert report.drawings(assembled()) == {}
+    assert not [name for name in report.drawings(assembled(al2_frame())) if name.startswith("sparsity")]
+    plain = [name for name in report.drawings(assembled(cell(ALL, measured=False))) if name.startswith("sparsity")]
+    assert plain == ["sparsity_table2", "sparsity_losses-made"]
+    alone = report.drawings(assembled(pair("alexnet", 20.0, 21.0)))
+    assert [name for name in alone if name.startswith("sparsity")] == ["sparsity_table3"]
+
+
+def test_a_cell_of_networks_without_a_histogram_has_none():
+    """Half-way through a campaign only dropNet may be finished."""
+    found = report.drawings(assembled(cell({"dropNet": 30.0, "normNet": 30.0})))
+    assert not [name for name in found if name.startswith("sparsity_histograms")]
+    assert [name for name in found if name.startswith("sparsity_correlation")]
+
+
+def test_entropy_is_drawn_as_far_as_the_tables_read(monkeypatch):
+    asked = []
+    monkeypatch.setattr(report.figures_sparsity, "entropies", lambda runs, until: asked.append(until))
+    for made in (
+        pd.concat([cell({"vanillaNet": 30.0}, epochs=40), cell({"sr2Net": 30.0})], ignore_index=True),
+        cell({"vanillaNet": 30.0}, epochs=130, seeds=[0]),
+    ):
+        found = report.drawings(assembled(made))
+        next(draw for name, draw in found.items() if name.startswith("sparsity_entropy"))()
+    assert asked == [20, 100]
+
+
+# ---- files
+
+
+def finished(runs, tmp_path, profile="lite"):
+    """Stored runs with made curves and histograms."""
+    for run in runs:
+        made = cell({run.variant: 30.0}, dataset=run.dataset, seeds=[run.seed], epochs=run.epochs)
+        metrics = made[list(made)[list(made).index("epoch") :]]
+        arrays = {f"correlations {layer}": np.ones((run.epochs + 1, 200), np.int32) for layer in ("conv1", "conv4", "fc1")}
+        folder = tmp_path / "results" / profile / run.dataset / run.name
+        record.finish(folder, run, metrics, arrays, {"num_classes": 10})
+
+
+class Planned:
+    """An entry that states these runs."""
+
+    def __init__(self, runs):
+        self.runs = lambda: runs
+
+
+def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whole(tmp_path, monkeypatch):
+    stated = sparsity_networks("digits", networks=["vanillaNet", "dropNet", "sr3Net"], epochs=4)
+    monkeypatch.setattr(campaign, "plan", lambda profile: [Planned(stated if profile == "lite" else stated[2:])])
+    finished(stated[:2], tmp_path)
+    finished([Run("digits", network="convnet_s", corruption=0.0, epochs=4, seed=7, n_measure=5)], tmp_path)  # stated by nobody
+    found = report.gather(["lite", "other"])
+    assert found.progress.to_numpy().tolist() == [["lite", "digits", 2, 3], ["other", "digits", 0, 1]]
+    assert set(found.runs) == {run.id for run in stated[:2]}
+    assert found.frame.groupby("profile").id.nunique().to_dict() == {"lite": 2}
+    out = tmp_path / "report"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "old.png").write_text("")
+    report.write(found, out)
+    figures = {"al2_table1-lite", "al2_table2-lite", "sparsity_losses-lite", "sparsity_table2"}
+    figures |= {f"sparsity_{kind}-lite-digits-s-sgd" for kind in ("entropy", "correlation", "histograms")}
+    names = {*tables.AL2_TABLES, "sparsity_table2", "sparsity_table3"}
+    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == (
+        {"claims.csv", "headline.md", "report.md"}
+        | {f"figures/{name}.png" for name in figures}
+        | {f"tables/{name}.csv" for name in names}
+    )
+    text = (out / "report.md").read_text()
+    assert all(f"](figures/{name}.png)" in text for name in figures) and all(f"](tables/{n}.csv)" in text for n in names)
+    table = pd.read_csv(out / "tables" / "sparsity_table2.csv")
+    assert len(table) == 36 + 2 and table.measured.notna().sum() == 2
+
+
+def test_gather_without_any_run_reports_that():
+    found = report.gather(["lite"])
+    assert found.frame.empty and not found.runs and (found.progress["runs finished"] == 0).all()
+    assert found.claims.verdict.str.startswith("not run").all() and report.drawings(found) == {}
+
+
+def test_a_report_of_al2_alone_is_written_whole_and_its_old_figures_go(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "old.png").write_text("")
+    report.write(assembled(al2_frame()), tmp_path)
+    written = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
+    assert written == {
+        "claims.csv", "headline.md", "report.md", "tables/al2_table1.csv", "tables/al2_table2.csv",
+        "tables/sparsity_table2.csv", "tables/sparsity_table3.csv",
+        "figures/al2_curves-made-mnist-75.png", "figures/al2_table1-made.png", "figures/al2_table2-made.png",
+    }  # fmt: skip
+    assert pd.read_csv(tmp_path / "claims.csv").claim.nunique() == 20
+    table = pd.read_csv(tmp_path / "tables" / "al2_table1.csv")
+    assert len(table) == 168
+    assert table.published.notna().all()
+    assert (table.n == 2).all()
+
+
+def test_quoting_needs_the_marks(tmp_path):
+    (tmp_path / "headline.md").write_text("new\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{report.README_BEGIN}\nold\n{report.README_END}\nb\n")
+    report.quote_in_readme(tmp_path, readme)
+    assert readme.read_text() == f"a\n{report.README_BEGIN}\nnew\n{report.README_END}\nb\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        report.quote_in_readme(tmp_path, readme)
