@@ -12,12 +12,11 @@ import pandas as pd
 
 from lib import measures, models
 from lib.studies import VARIANTS
-from lib.tables import DIVERGED, best_accuracies, published
+from lib.tables import DIVERGED, SIZES, best_accuracies, published
 from lib.verdicts import PAIRED, Judged, cell_holds, differences, of_parts, smallest_n, verdict
 
 DEEP, SHALLOW = ("conv3", "conv4", "fc1"), ("conv1", "conv2")
 SR = ("sr1Net", "sr2Net", "sr3Net")
-SIZES = ("s", "m", "xxl")
 COLUMNS = ["network", "seed", "epoch", "epochs", "diverged"]
 HUNDRED = ("cifar100", "tiny_imagenet_32")  # the paper's set of 100 classes, and its stand-in
 

@@ -12,6 +12,7 @@ from lib.studies import VARIANTS
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
 SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]  # what a cell of the other paper's Table 2 is about
+SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
 DIVERGED = "diverged"
@@ -169,7 +170,11 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         )
     measured = pd.DataFrame(rows, columns=["profile", *keys, *[c for c in columns if c not in ("profile", "published")]])
     table = paper.merge(measured, on=keys, how="outer")
-    return table.reindex(columns=[*keys, *columns]).sort_values(["dataset", "profile", *keys[1:]])
+    order = {name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))}  # as printed
+    printed = {"size", "network"}
+    return table.reindex(columns=[*keys, *columns]).sort_values(
+        ["dataset", "profile", *keys[1:]], key=lambda column: column.map(order) if column.name in printed else column
+    )
 
 
 def one_setting(runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")) -> None:

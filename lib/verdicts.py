@@ -41,9 +41,9 @@ def differences(one: pd.Series, other: pd.Series) -> pd.Series:
 
     So no cell holds because such a run is left out, and none because it is the other one's.
     """
-    both = pd.concat([one.rename("one"), other.rename("other")], axis=1, join="inner").astype(float)
-    finite = np.isfinite(both).all(axis=1)
-    return (both.one[finite] - both.other[finite]).reindex(both.index, fill_value=-np.inf)
+    seeds = one.index.intersection(other.index)
+    one, other = one.loc[seeds].astype(float), other.loc[seeds].astype(float)
+    return (one - other).where(np.isfinite(one) & np.isfinite(other), -np.inf)
 
 
 def verdict(cells: dict[str, Iterable[float]], expected: int) -> str:

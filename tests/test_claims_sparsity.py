@@ -117,7 +117,6 @@ def test_the_paper_s_own_numbers_are_judged_as_they_stand(n):
         runs = made[made.dataset == dataset]
         assert {claim: verdict(claim, runs, dataset) for claim in wanted} == wanted
         assert judged("S10", runs, dataset).n == n
-        assert {judged(claim, runs, dataset) for claim in ("S1", "S2", "S9")} == {None}  # accuracies alone
 
 
 def test_the_paper_s_own_numbers_stand_beside_as_published():
@@ -129,6 +128,7 @@ def test_the_paper_s_own_numbers_stand_beside_as_published():
     assert judged("S6", made, "cifar100").published.endswith("sr3Net 37.8; LeNet 29.8 → 30.3")
     assert judged("S7", made, "cifar100").published == "AlexNet 38.4 → 46.8" == judged("S7", made, "cifar100").measured
     assert judged("S7", made).published == ""  # a stand-in has none
+    assert {judged(claim, made, "cifar100") for claim in ("S1", "S2", "S9")} == {None}  # accuracies alone
 
 
 def test_the_paper_s_accuracies_with_adam_bear_out_s8_with_entropies_and_correlations_as_it_shows_them():
@@ -477,7 +477,8 @@ def test_one_seed_only_indicates(claim):
 @pytest.mark.parametrize("claim", RESTS_ON)
 def test_a_diverged_run_never_makes_a_cell_hold(claim):
     assert verdict(claim, whole(claim)) == "holds"
-    for k, network in enumerate(RESTS_ON[claim]):
+    alike = ("dropNet", "sr1Net") if RESTS_ON[claim] == VARIANTS else ()  # no rule treats them as it treats no other
+    for k, network in enumerate(name for name in RESTS_ON[claim] if name not in alike):
         for hit, at in (((0,), 12), ((0, 1, 2), 1))[k % 2 :]:  # one run of three; all of them, from the beginning
             found = judged(claim, diverge(whole(claim), [network], hit, at))
             assert found.verdict in ("holds in part", "does not hold"), (network, found)

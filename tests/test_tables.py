@@ -450,6 +450,12 @@ def test_another_size_or_optimizer_fills_no_row_of_table_2():
     assert table.measured.isna().all()  # that is Table 3
 
 
+def test_rows_stand_in_the_order_of_the_paper():
+    rows = tables.sparsity_beside_published("sparsity_table2", pd.DataFrame())
+    rows = rows[(rows.dataset == "cifar100") & (rows.optimizer == "sgd")]
+    assert list(zip(rows["size"], rows.network, strict=True)) == [(size, n) for size in ("s", "m", "xxl") for n in VARIANTS]
+
+
 def test_each_profile_has_rows_of_its_own():
     made = frame(
         *(cell({"sr1Net": v}, dataset="cifar100", profile=p, seeds=s) for p, v, s in (("lite", 20, [0]), ("paper", 50, [0, 1])))
