@@ -1,5 +1,6 @@
 """Figures of the targeted-sparsity paper, drawn from tidy frames. One colour a network throughout."""
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -7,10 +8,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib import measures, tables
+from lib import measures, models, tables
 from lib.studies import VARIANTS
 
-COLOURS = dict(zip(VARIANTS, sns.color_palette("colorblind", 6), strict=True))
+# blue, orange, green, red, pink, grey: six that can be told apart
+COLOURS = dict(zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 1, 2, 3, 4, 7)), strict=True))
 # LeNet and AlexNet are never drawn beside the ConvNets: without and with SparsityReg they have vanilla's and sr1's colours
 COLOURS |= {f"{name}{sr}": COLOURS["sr1Net" if sr else "vanillaNet"] for name in ("LeNet", "AlexNet") for sr in ("", "+sr")}
 
@@ -47,10 +49,10 @@ def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
 
 
 def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
-    """Mean entropy of a layer's activation vectors over training, a panel a layer (Fig. 5 and A.1).
+    """Mean entropy of a layer's activation vectors over training, a panel a layer (Fig. 5).
 
-    The line is the mean over seeds, the band their range; a dashed vertical line is a network's moment of overfitting, where
-    it has one.
+    The line is the mean over seeds, the band their range, from before training (epoch 0) on; a dashed vertical line is a
+    network's moment of overfitting, where it has one (of the seeds' mean curve, over all epochs trained); grey dots: ln D.
 
     Args:
         runs: one profile, data set, size and optimiser, as `lib.tables.sparsity_runs` gives them.
@@ -61,16 +63,20 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
-            curves = _curves(own, f"entropy {layer}", until)
+            curves = _from_start(own, layer, _curves(own, f"entropy {layer}", until))
             if curves.empty:
                 continue
             ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
             ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
-            losses = _curves(own, "test_cross_entropy", until)
+            losses = _curves(own, "test_cross_entropy", None)
             moment = measures.moment_of_overfitting(losses.mean(axis=1)) if len(losses) else None
-            if moment is not None:
+            if moment is not None and moment <= (until or moment):
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
         ax.set_title(layer)
+        if widths := models.CONVNET_WIDTHS.get(runs["size"].iloc[0]):
+            filters = dict(zip(("conv1", "conv2", "conv3", "conv4", "fc1"), widths, strict=True))
+            ax.axhline(math.log(filters[layer]), color="0.3", lw=1, ls=":")
+            ax.set_ylim(0, 1.05 * math.log(filters[layer]))  # the whole scale: a fall looks as large as it is
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     first = runs.iloc[0]
@@ -157,6 +163,14 @@ def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
     there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
     curves = there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
     return curves if until is None else curves.loc[:until]
+
+
+def _from_start(runs: pd.DataFrame, layer: str, curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves with the entropy before training in front, as epoch 0, where the frame has it."""
+    if f"start entropy {layer}" not in runs or curves.empty:
+        return curves
+    start = runs.drop_duplicates("seed").set_index("seed")[f"start entropy {layer}"].reindex(curves.columns)
+    return pd.concat([start.rename(0).to_frame().T, curves])
 
 
 def _by_network(runs: pd.DataFrame):

@@ -95,7 +95,7 @@ def correlation_figure(
     Raises:
         ValueError: for shapes that do not fit each other, and epochs that do not increase.
     """
-    counts = {name: _coarser(as_array(h).astype(np.float64)) for name, h in histograms.items()}
+    counts = {name: as_array(h).astype(np.float64) for name, h in histograms.items()}
     count = len(next(iter(counts.values()), ()))
     at = np.arange(count) if epochs is None else np.asarray(epochs, dtype=np.float64)
     for name, h in counts.items():
@@ -103,6 +103,7 @@ def correlation_figure(
             raise ValueError(f"histograms of {name!r} have shape {h.shape}; [{len(at)} epochs, bins] is needed")
     if not count or not (np.diff(at) > 0).all():
         raise ValueError(f"epochs are {at.tolist()}; they have to increase, at least one, for at least one layer")
+    counts = {name: _coarser(h) for name, h in counts.items()}
     middles = (at[1:] + at[:-1]) / 2
     first, last = (middles[0], middles[-1]) if count > 1 else (at[0] + 0.5, at[0] - 0.5)
     edges = np.concatenate([[2 * at[0] - first], middles, [2 * at[-1] - last]])  # a column reaches half-way to the next epoch
@@ -137,7 +138,7 @@ def correlation_figure(
 
 def _coarser(counts: np.ndarray) -> np.ndarray:
     """[E, bins] → [E, bins / 5] where there are few pairs."""
-    few = counts.ndim == 2 and len(counts) and counts.shape[1] % 5 == 0 and counts[-1].sum() < 500
+    few = counts.shape[1] % 5 == 0 and counts[-1].sum() < 500
     return counts.reshape(len(counts), -1, 5).sum(2) if few else counts
 
 

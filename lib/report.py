@@ -8,13 +8,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import campaign, claims, figures, figures_sparsity, heat_maps, paths, store, tables
+from lib import campaign, claims, figures, figures_sparsity, heat_maps, models, paths, store, tables
 from lib.run import Run
 from lib.studies import VARIANTS
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
-HISTOGRAMS = ("vanillaNet", "sr1Net", "sr2Net", "sr3Net")  # networks whose filter correlations are drawn
+HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")  # networks whose filter correlations are drawn
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,25 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         if not figures_sparsity.layers_measured(own, "correlation"):
             continue
         found[f"sparsity_correlation-{mark}"] = lambda own=own, read=read: figures_sparsity.correlations(own, until=read)
+        for run in (report.runs[i] for i in own.id.unique() if i in report.runs):
+            if "heat map epochs" in store.arrays(run):
+                name = f"sparsity_maps-{mark}-{run.variant}-{run.seed}"
+                found[name] = lambda run=run: _heat_maps(run)
         ids = own.sort_values("seed").drop_duplicates("network").set_index("network").id
         if ids := {name: ids[name] for name in HISTOGRAMS if name in ids}:
             found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({n: report.runs[i] for n, i in ids.items()})
     return found
+
+
+def _heat_maps(run: Run) -> Figure:
+    """Figure 4 and A.1: entropy maps of the first measuring image, a row an epoch, a column a convolution."""
+    arrays = store.arrays(run)
+    found = {k.removeprefix("heat maps "): m for k, m in arrays.items() if k.startswith("heat maps ") and m.ndim == 4}
+    widths = models.CONVNET_WIDTHS[run.network.removeprefix("convnet_")]
+    filters = dict(zip(("conv1", "conv2", "conv3", "conv4"), widths, strict=False))
+    rows = [heat_maps.when(int(epoch)) for epoch in arrays["heat map epochs"]]
+    title = f"{run.variant}, {run.dataset}, {run.optimizer}"
+    return heat_maps.heat_map_figure(None, {k: m[:, 0] for k, m in found.items()}, filters, rows=rows, title=title)
 
 
 def _histograms(runs: dict[str, Run]) -> Figure:
@@ -158,7 +173,7 @@ def _al2_headline(report: Report) -> str:
     return (
         "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → with AL2 "
         "(mean over n seeds ± standard deviation; `cifar10_jpeg` is a lossy JPEG copy of CIFAR-10):\n\n"
-        + table.to_markdown(index=False)
+        + table.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
 
@@ -181,7 +196,7 @@ def _sparsity_headline(report: Report) -> str:
     return (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± standard "
         "deviation; `tiny_imagenet_32` is the first 100 classes of Tiny ImageNet at 32×32, the stand-in for CIFAR-100):\n\n"
-        + frame.to_markdown(index=False)
+        + frame.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
 

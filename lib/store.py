@@ -129,10 +129,9 @@ def _tidy(folder: Path) -> pd.DataFrame:
     metrics, diverged = record.read_metrics(folder)
     fields = {"profile": folder.parent.parent.name, **run.described()}
     fields["num_classes"] = record.read_environment(folder).get("num_classes")
-    if run.entropy:
-        before = record.read_arrays(folder)["entropy before training"][0]
+    if run.entropy and (before := record.read_arrays(folder).get("entropy before training")) is not None:
         layers = [name.removeprefix("entropy ") for name in metrics if name.startswith("entropy ")]
-        fields |= {f"start entropy {layer}": value for layer, value in zip(layers, before, strict=True)}
+        fields |= {f"start entropy {layer}": value for layer, value in zip(layers, before[0], strict=True)}
     described = pd.DataFrame(
         [fields | {"diverged": float("nan") if diverged is None else float(diverged)}] * max(len(metrics), 1)
     )
