@@ -67,5 +67,17 @@ def judge(frame: pd.DataFrame, profiles: Iterable[str]) -> pd.DataFrame:
                     values = [found.published, found.measured, found.n, found.rule, found.verdict]
                     rows.append([claim, statement, profile, dataset, *values])
             if not any(judged.values()):
-                rows.append([claim, statement, profile, "", "", "", 0, "", f"not run: not part of the profile {profile}"])
+                rows.append(
+                    [
+                        claim,
+                        statement,
+                        profile,
+                        "",
+                        "",
+                        "",
+                        0,
+                        "",
+                        f"not run: no finished run of the profile {profile} answers it",
+                    ]
+                )
     return pd.DataFrame(rows, columns=COLUMNS)
