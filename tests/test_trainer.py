@@ -643,6 +643,13 @@ def test_convnet_training_agrees_with_one_written_down_once_more(name, no_ties, 
     assert np.ptp(after["cross_entropy"]) > 0.005  # it is a training that moves
 
 
+def test_correlations_are_measured_of_layers_of_at_most_1024_filters(monkeypatch):
+    monkeypatch.setattr(trainer, "MOST_FILTERS", 32)
+    found = trainer.fit([replace(CONV, epochs=1)])
+    assert [c for c in found if c.startswith("correlation ")] == [f"correlation conv{k}" for k in (1, 2, 3, 4)]
+    assert len([c for c in found if c.startswith("entropy ")]) == 5
+
+
 def test_the_convnets_that_are_compared_differ_by_more_than_the_tolerance(no_ties):
     ends = [trainer.fit([replace(run, seed=0, corruption=0.25)])["cross_entropy"].iloc[-1] for run in CONVNETS.values()]
     assert np.diff(np.log(sorted(ends))).min() > 5e-4
@@ -650,7 +657,7 @@ def test_the_convnets_that_are_compared_differ_by_more_than_the_tolerance(no_tie
 
 def test_columns_of_a_convnet_have_every_penalty_and_entropy_and_no_ablation():
     validation = ["validation_accuracy", "validation_cross_entropy"]
-    entropies = [f"entropy {layer}" for layer in LAYERS]
+    entropies = [f"{measure} {layer}" for measure in ("entropy", "correlation") for layer in LAYERS]
     assert list(trainer.fit([replace(CONV, epochs=1)])) == [*COLUMNS, *validation, *entropies, "id"]
     penalties = ["lambda", "sparsity_penalty", "decorrelation_penalty"]
     less = replace(ALL, epochs=1, entropy=False, heat_maps=0, n_validation=0)
