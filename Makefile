@@ -38,6 +38,10 @@ study lite paper:
 plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite
 	$(PY) -m lib.campaign --profile $(PROFILE) --list
 
+.PHONY: bench-gpu
+bench-gpu: setup  ## time the ways of training on this GPU into OUT (10 minutes): make bench-gpu OUT=.cache/bench
+	$(PY) -m lib.bench_gpu --out $(or $(OUT),.cache/bench)
+
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs
 	$(PY) -m lib.campaign --profile report --jobs 1

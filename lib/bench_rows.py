@@ -1,0 +1,228 @@
+"""What `lib.bench_gpu` measures: the rows of its table, and how each is made ready to be timed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib import losses, models, trainer
+from lib.data import Split
+from lib.run import Run
+from lib.stacked import PRECISIONS, WAYS, Feed, Stack
+from lib.task import Task, penalties
+
+SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "tiny": (1, 20, 10)}  # C, S, K
+Advance = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure: `make(row, device, images)` gives a function that makes `steps` steps of `k` networks."""
+
+    part: str
+    name: str
+    make: Callable
+    k: int = 1
+    precision: str = "fp32"
+    shape: str = "mnist"
+    graph: bool = False
+    compiled: bool = False
+    shared: bool = True
+
+    @property
+    def title(self) -> str:
+        extra = {
+            "graph": self.graph,
+            "compiled": self.compiled,
+            "own order": not self.shared,
+            self.shape: self.shape == "cifar10",
+        }
+        return ", ".join([self.name, *(word for word, told in extra.items() if told)])
+
+
+@dataclass
+class Made:
+    """What a row makes: a function, how many steps (of all k networks) a call of it takes, a step's work, stack and data."""
+
+    advance: Advance
+    steps: int = 1
+    flop: float = 0.0
+    stack: Stack | None = None
+    feed: Feed | None = None
+    streams: Sequence["torch.cuda.Stream"] = ()  # that a call leaves work on, beside the current one
+
+
+def rows(tiny: bool = False) -> list[Row]:
+    """What is measured, in this order: what decides most comes first, what may fail or take long (compiling) last."""
+    ks, shape, few = ((8,), "tiny", ("fp32",)) if tiny else ((8, 32, 96), "mnist", ("fp32", "tf32", "bf16"))
+    middling = "fp32" if tiny else "tf32"
+    table = [Row("peak", "peak", peak, precision=precision, shape=shape) for precision in PRECISIONS]
+
+    def al2(name: str, k: int, precision: str = "fp32", make: Callable = stacked, **options) -> None:
+        table.append(Row("al2", name, make, k, precision, **({"shape": shape} | options)))
+
+    for precision in few[:2]:
+        al2("plain", 1, precision, plain)
+    for precision in few:
+        al2("grouped", 1, precision, graph=True)
+    for k in ks:
+        for precision in few:
+            al2("hand", k, precision, graph=True)
+    for k in ks if tiny else (2, 4, 8, 16):
+        al2("graphs side by side", k, middling, side_by_side, graph=True)
+    for name in ("grouped", "grouped channels_last"):
+        for k in ks:
+            for precision in few if k <= 32 else few[1:]:
+                al2(name, k, precision, graph=True)
+    for k in ks[-2:]:
+        for precision in few:
+            al2("hand slices", k, precision, graph=True)
+    middle = ks[min(1, len(ks) - 1)]
+    for name in ("hand", "grouped", "grouped channels_last"):
+        for precision in few:
+            al2(name, middle, precision, graph=True, shape="tiny" if tiny else "cifar10", shared=not tiny)
+    for name in ("hand", "grouped"):
+        al2(name, middle, few[-1])
+        al2(name, middle, few[-1], graph=not tiny, shared=False)
+    for precision in few:
+        for layout in ("", " channels_last"):
+            for name in ("vanilla", "sr3"):
+                table.append(Row("sparsity", name + layout, sparsity, precision=precision, shape=shape))
+    for k in ks:
+        al2("vmap", k, middling)
+        al2("vmap", k, middling, graph=True)
+    if tiny:
+        return list({(row.part, row.title, row.k, row.precision): row for row in table}.values())
+    for precision in ("bf16", "tf32", "fp32"):
+        al2("hand", 32, precision, graph=True, compiled=True)
+        for name in ("vanilla", "sr3"):
+            table.append(Row("sparsity", f"{name} channels_last", sparsity, precision=precision, compiled=True))
+    for precision in ("bf16", "tf32"):
+        al2("hand", 96, precision, graph=True, compiled=True)
+        al2("grouped", 32, precision, graph=True, compiled=True)
+    al2("hand", 32, "bf16", graph=True, compiled=True, shape="cifar10")
+    al2("vmap", 32, "tf32", graph=True, compiled=True)
+    return table
+
+
+def peak(row: Row, device: torch.device, images: int) -> Made:
+    """A large matrix product of random numbers, in the row's precision."""
+    n = 8192 if device.type == "cuda" else 128
+    a, b = (torch.randn(n, n, device=device).to(PRECISIONS[row.precision]) for _ in range(2))
+    return Made(lambda: a @ b, flop=2 * n**3)
+
+
+def plain(row: Row, device: torch.device, images: int) -> Made:
+    """The trainer's own loop, an epoch of at most 100 steps a call: the bare network with AL2."""
+    run = Run("mnist", al2=True)
+    split, labels = _data(row, device, min(images, 6400))
+    task = Task(Split(split, labels[0]), labels[0], *[Split(split[:0], labels[0, :0])] * 3, SHAPES[row.shape][2], {})
+    model = models.build(run, *SHAPES[row.shape]).to(device, memory_format=torch.channels_last)
+    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01
+    work = flops(model, task.train.images.shape[1:]) * run.batch_size
+    return Made(lambda: trainer._train_epoch(*arguments), len(split) // run.batch_size, work)
+
+
+def stacked(row: Row, device: torch.device, images: int, stream: "torch.cuda.Stream | None" = None) -> Made:
+    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where it asks for that."""
+    variants = [{}, {"weight_decay": 5e-4}, {"dropout": 0.5}, {"batch_norm": True}]
+    variants = [variant | {"al2": al2} for variant in variants for al2 in (False, True)]
+    several = [Run("mnist", **variants[i * len(variants) // row.k]) for i in range(row.k)]
+    shape = SHAPES[row.shape]
+    stack = Stack(several, shape, device, PRECISIONS[row.precision])
+    stack.weight += torch.tensor([0.01 * run.al2 for run in several], device=device)
+    batch = 8 if row.shape == "tiny" else 64
+    feed = Feed(*_data(row, device, images), batch, row.shared)
+    forward = WAYS.get(row.name, WAYS["grouped"])
+    if row.compiled:
+        way = forward
+        forward = torch.compile(lambda x, y, coins: stack.losses(way, x, y, coins))
+    work = flops(models.build(several[0], *shape), (shape[0], shape[1], shape[1])) * batch * row.k
+    advance = lambda: stack.step(forward, *feed.next())  # noqa: E731
+    return Made(_captured(advance, stream) if row.graph else advance, 1, work, stack, feed)
+
+
+def side_by_side(row: Row, device: torch.device, images: int) -> Made:
+    """k graphs of one network each, on a stream each; a call is one step of all."""
+    if device.type != "cuda":
+        raise RuntimeError("a CUDA graph needs a GPU")
+    one = Row("al2", "grouped", stacked, 1, row.precision, row.shape, graph=True)
+    streams = [torch.cuda.Stream(device) for _ in range(row.k)]
+    made = [stacked(one, device, images, stream) for stream in streams]
+
+    def advance() -> None:
+        for stream, network in zip(streams, made, strict=True):
+            with torch.cuda.stream(stream):
+                network.advance()
+
+    return Made(advance, 1, made[0].flop * row.k, made[0].stack, made[0].feed, streams)
+
+
+def sparsity(row: Row, device: torch.device, images: int) -> Made:
+    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties; bf16 by autocast, penalties in float32."""
+    tiny, penalised = images < 1000, row.name.startswith("sr3")
+    layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
+    size, batch = (8, 4) if tiny else (32, 64)
+    torch.manual_seed(0)
+    model = models.ConvNet((4, 4, 8, 8, 16) if tiny else models.CONVNET_WIDTHS["xxl"], image_size=size)
+    model = model.to(device, memory_format=layout)
+    work = flops(model, (3, size, size)) * batch
+    entropy = losses.SparsityReg(model, dict.fromkeys(("conv3", "conv4", "fc1"), 0.001) if penalised else {})
+    # a mean of the pairs takes the time of the sum, and the training does not break at random images
+    filters = losses.DecorrReg(model, {"conv1": 1.0} if penalised else {}, pairs="square", reduce="mean")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    y = torch.randint(10, (batch,), device=device)
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=row.precision == "bf16"):
+            logits = model(x)
+        total = F.cross_entropy(logits.float(), y)
+        return total + entropy.penalty() + filters.penalty() if penalised else total
+
+    loss = torch.compile(loss) if row.compiled else loss
+
+    def advance() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return Made(advance, 1, work)
+
+
+def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """Operations (multiplications and additions) of a forward and a backward pass for one image [C, S, S], penalties apart."""
+    image = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        grads = torch.autograd.grad(model.eval()(image).sum(), list(model.parameters()))
+    del grads
+    model.train()
+    return counter.get_total_flops()
+
+
+def _captured(step: Advance, stream: "torch.cuda.Stream | None" = None) -> Advance:
+    """A CUDA graph of the step, replayed at each call; three steps are made before. One stream a graph keeps their work
+    space apart, so that graphs can run side by side."""
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
+def _data(row: Row, device: torch.device, images: int) -> tuple[Tensor, Tensor]:
+    """Random images [N, C, S, S] and labels [k, N], the same in each row of a shape."""
+    channels, size, classes = SHAPES[row.shape]
+    source = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (row.k, images), generator=source)
+    labels[0] = torch.arange(images) % classes  # the network whose first losses are compared
+    pixels = torch.randn(images, channels, size, size, device=device, generator=torch.Generator(device).manual_seed(1))
+    return pixels, labels.to(device)
