@@ -34,8 +34,12 @@ paper: setup  ## the papers' own settings (a GPU; resumable)
 study lite paper:
 	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS)
 
+.PHONY: campaign
+campaign: setup  ## train a profile in slices of so many seconds: make campaign PROFILE=paper BUDGET=540 (no BUDGET: to the end)
+	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET))
+
 .PHONY: plan
-plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite
+plan: setup  ## what a profile states, how much of it is done and how long the rest takes: make plan PROFILE=lite
 	$(PY) -m lib.campaign --profile $(PROFILE) --list
 
 .PHONY: bench-gpu

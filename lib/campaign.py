@@ -3,6 +3,9 @@
     python -m lib.campaign --profile quick          # `make study`
     python -m lib.campaign --profile lite --list    # what there is to do
     python -m lib.campaign --profile lite --train-only --only mnist
+    python -m lib.campaign --profile paper --budget 540     # `make campaign`: train for nine minutes, go on another time
+    python -m lib.campaign --profile paper --export DIR     # carry runs from one machine to another: see `lib.transfer`
+    python -m lib.campaign --profile paper --import DIR
 
 A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under "1" or
 "2", for the notebooks whose names begin so (the AL2 paper's, the targeted-sparsity paper's); under `notebooks`, one entry for
@@ -15,6 +18,7 @@ import ast
 import logging
 import os
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -26,7 +30,7 @@ from typing import Any
 import papermill
 import yaml
 
-from lib import paths, record, store, studies
+from lib import budget, paths, record, store, studies, transfer
 from lib.download import DataError, DataNotFoundError
 from lib.run import Run
 
@@ -133,19 +137,48 @@ def plan(profile: str) -> list[Entry]:
     return entries
 
 
-def train(entries: Iterable[Entry], profile: str, jobs: int) -> bool:
-    """Train what the entries lack, in their order. Entries whose data set is not there are named and passed over.
+def train(entries: Iterable[Entry], profile: str, jobs: int, seconds: float | None = None) -> bool:
+    """Train what the entries lack, in their order, for so many seconds (None: to the end).
+
+    Entries whose data set is not there are named and passed over. When the time is over, runs under way end their epoch and
+    are left with a checkpoint.
 
     Returns whether any entry could be trained.
     """
+    deadline = None if seconds is None else time.monotonic() + seconds
     reached = []
     for entry in entries:
         try:
-            store.ensure(entry.runs(), profile=profile, jobs=jobs)
+            store.ensure(entry.runs(), profile=profile, jobs=jobs, deadline=deadline)
             reached.append(entry)
         except DataNotFoundError as error:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
     return bool(reached)
+
+
+def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
+    """A line for each entry: runs done, epochs that remain and the hours they take in one process; then all distinct runs.
+
+    With a budget in seconds, last how many runs it will never suffice for.
+    """
+    known, left, groups = budget.paces(), {}, []
+    for entry in entries:
+        runs = {run.id: run for run in entry.runs()}
+        groups.append((entry.name, runs))
+        left |= {run.id: (run, store.epochs_left(run)) for run in runs.values()}
+    lines = []
+    for name, runs in [*groups, ("together", left)] if len(groups) > 1 else groups:
+        rest = [left[i][1] for i in runs]
+        line = f"{name}: {rest.count(0)} of {len(rest)} runs done"
+        if any(rest):
+            line += f", {sum(rest)} epochs left, {budget.hours([left[i] for i in runs], known)}"
+        lines.append(line)
+    never = [(run, n) for run, n in left.values() if seconds is not None and n and not budget.fits(run, n, seconds, known)]
+    if never:
+        lines.append(
+            f"{len(never)} runs would each take longer than a budget of {seconds:g} s: they need a longer one, or none"
+        )
+    return lines
 
 
 def render(entry: Entry, profile: str) -> Path:
@@ -173,30 +206,51 @@ def render(entry: Entry, profile: str) -> Path:
     return target
 
 
+def _seconds(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"the budget is {text}; it has to be a positive number of seconds")
+    return value
+
+
 def main() -> None:
     """Command line, see the top of this module."""
     parser = argparse.ArgumentParser(description="Train a profile's runs and render its notebooks.")
     parser.add_argument("--profile", required=True, help="quick, lite or paper")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="training processes on a CPU (default: all cores)")
     parser.add_argument("--only", default="", help="only executions whose name holds this text")
-    parser.add_argument("--list", action="store_true", help="show what there is to do and stop")
+    parser.add_argument("--budget", type=_seconds, help="train for so many seconds, render nothing; a later call goes on")
+    parser.add_argument("--list", action="store_true", help="show what there is to do (hours in one process) and stop")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="pack the stored runs into archives there and stop")
+    parser.add_argument(
+        "--import", type=Path, metavar="DIR", dest="import_from", help="take over runs packed by --export and stop"
+    )
     parser.add_argument("--train-only", action="store_true", help="train, render nothing")
     arguments = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.WARNING)
     try:
         entries = [entry for entry in plan(arguments.profile) if arguments.only in entry.name]
         if arguments.list:
-            for entry in entries:
-                runs = entry.runs()
-                print(f"{entry.name}: {len(store.available(runs))} of {len(runs)} runs done")
+            print(*progress(entries), sep="\n")
             return
-        if not train(entries, arguments.profile, arguments.jobs):
+        if arguments.export:
+            runs = [run for entry in entries for run in entry.runs()]
+            print(*transfer.export(runs, arguments.profile, arguments.export), sep="\n")
+            return
+        if arguments.import_from:
+            done = transfer.take_over(arguments.profile, arguments.import_from)
+            print(f"{len(done.taken)} runs taken over, {len(done.kept)} left as they were")
+            if done.refused:
+                sys.exit("\n".join(f"error: refused: {reason}" for reason in done.refused))
+            return
+        if not train(entries, arguments.profile, arguments.jobs, arguments.budget):
             sys.exit(f"error: nothing of {arguments.profile} could be run, see above")
-        if not arguments.train_only:
+        if arguments.budget is not None:
+            print(*progress(entries, arguments.budget), sep="\n")
+        elif not arguments.train_only:
             for entry in entries:
                 if len(store.available(entry.runs())) == len(entry.runs()):
                     print(os.path.relpath(render(entry, arguments.profile)))
-    except (ValueError, TypeError, OSError, DataError, record.RecordError) as error:
+    except (ValueError, TypeError, OSError, DataError, record.RecordError, transfer.TransferError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -74,6 +74,24 @@ def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
     return state if measures == json.dumps(run.measured()) else None
 
 
+def read_pace(folder: Path) -> tuple[float, str]:
+    """Seconds an epoch of a training, finished or under way, and the device it ran on, "" where the record does not say.
+
+    Raises:
+        RecordError: if the files are not there or damaged.
+    """
+    try:
+        if is_finished(folder):
+            said = read_environment(folder)
+            epochs = len((folder / "metrics.csv").read_text().splitlines()) - 1
+        else:  # without reading the weights
+            said = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
+            epochs = len(said["rows"])
+        return float(said["seconds"]) / max(epochs, 1), str(said.get("device", ""))
+    except Exception as error:
+        raise RecordError(f"{folder} does not say how long its training took ({error})") from error
+
+
 def finish(
     folder: Path,
     run: Run,

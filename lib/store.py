@@ -13,6 +13,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import paths, record, task, trainer
+from lib import budget, paths, record, task, trainer
 from lib.run import Run
 
 
@@ -38,7 +39,7 @@ def find(run: Run) -> Path | None:
     return folders[0] if folders else None
 
 
-def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> None:
+def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadline: float | None = None) -> None:
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run that another process
@@ -49,6 +50,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
         profile: the folder under `results/` for those that are new.
         jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one. A script that asks for more
             than one has to guard its own start by `if __name__ == "__main__":`, as Python's multiprocessing wants it.
+        deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and keep a checkpoint, runs
+            that would not end in time are not begun (`budget.fits`), none is waited for. None: train all to the end.
 
     Raises:
         ValueError, data.DataError, RecordError: bad input, before anything trains.
@@ -63,6 +66,9 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
         merged[run.id] = merged[run.id].with_measures(run) if run.id in merged else run
     runs = list(merged.values())
     missing = [run for run in runs if not _is_done(run)]
+    if deadline is not None:
+        paces = budget.paces()
+        missing = [run for run in missing if budget.fits(run, epochs_left(run), deadline - time.monotonic(), paces)]
     if not missing:
         return
     _check_writable(paths.results_dir() / profile)
@@ -72,9 +78,9 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1) -> Non
     missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
         if jobs == 1:
-            _train_all(iter(missing), profile, on_epoch=bar.update)
+            _train_all(iter(missing), profile, bar.update, deadline)
         else:
-            _train_in_processes(missing, profile, jobs, bar)
+            _train_in_processes(missing, profile, jobs, bar, deadline)
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
@@ -106,6 +112,17 @@ def collect(profile: str) -> pd.DataFrame:
 def available(runs: Sequence[Run]) -> list[Run]:
     """Those of the runs that are finished."""
     return [run for run in runs if (folder := find(run)) is not None and record.is_finished(folder)]
+
+
+def epochs_left(run: Run) -> int:
+    """How many epochs a run lacks: none if it is finished with its measures, else those after its checkpoint."""
+    if _is_done(run):
+        return 0
+    folder = find(run)
+    if folder is None or not record.is_begun(folder):
+        return run.epochs
+    state = record.load_checkpoint(folder, run.with_measures(record.read_run(folder)))
+    return run.epochs - len(state["rows"]) if state else run.epochs
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
@@ -152,16 +169,25 @@ def _is_done(run: Run) -> bool:
     return stored.measured() == stored.with_measures(run).measured()
 
 
-def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None]) -> None:
-    """Train the runs; those that another process is training are waited for at the end."""
-    busy = [run for run in runs if not _train(run, profile, on_epoch, block=False)]
-    for run in busy:
-        _train(run, profile, on_epoch, block=True)
+def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None) -> None:
+    """Train the runs; without a deadline, those that another process is training are waited for at the end."""
+    busy = []
+    for run in runs:
+        # asked anew before each: what was trained meanwhile says how long the next one takes
+        if deadline is not None and not budget.fits(run, epochs_left(run), deadline - time.monotonic()):
+            continue
+        try:
+            if not _train(run, profile, on_epoch, deadline, block=False):
+                busy.append(run)
+        except trainer.OutOfTime:
+            return
+    for run in busy if deadline is None else ():
+        _train(run, profile, on_epoch, None, block=True)
 
 
-def _train(run: Run, profile: str, on_epoch: Callable[[], None], *, block: bool) -> bool:
+def _train(run: Run, profile: str, on_epoch: Callable[[], None], deadline: float | None, *, block: bool) -> bool:
     """Train one run under its lock, unless another process has finished it meanwhile; False if another one holds it."""
-    with _lock(run, block) as held:
+    with lock(run, block=block) as held:
         if not held:
             return False
         if _is_done(run):
@@ -171,15 +197,15 @@ def _train(run: Run, profile: str, on_epoch: Callable[[], None], *, block: bool)
         folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
         if record.is_begun(folder):
             run = run.with_measures(record.read_run(folder))
-        trainer.fit([run], [folder], on_epoch=on_epoch)
+        trainer.fit([run], [folder], on_epoch=on_epoch, deadline=deadline)
         return True
 
 
-def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm) -> None:
+def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm, deadline: float | None) -> None:
     """Each process takes the next run that nobody has taken; the first error ends them all and is raised here."""
     context = multiprocessing.get_context("spawn")
     taken, epochs, errors = context.Value("i", 0), context.Value("i", 0), context.SimpleQueue()
-    arguments = (runs, profile, taken, epochs, errors)
+    arguments = (runs, profile, taken, epochs, errors, deadline)  # one monotonic clock serves all processes
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
     for process in processes:
         process.start()
@@ -204,7 +230,7 @@ def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm) -> 
         )
 
 
-def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:
+def _work(runs: list[Run], profile: str, taken, epochs, errors, deadline: float | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     parent = multiprocessing.parent_process().sentinel
     # a process whose parent was killed must not go on holding locks
@@ -223,7 +249,7 @@ def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:
             yield runs[next_one]
 
     try:
-        _train_all(mine(), profile, count)
+        _train_all(mine(), profile, count, deadline)
     except Exception as error:
         error.add_note(f"In a training process: {traceback.format_exc()}")
         errors.put(error)
@@ -231,7 +257,7 @@ def _work(runs: list[Run], profile: str, taken, epochs, errors) -> None:
 
 
 @contextlib.contextmanager
-def _lock(run: Run, block: bool) -> Iterator[bool]:
+def lock(run: Run, *, block: bool) -> Iterator[bool]:
     """Hold the run's lock, or say that another process does; the system frees it however its holder ends."""
     folder = paths.results_dir() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,10 @@ MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of 4,096 units would 
 Watch = Callable[[Run, nn.Module, int], None]
 
 
+class OutOfTime(RuntimeError):
+    """A training was stopped at its deadline, between two epochs, and can go on from there."""
+
+
 def fit(
     runs: Sequence[Run],
     folders: Sequence[Path] | None = None,
@@ -41,6 +45,7 @@ def fit(
     device: str | torch.device | None = None,
     on_epoch: Callable[[], None] = lambda: None,
     watch: Watch | None = None,
+    deadline: float | None = None,
 ) -> pd.DataFrame:
     """Train the runs and give their metrics: one tidy frame, a row a run and epoch, with the run's `id`.
 
@@ -51,9 +56,11 @@ def fit(
         on_epoch: called after each epoch of each run.
         watch: called with run, network and epoch before training (epoch 0) and after each epoch, for example to log to
             TensorBoard (`lib.monitor`). It must not change the network.
+        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one, None: train to the end.
 
     Raises:
         ValueError: if a run does not fit its data; raised before any of them is trained.
+        OutOfTime: at the deadline, if epochs are left; with a folder, the run's checkpoint then holds what was trained.
     """
     if folders is not None and len(folders) != len(runs):
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
@@ -68,7 +75,8 @@ def fit(
     frames = []
     for k, run in enumerate(runs):
         with _reproducible(device):
-            frames.append(_fit_one(run, tasks[data_key(run)], folders[k] if folders else None, device, on_epoch, watch))
+            folder = folders[k] if folders else None
+            frames.append(_fit_one(run, tasks[data_key(run)], folder, device, on_epoch, watch, deadline))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -77,8 +85,20 @@ def default_device() -> str:
     return os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: str | torch.device | None = None) -> str:
+    """The name of a device (None: the default one) in a run's record: the GPU's model, or the processor's kind."""
+    device = torch.device(device or default_device())
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def _fit_one(
-    run: Run, task: Task, folder: Path | None, device: torch.device, on_epoch: Callable[[], None], watch: Watch | None
+    run: Run,
+    task: Task,
+    folder: Path | None,
+    device: torch.device,
+    on_epoch: Callable[[], None],
+    watch: Watch | None,
+    deadline: float | None,
 ) -> pd.DataFrame:
     model = models.build(run, *task.shape).to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(run, model)
@@ -114,11 +134,16 @@ def _fit_one(
         on_epoch()
         if watch:
             watch(run, model, epoch)
-        if folder and epoch < run.epochs and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            saved = time.monotonic()
+        now = time.monotonic()
+        late = deadline is not None and now >= deadline and epoch < run.epochs
+        if folder and epoch < run.epochs and (late or now - saved > CHECKPOINT_SECONDS):
+            saved = now
             state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays, "starts": starts}
-            record.save_checkpoint(folder, state | {"seconds": seconds + saved - started})
+            state |= {"seconds": seconds + saved - started, "device": device_name(device)}
+            record.save_checkpoint(folder, state)
+        if late:
+            raise OutOfTime(f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go on")
     for penalty in penalties:
         penalty.remove()
 
@@ -331,7 +356,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": device_name(device),
         "precision": "float32",
         "commit": _commit(),
     }

@@ -522,7 +522,7 @@ def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
         os.kill(parent, signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, {parent, *workers})))
     for run in runs:
-        with store._lock(run, block=False) as held:
+        with store.lock(run, block=False) as held:
             assert held
         assert record.load_checkpoint(folder_of(run), run)["rows"]
         assert not record.is_finished(folder_of(run))
@@ -560,5 +560,5 @@ def test_a_failing_worker_ends_the_others_and_its_error_is_raised():
     with pytest.raises((OSError, record.RecordError), match=runs[0].name):
         store.ensure(runs, jobs=2)
     for run in runs:
-        with store._lock(run, block=False) as held:
+        with store.lock(run, block=False) as held:
             assert held

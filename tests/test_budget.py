@@ -1,0 +1,208 @@
+"""Training within a budget: it stops between epochs, goes on to the same bytes, and begins only what it can finish."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import budget, campaign, paths, record, store, trainer
+from lib.run import Run
+
+AL2 = Run(
+    dataset="digits",
+    image_size=16,
+    n_train=64,
+    n_validation=20,
+    test_images=40,
+    epochs=3,
+    learning_rate=0.1,
+    batch_size=32,
+    dropout=0.5,
+    al2=True,
+    speed=8.0,
+)
+CONV = replace(AL2, network="convnet_s", al2=False, corruption=0.0, image_size=8, dropout=0.0)
+HERE = trainer.device_name("cpu")
+
+
+def folder_of(run, profile="quick"):
+    return paths.results_dir() / profile / run.dataset / run.name
+
+
+def written(folder):
+    """A run's files but env.json, whose seconds differ from run to run."""
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "env.json"}
+
+
+def remember(run, seconds, device=HERE):
+    """Put a finished run into the store that took so many seconds an epoch."""
+    folder = folder_of(run, "earlier")
+    record.begin(folder, run)
+    (folder / "env.json").write_text(json.dumps({"seconds": seconds * run.epochs, "device": device}))
+    (folder / "metrics.csv").write_text("epoch\n" + "".join(f"{e}\n" for e in range(1, run.epochs + 1)))
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Every run is begun, though the deadline is over: it stops after one epoch."""
+    monkeypatch.setattr(budget, "fits", lambda *_: True)
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """A profile of two entries that state AL2 and CONV."""
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [AL2] if self.notebook == "10_one" else [AL2, CONV])
+    plan = [campaign.Entry("10_one", {}), campaign.Entry("20_two", {})]
+    monkeypatch.setattr(campaign, "plan", lambda profile: plan)
+    return plan
+
+
+def call(monkeypatch, *arguments):
+    """The command line; it has to end well."""
+    monkeypatch.setattr(sys, "argv", ["campaign", "--profile", "quick", "--jobs", "1", *arguments])
+    campaign.main()
+
+
+# ---- stopping and going on ------------------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_was():
+    trainer.fit([AL2], [folder_of(AL2, "whole")])
+    for epoch in (1, 2):
+        with pytest.raises(trainer.OutOfTime, match=f"after epoch {epoch} of 3"):
+            trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
+        assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
+    trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)  # nothing is left after the last epoch: the run is finished
+    assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
+
+
+def test_a_deadline_that_does_not_come_changes_nothing():
+    trainer.fit([AL2], [folder_of(AL2, "whole")])
+    trainer.fit([AL2], [folder_of(AL2)], deadline=time.monotonic() + 1e6)
+    assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
+
+
+def test_the_store_stops_at_the_deadline_and_goes_on_later(always):
+    other = replace(AL2, seed=1)
+    store.ensure([AL2, other], deadline=0.0)
+    assert (store.epochs_left(AL2), store.epochs_left(other)) == (2, 3)  # the second was not begun
+    assert store.find(other) is None and store.available([AL2]) == []
+    store.ensure([AL2, other])
+    assert (store.epochs_left(AL2), store.epochs_left(other)) == (0, 0)
+
+
+def test_a_run_that_gains_a_measure_in_slices_stays_readable(always):
+    store.ensure([AL2])
+    more = replace(AL2, ablations=("shared/test",))
+    store.ensure([more], deadline=0.0)
+    assert store.epochs_left(AL2) == 0 and store.epochs_left(more) == 2 and len(store.load([AL2])) == 3
+    store.ensure([more])
+    assert store.epochs_left(more) == 0
+
+
+def test_after_the_deadline_nothing_is_begun():
+    store.ensure([AL2, CONV], deadline=time.monotonic() - 1)
+    assert not paths.results_dir().exists()
+
+
+def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
+    with store.lock(AL2, block=False) as held:
+        assert held
+        store.ensure([AL2], deadline=time.monotonic() + 1e6)
+    assert store.available([AL2]) == []
+
+
+# ---- what is begun --------------------------------------------------------------------------------------------------
+
+
+def test_the_pace_of_a_finished_run_and_of_one_under_way(always):
+    store.ensure([CONV])
+    store.ensure([AL2], deadline=0.0)
+    paces = {pace.run.id: pace for pace in budget.paces()}
+    seconds = json.loads((folder_of(CONV) / "env.json").read_text())["seconds"]
+    assert paces[CONV.id].seconds == pytest.approx(seconds / 3)
+    state = torch.load(folder_of(AL2) / "checkpoint.pt", weights_only=True)
+    assert paces[AL2.id].seconds == state["seconds"] > 0 and paces[AL2.id].device == HERE
+
+
+def test_folders_that_cannot_be_read_have_no_pace():
+    remember(CONV, 2.0)
+    (folder_of(CONV, "earlier") / "env.json").write_text("{}")
+    remember(AL2, 2.0)
+    (folder_of(AL2, "earlier") / "config.json").write_text("{")
+    assert budget.paces() == []
+
+
+def test_a_pace_is_that_of_the_same_variant_else_the_slowest_of_the_kind():
+    known = [budget.Pace(replace(CONV, seed=k), HERE, s) for k, s in enumerate((1.0, 2.0, 9.0))]
+    known += [budget.Pace(replace(CONV, batch_norm=True), HERE, 20.0)]
+    assert budget.seconds_per_epoch(replace(CONV, seed=7), known, HERE) == 2.0
+    assert budget.seconds_per_epoch(replace(CONV, dropout=0.5), known, HERE) == 20.0
+    for other in (replace(CONV, network="convnet_m"), replace(CONV, n_train=65), replace(CONV, image_size=16)):
+        assert budget.seconds_per_epoch(other, known, HERE) is None
+    assert budget.seconds_per_epoch(CONV, known, "a GPU") is None
+
+
+def test_a_run_is_begun_only_if_it_ends_in_time_unless_it_goes_on_in_slices():
+    known = [budget.Pace(run, HERE, 2.0) for run in (CONV, AL2)]
+    assert budget.fits(CONV, 3, 6.0, known) and not budget.fits(CONV, 3, 5.9, known)
+    assert budget.fits(AL2, 3, 0.1, known) and not budget.fits(AL2, 3, 0.0, known)
+    assert budget.fits(CONV, 3, 0.1, []), "nothing tells how long it takes"
+    assert budget.fits(CONV, 3, 0.1, [budget.Pace(CONV, "a GPU", 2.0)]), "nor does another device"
+
+
+def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
+    remember(replace(CONV, seed=9), 1e7)
+    store.ensure([CONV, AL2], deadline=time.monotonic() + 1e6)
+    assert store.available([CONV, AL2]) == [AL2] and store.find(CONV) is None
+
+
+def test_hours_in_words():
+    known = [budget.Pace(CONV, HERE, 1800.0), budget.Pace(AL2, "a GPU", 3600.0), budget.Pace(AL2, "a slow GPU", 7200.0)]
+    unheard = replace(CONV, network="lenet", dropout=0.0)
+    assert budget.hours([(CONV, 3)], known) == "about 1.5 h"
+    assert budget.hours([(CONV, 3), (unheard, 0)], known) == "about 1.5 h"
+    assert budget.hours([(CONV, 3), (unheard, 1)], known) == "more than 1.5 h"
+    assert budget.hours([(unheard, 1)], known) == "hours unknown"
+    assert budget.hours([(CONV, 1), (AL2, 2)], known) == "about 2.5 h (as on a GPU)"
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatch, capsys):
+    remember(replace(CONV, seed=9), 600.0)
+    call(monkeypatch, "--list")
+    assert capsys.readouterr().out.splitlines() == [
+        "10_one: 0 of 1 runs done, 3 epochs left, hours unknown",
+        "20_two: 0 of 2 runs done, 6 epochs left, more than 0.5 h",
+        "together: 0 of 2 runs done, 6 epochs left, more than 0.5 h",
+    ]
+    assert not (paths.results_dir() / "quick").exists()
+
+
+def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(entries, monkeypatch, capsys):
+    remember(replace(CONV, seed=9), 1e7)
+    monkeypatch.setattr(campaign, "render", lambda *_: pytest.fail("rendered"))
+    call(monkeypatch, "--budget", "1000")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "10_one: 1 of 1 runs done"
+    assert lines[1].startswith("20_two: 1 of 2 runs done, 3 epochs left, about ")
+    assert lines[-1] == "1 runs would each take longer than a budget of 1000 s: they need a longer one, or none"
+
+
+def test_a_budget_that_ends_leaves_a_checkpoint_and_ends_well(entries, monkeypatch, capsys, always):
+    monkeypatch.setattr(campaign, "plan", lambda profile: entries[:1])
+    call(monkeypatch, "--budget", "1e-9")
+    assert capsys.readouterr().out.startswith("10_one: 0 of 1 runs done, 2 epochs left, about ")
+    assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
+
+
+@pytest.mark.parametrize("given", ["0", "-5", "inf", "nan", "soon"])
+def test_a_budget_that_is_no_time_is_refused(given, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, f"--budget={given}")
+    assert caught.value.code == 2 and "--budget" in capsys.readouterr().err
