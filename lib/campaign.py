@@ -137,15 +137,14 @@ def plan(profile: str) -> list[Entry]:
     return entries
 
 
-def train(entries: Iterable[Entry], profile: str, jobs: int, seconds: float | None = None) -> bool:
-    """Train what the entries lack, in their order, for so many seconds (None: to the end).
+def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | None = None) -> bool:
+    """Train what the entries lack, in their order, until a value of `time.monotonic()` (None: to the end).
 
-    Entries whose data set is not there are named and passed over. When the time is over, runs under way end their epoch and
-    are left with a checkpoint.
+    Entries whose data set is not there are named and passed over. At the deadline runs under way end their epoch and are
+    left with a checkpoint.
 
     Returns whether any entry could be trained.
     """
-    deadline = None if seconds is None else time.monotonic() + seconds
     reached = []
     for entry in entries:
         try:
@@ -214,6 +213,7 @@ def _seconds(text: str) -> float:
 
 def main() -> None:
     """Command line, see the top of this module."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description="Train a profile's runs and render its notebooks.")
     parser.add_argument("--profile", required=True, help="quick, lite or paper")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="training processes on a CPU (default: all cores)")
@@ -242,7 +242,8 @@ def main() -> None:
             if done.refused:
                 sys.exit("\n".join(f"error: refused: {reason}" for reason in done.refused))
             return
-        if not train(entries, arguments.profile, arguments.jobs, arguments.budget):
+        deadline = None if arguments.budget is None else began + arguments.budget
+        if not train(entries, arguments.profile, arguments.jobs, deadline):
             sys.exit(f"error: nothing of {arguments.profile} could be run, see above")
         if arguments.budget is not None:
             print(*progress(entries, arguments.budget), sep="\n")

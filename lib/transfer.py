@@ -99,16 +99,13 @@ def take_over(profile: str, folder: Path) -> Taken:
                     (staged / file).write_bytes(content)
                 try:
                     run = _checked(staged, dataset)
+                    target = store.find(run) or paths.results_dir() / where / dataset / name
+                    with store.lock(run, block=False) as held:
+                        if taken := held and _is_further(staged, target, run):
+                            _place(files, target)
+                    (done.taken if taken else done.kept).append(name)
                 except (record.RecordError, TransferError) as error:
                     done.refused.append(f"{where}/{dataset}/{name}: {str(error).replace(temporary, '…')}")
-                    continue
-                target = store.find(run) or paths.results_dir() / where / dataset / name
-                with store.lock(run, block=False) as held:
-                    if not held or not _is_further(staged, target, run):
-                        done.kept.append(name)
-                        continue
-                    _place(files, target)
-                    done.taken.append(name)
     return done
 
 

@@ -118,7 +118,7 @@ def stopped_at(epoch, monkeypatch):
     """Trainings in the block checkpoint at every epoch and end at this one, before its checkpoint."""
     fit = trainer.fit
 
-    def stopping(runs, folders, on_epoch):
+    def stopping(runs, folders, on_epoch, **more):
         seen = []
 
         def count():
@@ -126,7 +126,7 @@ def stopped_at(epoch, monkeypatch):
             if len(seen) == epoch:
                 raise Stop
 
-        return fit(runs, folders, on_epoch=count)
+        return fit(runs, folders, on_epoch=count, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)

@@ -246,6 +246,14 @@ def test_a_run_that_is_not_what_its_name_says_is_refused_and_the_others_are_take
     assert {name.split("/")[2] for name in files(paths.results_dir())} == {UNDER_WAY.name}
 
 
+def test_a_run_whose_place_is_damaged_is_refused_and_the_others_are_taken_over(box):
+    begin(UNDER_WAY)
+    path = store.find(UNDER_WAY) / "checkpoint.pt"
+    path.write_bytes(b"no checkpoint")
+    done = transfer.take_over("quick", box)
+    assert done.taken == [BARE.name] and UNDER_WAY.name in done.refused[0] and path.read_bytes() == b"no checkpoint"
+
+
 @pytest.mark.parametrize(
     "path", ["../escaped.txt", "quick/digits/../../../metrics.csv", "/tmp/metrics.csv", "quick\\..\\x", "quick//x/metrics.csv"]
 )
