@@ -57,8 +57,8 @@ def _column(runs: pd.DataFrame, network: str, size: str, optimizer: str, column:
 
 
 def _relative_entropy(runs: pd.DataFrame, network: str, size: str, optimizer: str, layer: str) -> pd.DataFrame:
-    widths = dict(zip((*SHALLOW, *DEEP), models.CONVNET_WIDTHS[size], strict=True))
-    return _column(runs, network, size, optimizer, f"entropy {layer}") * 100 / np.log(widths[layer])
+    filters = models.convnet_filters(size)[layer]
+    return _column(runs, network, size, optimizer, f"entropy {layer}") * 100 / np.log(filters)
 
 
 def _at_the_end(curves: pd.DataFrame) -> pd.Series:

@@ -35,12 +35,10 @@ def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
             if losses.empty:  # every seed diverged in its first epoch
                 continue
             curves = losses.apply(measures.smoothed, axis=0, result_type="broadcast")
-            mean = curves.mean(axis=1)
-            ax.plot(curves.index, mean, color=COLOURS[network], lw=1.6)
-            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+            _line(ax, curves, COLOURS[network])
             moment = measures.moment_of_overfitting(losses.mean(axis=1))
             if moment is not None:
-                ax.plot(moment, mean[moment], "o", color=COLOURS[network], ms=6, mec="white")
+                ax.plot(moment, curves.mean(axis=1)[moment], "o", color=COLOURS[network], ms=6, mec="white")
         ax.set_title(f"{_panel_name(dataset, size, optimizer)}\n{profile}, {_seeds(panel)}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -66,22 +64,19 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
             curves = _from_start(own, layer, _curves(own, f"entropy {layer}", until))
             if curves.empty:
                 continue
-            ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
-            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+            _line(ax, curves, COLOURS[network])
             losses = _curves(own, "test_cross_entropy", None)
             moment = measures.moment_of_overfitting(losses.mean(axis=1)) if len(losses) else None
             if moment is not None and moment <= (until or moment):
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
         ax.set_title(layer)
-        if widths := models.CONVNET_WIDTHS.get(runs["size"].iloc[0]):
-            filters = dict(zip(("conv1", "conv2", "conv3", "conv4", "fc1"), widths, strict=True))
-            ax.axhline(math.log(filters[layer]), color="0.3", lw=1, ls=":")
-            ax.set_ylim(0, 1.05 * math.log(filters[layer]))  # the whole scale: a fall looks as large as it is
+        if size := runs["size"].iloc[0]:  # a ConvNet
+            highest = math.log(models.convnet_filters(size)[layer])
+            ax.axhline(highest, color="0.3", lw=1, ls=":")
+            ax.set_ylim(0, 1.05 * highest)  # the whole scale: a fall looks as large as it is
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    first = runs.iloc[0]
-    name = _panel_name(first.dataset, first["size"], first.optimizer)
-    fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
+    _title(fig, runs)
     _legend(fig, runs, "moment of overfitting", vertical=True)
     return fig
 
@@ -95,14 +90,11 @@ def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | No
             curves = _curves(own, f"correlation {layer}", until)
             if curves.empty:
                 continue
-            ax.plot(curves.index, curves.mean(axis=1), color=COLOURS[network], lw=1.6)
-            ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=COLOURS[network], alpha=0.2, lw=0)
+            _line(ax, curves, COLOURS[network])
         ax.set_title(layer)
         ax.set(xlabel="epoch", ylabel="rms correlation", ylim=(0, None))
         ax.xaxis.get_major_locator().set_params(integer=True)
-    first = runs.iloc[0]
-    name = _panel_name(first.dataset, first["size"], first.optimizer)
-    fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
+    _title(fig, runs)
     _legend(fig, runs)
     return fig
 
@@ -163,6 +155,18 @@ def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
     there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
     curves = there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
     return curves if until is None else curves.loc[:until]
+
+
+def _line(ax: plt.Axes, curves: pd.DataFrame, colour) -> None:
+    """Mean and range over seeds, a column each."""
+    ax.plot(curves.index, curves.mean(axis=1), color=colour, lw=1.6)
+    ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.2, lw=0)
+
+
+def _title(fig: Figure, runs: pd.DataFrame) -> None:
+    first = runs.iloc[0]
+    name = _panel_name(first.dataset, first["size"], first.optimizer)
+    fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
 
 
 def _from_start(runs: pd.DataFrame, layer: str, curves: pd.DataFrame) -> pd.DataFrame:

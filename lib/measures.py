@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
 
+MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's training
 ABLATION_MASKS = ("element", "shared", "channel")
 ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
 # A channel whose values all lie within this many machine epsilons of each other, relative to the largest, is dead: what is

@@ -101,6 +101,11 @@ class AL2CNN(nn.Module):
 CONVNET_WIDTHS = {"s": (16, 16, 32, 32, 64), "m": (64, 64, 128, 128, 256), "xxl": (256, 256, 512, 512, 1024)}
 
 
+def convnet_filters(size: str) -> dict[str, int]:
+    """Filters of conv1 … conv4 and units of fc1, by name, of a ConvNet "s", "m" or "xxl"."""
+    return dict(zip(("conv1", "conv2", "conv3", "conv4", "fc1"), CONVNET_WIDTHS[size], strict=True))
+
+
 class ConvNet(nn.Module):
     """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2 (targeted sparsity, Figure 2 and Table 1).
 

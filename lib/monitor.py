@@ -38,7 +38,6 @@ from lib.losses import filter_layers
 from lib.run import Run
 
 MOST_IMAGES = 16
-MOST_FILTERS = 1024  # the correlations of AlexNet's 4,096 units would take seconds an epoch
 
 
 class Monitor:
@@ -110,7 +109,7 @@ class Monitor:
             many = self.measure_images
             means = maps if many is None else measures.entropy_maps(model, many.to(like), list(layers))
             weights = {name: layer.weight for name, layer in layers.items()}
-            compared = {name: w for name, w in weights.items() if len(w) <= MOST_FILTERS}
+            compared = {name: w for name, w in weights.items() if len(w) <= measures.MOST_FILTERS}
             histograms = {name: measures.correlation_histogram(w).cpu().numpy() for name, w in compared.items()}
         self._epochs.append(epoch)
 

@@ -102,8 +102,7 @@ def _heat_maps(run: Run) -> Figure:
     """Figure 4 and A.1: entropy maps of the first measuring image, a row an epoch, a column a convolution."""
     arrays = store.arrays(run)
     found = {k.removeprefix("heat maps "): m for k, m in arrays.items() if k.startswith("heat maps ") and m.ndim == 4}
-    widths = models.CONVNET_WIDTHS[run.network.removeprefix("convnet_")]
-    filters = dict(zip(("conv1", "conv2", "conv3", "conv4"), widths, strict=False))
+    filters = models.convnet_filters(run.network.removeprefix("convnet_"))
     rows = [heat_maps.when(int(epoch)) for epoch in arrays["heat map epochs"]]
     title = f"{run.variant}, {run.dataset}, {run.optimizer}"
     return heat_maps.heat_map_figure(None, {k: m[:, 0] for k, m in found.items()}, filters, rows=rows, title=title)

@@ -30,7 +30,6 @@ from lib.task import penalties as attach
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
 CCA_IMAGES = 1000  # protocol, section 1
-MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of 4,096 units would take longer than an epoch's training
 Watch = Callable[[Run, nn.Module, int], None]
 
 
@@ -319,7 +318,9 @@ def _columns(run: Run, task: Task, model: nn.Module) -> list[str]:
 
 def _correlated(model: nn.Module) -> list[str]:
     """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not AlexNet's 4,096 units."""
-    return [name for name in measures.hidden_layers(model) if len(losses.find_layer(model, name).weight) <= MOST_FILTERS]
+    return [
+        name for name in measures.hidden_layers(model) if len(losses.find_layer(model, name).weight) <= measures.MOST_FILTERS
+    ]
 
 
 def _area_column(spec: str) -> str:

@@ -644,7 +644,7 @@ def test_convnet_training_agrees_with_one_written_down_once_more(name, no_ties, 
 
 
 def test_correlations_are_measured_of_layers_of_at_most_1024_filters(monkeypatch):
-    monkeypatch.setattr(trainer, "MOST_FILTERS", 32)
+    monkeypatch.setattr(measures, "MOST_FILTERS", 32)
     found = trainer.fit([replace(CONV, epochs=1)])
     assert [c for c in found if c.startswith("correlation ")] == [f"correlation conv{k}" for k in (1, 2, 3, 4)]
     assert len([c for c in found if c.startswith("entropy ")]) == 5
