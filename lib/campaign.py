@@ -37,6 +37,9 @@ from lib.run import Run
 PLANS: dict[str, Callable[..., list[Run]]] = {
     "10_al2_label_randomization": studies.label_randomization,
     "11_al2_ablation": studies.label_randomization,
+    "12_al2_cca": studies.representations,
+    "13_al2_schedules": studies.schedules,
+    "14_al2_relabel": studies.relabelling,
     "20_sparsity_monitor": studies.sparsity_networks,
     "21_sparsity_networks": studies.sparsity_networks,
     "22_sparsity_lenet_alexnet": studies.lenet_alexnet,

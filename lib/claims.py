@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from lib import claims_al2, claims_sparsity
-from lib.tables import SPARSITY_CELL, label_randomization_runs, one_setting, sparsity_runs
+from lib.tables import SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, sparsity_runs
 
 COLUMNS = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "rule", "verdict"]
 
@@ -31,35 +31,42 @@ STATEMENTS = {
     "S9": "with SGD SparsityReg alone does not correlate filters",
     "S10": "on m and xxl with SGD sr1–sr3 beat vanilla, drop and norm",
 }
-NOT_MEASURED = {
-    "A6": "not run: canonical correlations are not measured yet",
-    "A7": "not run: other schedules are not part of the profiles yet",
-    "A9": "not run: relabelling is not part of the profiles yet",
+# The runs that a claim is judged by; by its first letter where it has no entry of its own.
+RUNS = {
+    "A": label_randomization_runs,
+    "A6": lambda frame: of_notebook(frame, "12_al2_cca"),
+    "A7": lambda frame: of_notebook(frame, "13_al2_schedules"),
+    "A9": lambda frame: of_notebook(frame, "14_al2_relabel"),
+    "S": sparsity_runs,
 }
 RULES = claims_al2.RULES | claims_sparsity.RULES
 
 
-def judge(frame: pd.DataFrame, profiles: Iterable[str]) -> pd.DataFrame:
+def judge(frame: pd.DataFrame, profiles: Iterable[str], only: Iterable[str] = STATEMENTS) -> pd.DataFrame:
     """A row for each claim, profile and data set it was measured on; columns as in `claims.csv`.
 
     Args:
         frame: stored runs of the profiles, as `lib.store.load` gives them; may be empty.
         profiles: those the report is about: a claim that none of a profile's runs answers says so.
+        only: claims to judge, for example "A6".
 
     Raises:
         ValueError: if runs of one cell differ in more than the seed and the length.
     """
     rows = []
-    of_paper = {"A": label_randomization_runs(frame), "S": sparsity_runs(frame)}
-    for cell, own in of_paper["S"].groupby(["profile", *SPARSITY_CELL, "regularized"]) if len(of_paper["S"]) else []:
+    known = {claim: RUNS.get(claim, RUNS[claim[0]]) for claim in only}
+    of_claim = {select: select(frame) for select in known.values()}
+    sparse = of_claim.get(sparsity_runs, pd.DataFrame())
+    for cell, own in sparse.groupby(["profile", *SPARSITY_CELL, "regularized"]) if len(sparse) else []:
         one_setting(own, cell)
-    for claim, statement in STATEMENTS.items():
-        runs = of_paper[claim[0]]
+    for claim, select in known.items():
+        statement, runs = STATEMENTS[claim], of_claim[select]
         for profile in profiles:
             own = runs[runs.profile == profile] if len(runs) else runs
-            if claim in NOT_MEASURED or own.empty:
-                why = NOT_MEASURED.get(claim, f"not run: no finished run of the profile {profile}")
-                rows.append([claim, statement, profile, "", "", "", 0, "", why])
+            if own.empty:
+                rows.append(
+                    [claim, statement, profile, "", "", "", 0, "", f"not run: no finished run of the profile {profile}"]
+                )
                 continue
             judged = {dataset: RULES[claim](cells, dataset) for dataset, cells in own.groupby("dataset")}
             for dataset, found in judged.items():

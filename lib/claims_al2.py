@@ -1,16 +1,20 @@
 """Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was found out."""
 
 from collections.abc import Callable, Iterable
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from lib.data import noise_floor
+from lib.losses import schedule
 from lib.run import epoch_measured
 from lib.tables import BASELINES, at_published_epochs, published, stopping
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
+
+NEAR = 3.5  # A7: "empirically chosen weights": as much or as little as a careful second choice might take
 
 
 def paired(runs: pd.DataFrame, metric: str, one: dict, other: dict, epoch: int | None = None) -> pd.Series:
@@ -197,6 +201,108 @@ def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, 4 * levels))
 
 
+def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    if runs.empty or "mean_cca init" not in runs:
+        return None
+    measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
+    cells, said = {}, []
+    for dropout, own in measured.groupby("dropout"):
+        curves = own.pivot_table(index="epoch", columns=["al2", "seed"], values="mean_cca init")
+        plain, with_al2 = (curves[al2] if al2 in curves else pd.DataFrame() for al2 in (False, True))
+        seeds = plain.columns.intersection(with_al2.columns)
+        if len(seeds) < 2:
+            continue
+        by_al2 = 100 * (with_al2[seeds] - plain[seeds]).abs().mean()
+        others = [
+            100 * (course[one] - course[other]).abs().mean()
+            for course in (plain, with_al2)
+            for one, other in combinations(seeds, 2)
+        ]
+        cells[f"dropout {dropout:g}"] = by_al2 - max(others)
+        said.append(f"dropout {dropout:g}: by AL2 {by_al2.mean():.1f}, by another seed at most {max(others):.1f}")
+    if not cells:
+        return Judged("", "", 0, "", "not run: a second seed is the control, and there is none")
+    rule = (
+        "a cell a dropout: the mean over epochs of |mean CCA with the start, with AL2 − without|, × 100, by seed, less the "
+        f"largest such difference between two seeds, without or with AL2; {PAIRED}"
+    )
+    return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, measured.dropout.nunique()))
+
+
+def totals(runs: pd.DataFrame) -> pd.Series:
+    """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the study's own speed; AL2 runs only.
+
+    The study's own speed is that of its other schedules, whose rate is varied instead.
+    """
+    al2 = runs[runs.al2].drop_duplicates("id").set_index("id")
+    own = al2[al2.schedule.isin(("geometric", "linear"))].speed
+    speed = float(own.iloc[0]) if len(own) else float(al2.speed.median())
+
+    def total(run: pd.Series) -> float:
+        rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
+        return schedule(run.schedule, int(run.epochs), run.speed, rate).sum()
+
+    return al2.apply(total, axis=1) / schedule("al2", int(al2.epochs.iloc[0]), speed).sum()
+
+
+def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    runs = _at_75(runs)
+    runs = runs[runs.baseline == "bare"] if len(runs) else runs
+    if runs.empty or not runs.al2.any():
+        return None
+    runs = runs.assign(total=runs.id.map(totals(runs)).round(2))
+    last = runs[runs.epoch == runs.epochs]
+    bare = last[~last.al2].groupby("seed").test_accuracy.mean()
+    final = last[last.al2].groupby(["schedule", "total", "seed"]).test_accuracy.mean()
+    gains = final - bare.reindex(final.index.get_level_values("seed")).to_numpy()
+    if ("al2", 1.0) not in gains.index:
+        return None
+    paper = gains["al2", 1.0]
+    said = [
+        f"{kind}: " + ", ".join(f"×{total:g} {own.mean():+.1f}" for total, own in of_kind.groupby(level="total"))
+        for kind, of_kind in gains.groupby(level="schedule", sort=False)
+    ]
+    rule = (
+        f"gain over bare, final accuracy, by schedule and Σλ (× that of the paper's series): every exponential schedule (al2, "
+        f"geometric) within a factor {NEAR:g} keeps at least half of the gain of the paper's, in every seed"
+    )
+    if paper.isna().any() or (paper <= 0).any():
+        why = "not run: AL2 with its own schedule gains nothing here, so there is nothing to keep"
+        return Judged("", "; ".join(said), len(paper), rule, why)
+    held = []
+    for (kind, total), own in gains.groupby(level=["schedule", "total"]):
+        if kind in ("al2", "geometric") and 1 / NEAR <= total <= NEAR and (kind, total) != ("al2", 1.0):
+            own = own.droplevel(["schedule", "total"])
+            held.append(bool((own.reindex(paper.index) >= paper / 2).all()))
+    return Judged("", "; ".join(said), len(paper), rule, of_parts(held, len(paper), 1))
+
+
+def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
+    if runs.empty or "relabelled_by" not in runs or runs.relabelled_by.isna().all():
+        return None
+    last = runs[runs.epoch == runs.epochs]
+    al2_of = last.set_index("id").al2
+    plain = last[(last.baseline == "bare") & ~last.al2]
+    student = plain[plain.relabelled_by.notna()]
+    noisy = plain[plain.relabelled_by.isna() & (plain.corruption > 0)]
+    clean = plain[plain.corruption == 0]
+    by_seed = {
+        "on the noisy labels": noisy,
+        "on AL2's": student[student.relabelled_by.map(al2_of).eq(True)],
+        "on its own": student[student.relabelled_by.map(al2_of).eq(False)],
+        "on clean ones": clean,
+    }
+    values = {name: own.set_index("seed").test_accuracy for name, own in by_seed.items()}
+    cells = {f"AL2's − {name}": differences(values["on AL2's"], values[name]) for name in ("on the noisy labels", "on its own")}
+    cells = {name: d for name, d in cells.items() if len(d)}
+    said = "; ".join(f"{name} {own.mean():.1f}" for name, own in values.items() if len(own))
+    rule = (
+        "two cells: d = final accuracy of bare trained on the labels that bare+AL2 predicts − on the noisy labels, and − on "
+        f"those that bare itself predicts; {PAIRED}"
+    )
+    return Judged("", f"bare trained {said}", smallest_n(cells), rule, verdict(cells, 2))
+
+
 def _a10(runs: pd.DataFrame, dataset: str) -> Judged | None:
     runs = _at_75(runs)
     if runs.empty:
@@ -224,6 +330,9 @@ RULES: dict[str, Callable[[pd.DataFrame, str], Judged | None]] = {
     "A3": _a3,
     "A4": _a4,
     "A5": _a5,
+    "A6": _a6,
+    "A7": _a7,
     "A8": _a8,
+    "A9": _a9,
     "A10": _a10,
 }

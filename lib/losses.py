@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 # Equation 2 of the AL2 paper: λ_0, the factor up to the threshold, the threshold, the factor from there on.
@@ -74,6 +75,38 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     if name == "geometric":
         return AL2_START * rate**t
     return AL2_START + rate * t if name == "linear" else np.full_like(t, rate)
+
+
+def schedule_of_total(name: str, num_epochs: int, total: float, speed: float = 1) -> dict[str, float]:
+    """The one setting of a schedule with which Σ λ_e is `total`: {"speed": …} of `al2`, {"rate": …} of the others.
+
+    To six digits, so that a run that holds it has one id on every machine. Makes schedules of different kinds comparable.
+
+    Raises:
+        ValueError: for an unknown name, and a total that the schedule cannot have: with λ_0 = 0.01 first (all but `constant`)
+            and growing it is above 0.01 · num_epochs.
+    """
+    if name == "constant":
+        found = total / num_epochs
+    else:
+        key = "speed" if name == "al2" else "rate"
+        span = max(num_epochs - 1, 1)  # limits far outside of all use, within floating point
+        upper = {"al2": 5000 / span, "geometric": math.exp(200 / (speed * span)), "linear": 1e12}
+        low, high = (1 + 1e-12 if name == "geometric" else 1e-12), upper.get(name, 1.0)
+
+        def excess(log: float) -> float:
+            settings = {"speed": speed} | {key: math.exp(log)}
+            return math.log(schedule(name, num_epochs, **settings).sum() / total)
+
+        schedule(name, num_epochs, speed)  # refuses an unknown name
+        if not total > 0 or excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
+            raise ValueError(
+                f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at {AL2_START} and grows, so the "
+                f"total has to be above {AL2_START * num_epochs:g}"
+            )
+        found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
+    rounded = float(f"{found:.6g}")
+    return {"speed" if name == "al2" else "rate": rounded}
 
 
 def activation_l2(phi: Tensor) -> Tensor:

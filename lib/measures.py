@@ -18,6 +18,7 @@ ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
 # A channel whose values all lie within this many machine epsilons of each other, relative to the largest, is dead: what is
 # left of it is rounding. Epsilon is that of the array as given, so a channel's own scale plays no part.
 DEAD_SPREAD = 8
+MAIN = 0.99  # share of the variance that SVCCA keeps (Raghu et al., 2017)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ def mean_cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
     return cca(x, y).coefficients.mean().item()
 
 
-def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = 0.99) -> float:
+def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN) -> float:
     """Mean canonical correlation of the main principal directions of x and of y (SVCCA; Raghu et al., 2017).
 
     Kept on each side are the fewest directions that hold `variance` of the sum of the channels' variances (squared singular
@@ -270,7 +271,29 @@ def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
     common scale of x and shifts of its channels. Arguments and errors as `cca`; NaN where there are no coefficients.
     """
     x, y = _pair(x, y)
+    return _weighted(x, *_correlate(x, _span(x), y, _span(y)))
+
+
+class Similarities(NamedTuple):
+    """What `similarities` gives: `cca` and its three summaries, each as the function of its name has it."""
+
+    cca: CanonicalCorrelations
+    mean_cca: float
+    svcca: float
+    pwcca: float
+
+
+def similarities(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Similarities:
+    """The whole family at the cost of one decomposition of each argument. Arguments and errors as `cca`."""
+    x, y = _pair(x, y)
     variates, rho = _correlate(x, _span(x), y, _span(y))
+    main = _correlate(x, _main_directions(x, MAIN), y, _main_directions(y, MAIN))[1]
+    summaries = rho.mean().item(), main.mean().item(), _weighted(x, variates, rho)
+    return Similarities(CanonicalCorrelations(rho, x.dropped, y.dropped), *summaries)
+
+
+def _weighted(x: "_Channels", variates: Tensor, rho: Tensor) -> float:
+    """Mean of ρ weighted by how much of x's channels each variate accounts for."""
     alpha = (variates.T @ x.r).abs().sum(1)  # ⟨h_i, x_j⟩: both are Q times what stands here
     return ((alpha * rho).sum() / alpha.sum()).item()
 

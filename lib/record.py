@@ -3,7 +3,7 @@
 config.json     what was trained and what was measured on the way
 env.json        versions, device, precision, commit, wall time, hashes of data and labels
 metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
-measures.npz    arrays: ablation curves, heat maps, histograms
+measures.npz    arrays: ablation curves, heat maps, histograms, canonical correlations, predictions
 status.json     only where the loss became NaN: {"diverged": epoch}
 checkpoint.pt   only while unfinished
 weights.pt      only on request (`keep_weights`)
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lib import paths
 from lib.paths import replacing
 from lib.run import Run
 
@@ -26,6 +27,18 @@ CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "st
 
 class RecordError(RuntimeError):
     """A run's folder cannot be read or written; the message names it and says what to do."""
+
+
+def find(dataset: str, run_id: str) -> Path | None:
+    """The folder of a run, finished or under way, in any profile; None if there is none.
+
+    Raises:
+        RecordError: if there are several, since ids are unique across profiles.
+    """
+    folders = [f for f in paths.results_dir().glob(f"*/{dataset}/*-{run_id}") if f.is_dir()]
+    if len(folders) > 1:
+        raise RecordError(f"the run {run_id} has {len(folders)} folders, keep one: {', '.join(map(str, folders))}")
+    return folders[0] if folders else None
 
 
 def begin(folder: Path, run: Run) -> None:

@@ -37,14 +37,20 @@ def gather(profiles: Sequence[str]) -> Report:
     """
     frames, progress, finished = [], [], {}
     for profile in profiles:
-        stated: dict[str, Run] = {r.id: r for entry in campaign.plan(profile) for r in entry.runs()}
+        stated: dict[str, Run] = {}
+        notebooks: dict[str, set[str]] = {}
+        for entry in campaign.plan(profile):
+            for run in entry.runs():
+                stated[run.id] = run
+                notebooks.setdefault(run.id, set()).add(entry.notebook)
         for dataset in dict.fromkeys(r.dataset for r in stated.values()):
             runs = [r for r in stated.values() if r.dataset == dataset]
             done = store.available(runs)
             progress.append([profile, dataset, len(done), len(runs)])
             finished |= {r.id: r for r in done}
             if done:
-                frames.append(store.load(done).assign(profile=profile))
+                frame = store.load(done).assign(profile=profile)
+                frames.append(frame.assign(notebooks=[" ".join(sorted(notebooks[i])) for i in frame.id]))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return Report(
         frame=frame,

@@ -91,6 +91,8 @@ class Run:
         decorrelation: layers whose filters DecorrReg decorrelates, by name.
         decorrelation_weight: κ_i of each of them; ≥ 0.
         decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see `lib.losses.decorrelation`.
+        relabelled_by: id of another run, of the same images, whose last predictions replace the corrupted training labels (AL2,
+            section 4: relabelling); the validation labels stay as they are. None: trained on the corrupted labels.
         n_measure: images held out of the training split to measure entropy on; in neither training nor validation set.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
         seed: of initial weights, corruption, batch order, dropout and ablation masks, a generator for each.
@@ -103,6 +105,8 @@ class Run:
             (before training) or "epoch1" (after the first epoch, as the AL2 authors' code has it). Of al2_cnn alone.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
+        keep_trunk: store the last weights of the trunk alone among the arrays; of al2_cnn alone, 100 KB.
+        predictions: store the classes predicted for the training images at the end; needed for `relabelled_by`.
 
     Raises:
         ValueError: for a value that is not allowed; the message names the field and what is allowed.
@@ -142,12 +146,15 @@ class Run:
     decorrelation_pairs: str = "signed"
     decorrelation_reduce: str = "sum"
     n_measure: int = 0
+    relabelled_by: str | None = None
     test_images: int | None = _measured(None)
     ablations: tuple[str, ...] = _measured(("element/train-true",))
     keep_weights: bool = _measured(False)
     entropy: bool = _measured(False)
     heat_maps: int = _measured(0)
     cca: tuple[str, ...] = _measured(())
+    keep_trunk: bool = _measured(False)
+    predictions: bool = _measured(False)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -160,6 +167,8 @@ class Run:
             _one_of("cca", start, CCA_STARTS)
         if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
             raise ValueError(f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR")
+        if self.relabelled_by is not None:
+            _check("relabelled_by", self.relabelled_by, "a run's id, ten hexadecimal digits", is_id(self.relabelled_by))
         _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
         _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
         _check("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
@@ -186,6 +195,7 @@ class Run:
         if self.network != "al2_cnn":
             object.__setattr__(self, "ablations", ())
             object.__setattr__(self, "cca", ())
+            object.__setattr__(self, "keep_trunk", False)
 
     def _without_effect(self) -> list[str]:
         """Settings that cannot change the result, and so are no part of the id."""
@@ -276,6 +286,7 @@ class Run:
             )
             if self.al2:
                 parts.append("al2" if self.schedule == "al2" else f"al2_{self.schedule}")
+            parts += ["relabelled"] * bool(self.relabelled_by)
         else:
             parts = [self.network, re.sub(r"\W+", "_", self.variant), self.optimizer]
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
@@ -310,7 +321,14 @@ class Run:
             entropy=self.entropy or other.entropy,
             cca=(*self.cca, *other.cca),
             heat_maps=max(self.heat_maps, other.heat_maps),
+            keep_trunk=self.keep_trunk or other.keep_trunk,
+            predictions=self.predictions or other.predictions,
         )
+
+
+def is_id(text: str) -> bool:
+    """Whether a text could be a run's id."""
+    return bool(re.fullmatch(r"[0-9a-f]{10}", text))
 
 
 def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -28,22 +29,15 @@ from lib.run import Run
 
 
 def find(run: Run) -> Path | None:
-    """The folder of a run, finished or under way, in any profile; None if there is none.
-
-    Raises:
-        RecordError: if there are several, since ids are unique across profiles.
-    """
-    folders = [f for f in paths.results_dir().glob(f"*/{run.dataset}/*-{run.id}") if f.is_dir()]
-    if len(folders) > 1:
-        raise record.RecordError(f"the run {run.id} has {len(folders)} folders, keep one: {', '.join(map(str, folders))}")
-    return folders[0] if folders else None
+    """The folder of a run, finished or under way, in any profile; None if there is none. Raises as `record.find`."""
+    return record.find(run.dataset, run.id)
 
 
 def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadline: float | None = None) -> None:
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run that another process
-    is training is waited for, not trained twice.
+    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it.
 
     Args:
         runs: the runs that have to be there.
@@ -73,7 +67,18 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
         return
     _check_writable(paths.results_dir() / profile)
     for run in {task.check_key(run): run for run in missing}.values():
-        task.prepare(run)
+        task.prepare(replace(run, relabelled_by=None))
+    _check_relabelling(missing, merged)
+    first = [run for run in missing if run.relabelled_by is None]
+    _ensure(first, profile, jobs, deadline)
+    students = [run for run in missing if run.relabelled_by is not None]
+    _ensure([run for run in students if task.relabeller(run) is not None], profile, jobs, deadline)
+
+
+def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
+    """Train runs that need no other."""
+    if not missing:
+        return
     jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
     missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
@@ -131,7 +136,9 @@ def arrays(run: Run) -> dict[str, np.ndarray]:
     `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`, `entropy before training`
     [1, layers] and for each hidden layer `correlations <layer>` [1 + E, 200], the first before training; with `heat_maps`,
     `heat map epochs` [points] and for each hidden layer `heat maps <layer>` [points, images, A, B] in float16 (of a linear
-    layer [points, images]).
+    layer [points, images]); with `cca`, for each start `cca epochs <start>` [points], `cca <start>` [points, 50] (NaN behind
+    the last coefficient) and `cca dropped <start>` [points, 2]; with `keep_trunk`, the weights `trunk <parameter>`; with
+    `predictions`, `predictions` [N_train].
 
     Raises:
         LookupError: if the run has not been trained.
@@ -268,6 +275,18 @@ def lock(run: Run, *, block: bool) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
+    """Refuse runs whose labels come from a run that is neither stored with its predictions nor trained here, with them."""
+    for run in missing:
+        teacher = asked.get(run.relabelled_by)
+        if run.relabelled_by is None or (teacher and teacher.predictions) or task.relabeller(run) is not None:
+            continue
+        raise ValueError(
+            f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in the store (a run that "
+            "diverged has none): give that run with predictions=True in the same list, or train it first"
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lib.losses import CENTRES, PAIRS, REDUCTIONS
+from lib.losses import CENTRES, PAIRS, REDUCTIONS, SCHEDULES, schedule, schedule_of_total
 from lib.run import SCREENING_SEED, SPARSITY_NETWORKS, Run
 
 # How the targeted-sparsity paper trains (section 4; scale of the images: the protocol).
@@ -12,23 +12,122 @@ VARIANTS = ("vanillaNet", "dropNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 
 
 def label_randomization(
-    dataset: str, *, seeds: Iterable[int] = (0,), dropout: float = 0.5, weight_decay: float = 5e-4, **settings: Any
+    dataset: str,
+    *,
+    seeds: Iterable[int] = (0,),
+    dropout: float = 0.5,
+    weight_decay: float = 5e-4,
+    dropout_epochs: int | None = None,
+    **settings: Any,
 ) -> list[Run]:
     """The eight networks of Table 1 for each seed: bare, batch norm, dropout, weight decay, each without and with AL2.
 
-    `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of `Run`.
+    `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of `Run`. `dropout_epochs` is a
+    length of its own for the dropout networks, whose training Figure 1 follows for longer; the tables read the first part.
     """
     if fixed := {"al2", "batch_norm", "seed"} & settings.keys():
         raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the eight networks differ in (seeds: a list)")
     if not (dropout > 0 and weight_decay > 0):
         raise ValueError(f"dropout is {dropout} and weight_decay {weight_decay}; their baselines need both positive")
-    baselines = [{}, {"batch_norm": True}, {"dropout": dropout}, {"weight_decay": weight_decay}]
+    longer = {} if dropout_epochs is None else {"epochs": dropout_epochs}
+    baselines = [{}, {"batch_norm": True}, {"dropout": dropout} | longer, {"weight_decay": weight_decay}]
     return [
         Run.from_dict({"dataset": dataset, "seed": seed, "al2": al2, **settings, **baseline})
         for seed in seeds
         for baseline in baselines
         for al2 in (False, True)
     ]
+
+
+def representations(
+    dataset: str, *, seeds: Iterable[int] = (0, 1), dropouts: Sequence[float] = (0.5, 0.0), **settings: Any
+) -> list[Run]:
+    """Networks whose φ is compared with its own start (AL2, section 5.1 and Fig. 1): each dropout, without and with AL2.
+
+    They measure canonical correlations against the initial network and keep the weights of their trunk, so that networks can
+    be compared with each other. Two seeds at least serve as a control: what any second training would show.
+
+    Args:
+        dataset: where to train.
+        seeds: of the runs.
+        dropouts: 0.5 is the paper's Fig. 1; 0 the bare network.
+        settings: fields of `Run` for all of them.
+
+    Raises:
+        ValueError: for a setting in which the runs differ, and a dropout given twice.
+    """
+    if fixed := {"al2", "seed", "dropout"} & settings.keys():
+        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds, dropouts: lists)")
+    if len(set(dropouts)) < len(dropouts):
+        raise ValueError(f"dropouts is {list(dropouts)}; each of them once")
+    shared = {"dataset": dataset, "cca": ["init"], "keep_trunk": True} | settings
+    return [
+        Run.from_dict(shared | {"seed": seed, "dropout": dropout, "al2": al2})
+        for seed in seeds
+        for dropout in dropouts
+        for al2 in (False, True)
+    ]
+
+
+def schedules(
+    dataset: str,
+    *,
+    seeds: Iterable[int] = (0,),
+    kinds: Sequence[str] = SCHEDULES,
+    totals: Sequence[float] = (0.1, 1.0),
+    weight_decays: Sequence[float] = (),
+    epochs: int = 700,
+    speed: float = 1.0,
+    **settings: Any,
+) -> list[Run]:
+    """The bare network, with weight decays of several strengths, and with AL2 on several schedules (AL2, section 4; A7).
+
+    Args:
+        dataset: where to train.
+        seeds: of the runs.
+        kinds: schedules, see `lib.losses.schedule`.
+        totals: Σ λ_e of each kind, as a multiple of that of the schedule `al2` at `speed`.
+        weight_decays: strengths of the weight-decay baseline.
+        epochs: length of all trainings.
+        speed: of the schedule `al2` at total 1, see `Run`.
+        settings: fields of `Run` for all of them.
+
+    Raises:
+        ValueError: for an unknown schedule, a total that one cannot have, and a setting in which the runs differ.
+    """
+    if fixed := {"al2", "seed", "weight_decay", "schedule", "rate"} & settings.keys():
+        raise ValueError(
+            f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds, kinds, totals, weight_decays)"
+        )
+    shared, whole = {"dataset": dataset, "epochs": epochs, **settings}, schedule("al2", epochs, speed).sum()
+    varied: list[dict[str, Any]] = [{}, *({"weight_decay": strength} for strength in weight_decays)]
+    for kind in kinds:
+        for total in totals:
+            exact = {"speed": speed} if (kind, total) == ("al2", 1) else schedule_of_total(kind, epochs, total * whole, speed)
+            varied.append({"al2": True, "schedule": kind, "speed": speed} | exact)
+    return [Run.from_dict(shared | {"seed": seed} | own) for seed in seeds for own in varied]
+
+
+def relabelling(dataset: str, *, seeds: Iterable[int] = (0,), corruption: float = 0.75, **settings: Any) -> list[Run]:
+    """A training set relabelled by the AL2 network, and a bare network trained on the new labels (AL2, section 4; A9).
+
+    For each seed: bare and bare+AL2 on the corrupted labels, which predict the training images at their last epoch; bare
+    trained on the predictions of each (those of bare itself are the control); and bare on clean labels.
+
+    Raises:
+        ValueError: for a setting in which the runs differ, and for labels that are not corrupted.
+    """
+    if fixed := {"al2", "seed", "relabelled_by", "predictions"} & settings.keys():
+        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds: a list)")
+    if not corruption > 0:
+        raise ValueError(f"corruption is {corruption}; there has to be something to repair")
+    runs = []
+    for seed in seeds:
+        shared = {"dataset": dataset, "seed": seed, "corruption": corruption, **settings}
+        teachers = [Run.from_dict(shared | {"al2": al2, "predictions": True}) for al2 in (False, True)]
+        runs += [*teachers, *(Run.from_dict(shared | {"relabelled_by": teacher.id}) for teacher in teachers)]
+        runs.append(Run.from_dict(shared | {"corruption": 0.0}))
+    return runs
 
 
 def sparsity_networks(

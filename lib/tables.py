@@ -32,12 +32,23 @@ def published(name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
+    """The rows of runs that a notebook states; all rows of a frame that does not say which notebooks state its runs.
+
+    The column `notebooks` names them, apart by blanks (see `lib.report.gather`). A notebook's own frame has none.
+    """
+    if frame.empty or "notebooks" not in frame:
+        return frame
+    return frame[[notebook in names.split() for names in frame.notebooks]]
+
+
 def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a tidy frame that belong to the paper's eight networks with its own schedule (Tables 1 and 2)."""
+    frame = of_notebook(frame, "10_al2_label_randomization")
     if frame.empty:
         return frame
     kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
-    for name in ("sparsity", "decorrelation"):  # frames made by hand may lack what the AL2 paper does not know
+    for name in ("sparsity", "decorrelation", "relabelled_by"):  # frames made by hand may lack what the AL2 paper does not know
         kept &= frame[name].fillna("") == "" if name in frame else True
     kept &= (frame.schedule == "al2") & (frame.corruption_law == "bernoulli") & (frame.bn_gamma == "ones")
     return frame[kept]

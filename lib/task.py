@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import data, losses, models, paths
+from lib import data, losses, models, paths, record
 from lib.run import Run, generator
 
 
@@ -37,6 +37,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         ValueError: if the run does not fit the data (fewer images than asked for, a batch larger than the data) or names a
             layer that its network does not have.
         data.DataError: if the data set is not at hand.
+        LookupError: if the run that relabels the training images has not been trained, or not with its predictions.
     """
     dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
     _, channels, height, width = dataset.train.images.shape
@@ -54,7 +55,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
     def placed(split: data.Split, labels: Tensor) -> data.Split:
         return data.Split(split.images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
 
-    labels = corrupted(train, "corruption")
+    labels = corrupted(train, "corruption") if run.relabelled_by is None else _predicted(run, len(train))
     return Task(
         train=placed(train, labels),
         true_labels=train.labels.to(device),
@@ -81,8 +82,33 @@ def penalties(run: Run, model: nn.Module) -> tuple[losses.ActivationL2, losses.S
     )
 
 
+def relabeller(run: Run) -> Path | None:
+    """The folder of the finished run whose predictions are this run's labels; None where it is not there with them."""
+    folder = record.find(run.dataset, run.relabelled_by)
+    ready = folder is not None and record.is_finished(folder) and "predictions" in record.read_arrays(folder)
+    return folder if ready else None
+
+
+def _predicted(run: Run, count: int) -> Tensor:
+    """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
+    if (folder := relabeller(run)) is None:
+        raise LookupError(
+            f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in the store (a run that "
+            "diverged has none): train that run with predictions=True first"
+        )
+    teacher = record.read_run(folder)
+    if other := [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]:
+        raise ValueError(
+            f"{run.name} and {teacher.name}, which relabels it, differ in {', '.join(other)}; they need one data set"
+        )
+    labels = torch.from_numpy(record.read_arrays(folder)["predictions"].astype("int64"))
+    if len(labels) != count:
+        raise ValueError(f"{teacher.name} predicted {len(labels)} labels for {count} training images")
+    return labels
+
+
 DATA_FIELDS = ("dataset", "image_size", "classes", "normalize", "n_train", "n_validation", "n_measure")
-LABEL_FIELDS = ("corruption", "corruption_law", "seed")
+LABEL_FIELDS = ("corruption", "corruption_law", "seed", "relabelled_by")
 CHECKED_FIELDS = ("batch_size", "test_images", "network", "padding", "sparsity", "decorrelation")
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -152,6 +153,7 @@ def _fit_one(
         env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
         kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
         stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
+        stacked |= _kept(model, task, run) if diverged is None else {}
         record.finish(folder, run, metrics, stacked, env, diverged, kept)
     return metrics.assign(id=run.id)
 
@@ -259,16 +261,22 @@ def _observe(
         if epoch < len(CCA_STARTS):
             starts |= {CCA_STARTS[epoch]: phi} if CCA_STARTS[epoch] in run.cca else {}
         for start in starts if epoch in run.cca_epochs() else ():
-            found = measures.cca(starts[start], phi)
+            found = measures.similarities(starts[start], phi)
             # sequences of one length: where a channel is dead, or depends on others, the last coefficients are missing
-            missing = len(phi) - len(found.coefficients)
-            add(f"cca {start}", F.pad(found.coefficients, (0, missing), value=math.nan))
-            add(f"cca dropped {start}", torch.tensor([found.dropped_x, found.dropped_y]))
-            columns[f"mean_cca {start}"] = found.coefficients.mean().item()
-            columns[f"svcca {start}"] = measures.svcca(starts[start], phi)
-            columns[f"pwcca {start}"] = measures.pwcca(starts[start], phi)
+            missing = len(phi) - len(found.cca.coefficients)
+            add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
+            add(f"cca dropped {start}", torch.tensor([found.cca.dropped_x, found.cca.dropped_y]))
+            columns |= {f"{name} {start}": getattr(found, name) for name in ("mean_cca", "svcca", "pwcca")}
             add(f"cca epochs {start}", torch.tensor(epoch))
     return columns
+
+
+def _kept(model: nn.Module, task: Task, run: Run) -> dict[str, np.ndarray]:
+    """What the run asks for of the trained network itself: arrays."""
+    kept = {f"trunk {k}": v.cpu().numpy() for k, v in model.trunk.state_dict().items()} if run.keep_trunk else {}
+    if run.predictions:
+        kept["predictions"] = predict(model, task.train.images).argmax(1).cpu().numpy().astype(np.int16)
+    return kept
 
 
 def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Tensor]:

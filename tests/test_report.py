@@ -126,7 +126,7 @@ class Planned:
     """An entry that states these runs."""
 
     def __init__(self, runs):
-        self.runs = lambda: runs
+        self.runs, self.notebook = lambda: runs, "21_sparsity_networks"
 
 
 def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whole(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_what_is_measured_is_no_part_of_the_id():
     assert run == Run("mnist")
     assert not run.to_dict().keys() & {"test_images", "ablations", "keep_weights"}
     asked = {"test_images": 500, "ablations": ["shared/test", "channel/test"], "keep_weights": True}
-    assert run.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": []}
+    assert run.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": [], "keep_trunk": False, "predictions": False}
 
 
 OTHER = dict(image_size=20, classes=5, normalize="unit", n_train=100, n_validation=10, corruption=0.5, corruption_law="exact")
@@ -248,7 +248,7 @@ def test_with_measures_measures_what_either_does_and_keeps_the_id():
     both = one.with_measures(other)
     assert both.id == one.id
     asked = {"test_images": 500, "ablations": ["element/test", "shared/test"], "keep_weights": True}
-    assert both.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": []}
+    assert both.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": [], "keep_trunk": False, "predictions": False}
     assert one.with_measures(Run("mnist", test_images=None)).test_images is None
 
 
@@ -380,6 +380,7 @@ def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
     run = replace(CONV, entropy=True, heat_maps=4)
     assert run == CONV and run.id == CONV.id and not run.to_dict().keys() & {"entropy", "heat_maps"}
     asked = {"test_images": None, "ablations": [], "keep_weights": False, "entropy": True, "heat_maps": 4, "cca": []}
+    asked |= {"keep_trunk": False, "predictions": False}
     assert run.measured() == asked
     both = replace(CONV, heat_maps=9).with_measures(run)
     assert both.entropy and both.heat_maps == 9 and both.id == CONV.id
