@@ -188,7 +188,7 @@ def render(entry: Entry, profile: str) -> Path:
     source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
     values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]
-    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.glob("*.csv"), *(paths.ROOT / "lib").glob("*.py")]
+    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir(), *(paths.ROOT / "lib").glob("*.py")]
     made_from += entry.metrics()
     if "profiles" in values:  # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
         made_from += [file for read in values["profiles"] for other in plan(read) for file in other.metrics()]

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import campaign, claims, figures, figures_sparsity, heat_maps, models, paths, store, tables
+from lib import campaign, claim_pages, claims, figures, figures_sparsity, heat_maps, models, paths, store, tables
 from lib.run import Run
 from lib.studies import VARIANTS
 
@@ -125,8 +125,8 @@ def _histograms(runs: dict[str, Run]) -> Figure:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write `tables/*.csv`, `figures/*.png`, `claims.csv`, `headline.md` and `report.md`; files of an older report go."""
-    for kind in ("tables", "figures"):
+    """Write `tables/*.csv`, `figures/*.png`, `claims/*.md`, `claims.csv`, `headline.md`, `report.md`; an older report's go."""
+    for kind in ("tables", "figures", "claims"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     drawn = drawings(report)
     for old in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.csv")]:
@@ -139,6 +139,8 @@ def write(report: Report, folder: Path) -> None:
         with paths.replacing(folder / "figures" / f"{name}.png") as part:
             fig.savefig(part, format="png")
         plt.close(fig)
+    for claim in claims.STATEMENTS:
+        _write(folder / "claims" / f"{claim}.md", claim_pages.page(claim, report.claims, report.frame, sorted(drawn)))
     _write(folder / "claims.csv", report.claims.to_csv(index=False))
     _write(folder / "headline.md", headline(report))
     _write(folder / "report.md", _markdown(report, sorted(drawn)))
@@ -224,8 +226,9 @@ def _cells(frame: pd.DataFrame):
 
 def _markdown(report: Report, drawn: Sequence[str]) -> str:
     judged = report.claims.copy()
-    judged["claim"] = judged.claim.where(judged.claim.ne(judged.claim.shift()), "")
-    judged["statement"] = judged.statement.where(judged.claim.ne(""), "")
+    first = judged.claim.ne(judged.claim.shift())
+    judged["statement"] = judged.statement.where(first, "")
+    judged["claim"] = ("[" + judged.claim + "](claims/" + judged.claim + ".md)").where(first, "")
     columns = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "verdict"]
     rules = report.claims[report.claims.rule != ""].drop_duplicates("claim")
     return (
@@ -238,7 +241,8 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
                 "## Headline",
                 headline(report).strip(),
                 "## Claims",
-                "Published and measured pairs read *without → with AL2*. The rules of the verdicts stand below.",
+                "Published and measured pairs read *without → with AL2*. The rules of the verdicts stand below. A claim's own "
+                "page says where the paper makes it, how the runs deviate and what was unclear.",
                 judged[columns].to_markdown(index=False),
                 "### Rules",
                 *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],

@@ -11,6 +11,7 @@ from lib.studies import VARIANTS, lenet_alexnet, sparsity_networks
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
 DEEP = LAYERS[2:]
 STAND_IN = "tiny_imagenet_32"
+ALL_CLAIMS = (*(f"A{k}" for k in range(1, 11)), *(f"S{k}" for k in range(1, 11)))
 
 
 def rising(epoch):

@@ -8,7 +8,7 @@ import torch
 from sklearn.cross_decomposition import CCA
 from sklearn.datasets import load_linnerud
 
-from lib.measures import cca, channel_points, mean_cca, pwcca, svcca
+from lib.measures import cca, channel_points, mean_cca, pwcca, similarities, svcca
 
 LINNERUD = [0.7956081544, 0.2005560411, 0.0725702862]
 SCALARS = [mean_cca, svcca, pwcca]
@@ -252,6 +252,15 @@ def test_pwcca_leans_to_the_direction_that_accounts_for_most_of_x():
     assert pwcca(large * x, y) > 0.95
     assert pwcca(small * x, y) < 0.1
     assert mean_cca(large * x, y) == pytest.approx(mean_cca(small * x, y), abs=1e-12) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_family_in_one_go_is_the_functions_one_by_one():
+    x, y = (torch.randn(6, 200, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    y = y + 0.5 * x
+    x[2], y[1] = 3.0, x[0]  # a dead channel, and one that both share
+    found = similarities(x, y)
+    assert torch.equal(found.cca.coefficients, cca(x, y).coefficients) and found.cca[1:] == (1, 0)
+    assert found[1:] == (mean_cca(x, y), svcca(x, y), pwcca(x, y))
 
 
 def test_channel_points_has_a_row_a_channel():

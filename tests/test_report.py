@@ -149,6 +149,7 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
         {"claims.csv", "headline.md", "report.md"}
         | {f"figures/{name}.png" for name in figures}
         | {f"tables/{name}.csv" for name in names}
+        | {f"claims/{claim}.md" for claim in claims.STATEMENTS}
     )
     text = (out / "report.md").read_text()
     assert all(f"](figures/{name}.png)" in text for name in figures) and all(f"](tables/{n}.csv)" in text for n in names)
@@ -171,7 +172,7 @@ def test_a_report_of_al2_alone_is_written_whole_and_its_old_figures_go(tmp_path)
         "claims.csv", "headline.md", "report.md", "tables/al2_table1.csv", "tables/al2_table2.csv",
         "tables/sparsity_table2.csv", "tables/sparsity_table3.csv",
         "figures/al2_curves-made-mnist-75.png", "figures/al2_table1-made.png", "figures/al2_table2-made.png",
-    }  # fmt: skip
+    } | {f"claims/{claim}.md" for claim in claims.STATEMENTS}  # fmt: skip
     assert pd.read_csv(tmp_path / "claims.csv").claim.nunique() == 20
     table = pd.read_csv(tmp_path / "tables" / "al2_table1.csv")
     assert len(table) == 168

@@ -1,0 +1,76 @@
+"""The pages of the claims: complete, from what was judged, with links that lead somewhere."""
+
+import re
+
+import pandas as pd
+import pytest
+from made import ALL_CLAIMS, cell
+from test_claims import frame as al2_frame
+from test_report import assembled
+
+from lib import claim_pages, claims, paths, report
+from lib.studies import VARIANTS
+
+DRAWN = ("al2_curves-made-mnist-75", "al2_curves-made-mnist-50", "al2_table1-made", "sparsity_table2")
+
+
+def page(claim, frame):
+    return claim_pages.page(claim, claims.judge(frame, ["made"]), frame, DRAWN)
+
+
+def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
+    assert list(claims.CLAIMS) == list(ALL_CLAIMS)
+    for said in claims.CLAIMS.values():
+        assert said.keys() == {"statement", "source", "unclear", "figures", "tables"}
+        assert re.match("AL2|TS|this study", said["source"])
+        assert all(text.endswith(".") for text in said["unclear"])
+        assert all((paths.PUBLISHED / f"{name}.csv").exists() for name in said["tables"])
+
+
+def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
+    text = page("A1", al2_frame())
+    judged = claims.judge(al2_frame(), ["made"]).set_index("claim").loc["A1"]
+    assert claims.STATEMENTS["A1"] in text and claims.CLAIMS["A1"]["source"] in text
+    assert judged.verdict == "holds" and judged.measured in text and judged.rule in text and judged.published in text
+    assert re.findall(r"!\[(.*?)\]", text) == ["al2_curves-made-mnist-75", "al2_table1-made"]
+
+
+def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
+    rows = [
+        [value.strip() for value in line.strip("|").split("|")]
+        for line in claim_pages.deviations("A1", al2_frame(n_train=2000, learning_rate=0.005)).splitlines()[2:]
+    ]
+    assert rows == [
+        ["training images", "all", "2000"],
+        ["epochs", "700", "70"],
+        ["learning rate", "0.001", "0.005"],
+        ["epochs of the λ series an epoch", "1", "10"],
+    ]
+
+
+def test_runs_as_the_paper_s_deviate_in_nothing_and_stand_ins_are_named():
+    frame = cell(dict.fromkeys(VARIANTS, 30.0), epochs=100)
+    said = claim_pages.deviations("S2", frame)
+    assert said.startswith("In no setting") and "`tiny_imagenet_32`" in said
+
+
+def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it():
+    frame = pd.concat([cell(dict.fromkeys(VARIANTS, 30.0), epochs=100, optimizer=name) for name in ("sgd", "adam")])
+    assert "adam" not in claim_pages.deviations("S2", frame)
+    assert "0.001" in claim_pages.deviations("S8", frame)
+
+
+@pytest.mark.parametrize("claim", ["A6", "S4"])
+def test_a_claim_without_runs_says_so(claim):
+    text = page(claim, pd.DataFrame())
+    assert "not run: no finished run of the profile made" in text and "No run of it is stored." in text
+    assert "not judged yet" in text
+
+
+def test_links_of_a_written_report_lead_somewhere(tmp_path):
+    report.write(assembled(al2_frame()), tmp_path)
+    pages = [tmp_path / "report.md", *(tmp_path / "claims").glob("*.md")]
+    assert len(pages) == 1 + len(ALL_CLAIMS)
+    for written in pages:
+        targets = re.findall(r"\]\(([^)]+)\)", written.read_text())
+        assert targets and not [t for t in targets if not (written.parent / t).exists()]
