@@ -7,10 +7,10 @@
     python -m lib.campaign --profile paper --export DIR     # carry runs from one machine to another: see `lib.transfer`
     python -m lib.campaign --profile paper --import DIR
 
-A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under "1" or
-"2", for the notebooks whose names begin so (the AL2 paper's, the targeted-sparsity paper's); under `notebooks`, one entry for
-each time a notebook is executed. A notebook's parameters but `profile`, `jobs` and `interactive` are the arguments of the
-function that states its runs (`PLANS`), so that the notebook and this module cannot disagree.
+A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such a parameter; under "1", "2"
+or "3", for the notebooks whose names begin so (the AL2 paper's, the targeted-sparsity paper's, our own); under `notebooks`, one
+entry for each time a notebook is executed. A notebook's parameters but `profile`, `jobs` and `interactive` are the arguments of
+the function that states its runs (`PLANS`), so that the notebook and this module cannot disagree.
 """
 
 import argparse
@@ -44,6 +44,7 @@ PLANS: dict[str, Callable[..., list[Run]]] = {
     "21_sparsity_networks": studies.sparsity_networks,
     "22_sparsity_lenet_alexnet": studies.lenet_alexnet,
     "23_decorrelation_readings": studies.decorrelation_readings,
+    "30_across": studies.across,
 }
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
 

@@ -1,4 +1,4 @@
-"""The report: every table and figure of the papers, and `claims.csv`, assembled from stored runs alone."""
+"""The report: every table and figure of the papers and of our own, and `claims.csv`, assembled from stored runs alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,20 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import campaign, claim_pages, claims, figures, figures_sparsity, heat_maps, models, paths, store, tables
+from lib import (
+    campaign,
+    claim_pages,
+    claims,
+    figures,
+    figures_across,
+    figures_sparsity,
+    heat_maps,
+    models,
+    paths,
+    store,
+    tables,
+    tables_across,
+)
 from lib.run import Run
 from lib.studies import VARIANTS
 
@@ -73,7 +86,7 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
-    return found | _sparsity_drawings(report)
+    return found | _sparsity_drawings(report) | _across_drawings(report)
 
 
 def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -101,6 +114,22 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         ids = own.sort_values("seed").drop_duplicates("network").set_index("network").id
         if ids := {name: ids[name] for name in HISTOGRAMS if name in ids}:
             found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({n: report.runs[i] for n, i in ids.items()})
+    return found
+
+
+def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """Both penalties under both tests: notebook 30's figures, from its own runs alone."""
+    if "notebooks" not in report.frame:
+        return {}
+    found: dict[str, Callable[[], Figure]] = {}
+    rows = tables_across.labelled(tables.of_notebook(report.frame, "30_across"))
+    for (test, profile, dataset), own in rows.groupby(["test", "profile", "dataset"]) if len(rows) else []:
+        levels = sorted(own.corruption[own.method != tables_across.CONTROL].unique())
+        for level in levels:
+            name = f"across_{test}-{profile}-{dataset}" + f"-{100 * level:.0f}" * (len(levels) > 1)
+            cell = own[(own.corruption == level) | (own.method == tables_across.CONTROL)]
+            draw = figures_across.memorisation if test == "memorisation" else figures_across.overfitting
+            found[name] = lambda draw=draw, cell=cell: draw(cell)
     return found
 
 

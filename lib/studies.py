@@ -1,5 +1,6 @@
 """The papers' experiments as lists of runs: what a notebook trains, with its parameters as arguments."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -287,3 +288,64 @@ def reading_of(reading: str) -> dict[str, str]:
     """Fields of `Run` for a reading "centre/pairs/reduce"."""
     names = ("decorrelation_centre", "decorrelation_pairs", "decorrelation_reduce")
     return dict(zip(names, reading.split("/"), strict=True))
+
+
+# SparsityReg on the AL2 CNN acts where sr2Net has it: on the last convolution and the first dense layer.
+AL2_CNN_SPARSITY = ("trunk.conv2", "head.fc1")
+
+
+def across(
+    dataset: str,
+    *,
+    clean_dataset: str,
+    seeds: Iterable[int] = (0,),
+    corruption: float = 0.75,
+    sparsity_weight: float = 0.001,
+    clean_epochs: int = 100,
+    clean_speed: float = 1.0,
+    clean_long_networks: Sequence[str] = (),
+    clean_long_epochs: int | None = None,
+    **settings: Any,
+) -> list[Run]:
+    """Both papers' penalties under both papers' tests: none, AL2, SparsityReg, both, for each test and seed (in neither paper).
+
+    First the AL2 CNN on corrupted labels (AL2's test), then a ConvNet on clean labels (targeted sparsity's). SparsityReg acts
+    on `AL2_CNN_SPARSITY` and, in the ConvNet, on the layers of sr2Net; AL2 on φ, with its own schedule. All measure entropy.
+    A fifth AL2 CNN, without penalty on true labels, is the control: how far entropy falls where nothing false is memorised.
+
+    Args:
+        dataset: where the AL2 CNN is trained.
+        clean_dataset: where the ConvNet is.
+        seeds: of both.
+        corruption: of the AL2 CNN's labels; > 0.
+        sparsity_weight: λ_i of SparsityReg's layers; > 0.
+        clean_epochs: length of the ConvNets' trainings.
+        clean_speed: of AL2's schedule in the ConvNets; `speed` is that of the AL2 CNN.
+        clean_long_networks, clean_long_epochs: as in `sparsity_networks`, whose vanillaNet and sr2Net are two of the four: with
+            the same settings they are the same runs.
+        settings: fields of `Run` for the AL2 CNN; with the prefix `clean_` what `sparsity_networks` takes for the ConvNet.
+
+    Raises:
+        ValueError: for a setting in which the four differ, labels that are not corrupted, and a penalty of weight 0.
+    """
+    differing = ("al2", "sparsity", "network", "networks", "seed", "seeds")
+    if fixed := {name for name in settings if name.removeprefix("clean_") in differing}:
+        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the four networks differ in (seeds: a list)")
+    if not (corruption > 0 and sparsity_weight > 0):
+        raise ValueError(f"corruption is {corruption} and sparsity_weight {sparsity_weight}; both have to be positive")
+    clean = {name.removeprefix("clean_"): value for name, value in settings.items() if name.startswith("clean_")}
+    clean |= {"networks": ("vanillaNet", "sr2Net"), "sparsity_weight": sparsity_weight, "epochs": clean_epochs}
+    longer = {"long_networks": clean_long_networks, "long_epochs": clean_long_epochs}
+    noisy = {"dataset": dataset, "corruption": corruption, "n_measure": 1000, "entropy": True}
+    noisy |= {name: value for name, value in settings.items() if not name.startswith("clean_")}
+    penalised = {"sparsity": AL2_CNN_SPARSITY, "sparsity_weight": sparsity_weight}
+    memorising, overfitting = [], []
+    for seed in seeds:
+        for own in ({}, penalised):
+            memorising += [Run.from_dict(noisy | {"seed": seed, "al2": al2} | own) for al2 in (False, True)]
+        memorising.append(Run.from_dict(noisy | {"seed": seed, "corruption": 0.0}))
+        plain = sparsity_networks(clean_dataset, seeds=(seed,), **clean, **longer)
+        short = sparsity_networks(clean_dataset, seeds=(seed,), **clean)
+        for without, as_long_as_the_rest in zip(plain, short, strict=True):
+            overfitting += [without, dataclasses.replace(as_long_as_the_rest, al2=True, speed=clean_speed)]
+    return memorising + overfitting

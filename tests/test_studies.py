@@ -2,12 +2,13 @@
 
 import pytest
 
-from lib import measures, models
+from lib import campaign, measures, models
 from lib.run import SCREENING_SEED, Run
 from lib.studies import (
     READINGS,
     REGULARISED,
     VARIANTS,
+    across,
     decorrelation_readings,
     label_randomization,
     lenet_alexnet,
@@ -228,3 +229,73 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
 def test_unknown_readings_and_seeds_of_the_tables_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         decorrelation_readings("digits", **settings)
+
+
+# ---- both penalties under both tests
+
+SHORT = {"epochs": 7, "speed": 2.0, "n_measure": 30, "clean_n_measure": 40, "clean_epochs": 6, "clean_speed": 3.0}
+
+
+def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control():
+    runs = across("mnist", clean_dataset="cifar10_jpeg", seeds=(0, 4), corruption=0.5, **SHORT)
+    assert len({run.id for run in runs}) == len(runs) == 18
+    assert [run.seed for run in runs] == [0] * 5 + [4] * 5 + [0] * 4 + [4] * 4
+    noisy, clean = runs[:10], runs[10:]
+    assert {(r.network, r.dataset, r.epochs, r.n_measure) for r in noisy} == {("al2_cnn", "mnist", 7, 30)}
+    assert {(r.network, r.dataset, r.corruption, r.epochs) for r in clean} == {("convnet_s", "cifar10_jpeg", 0.0, 6)}
+    assert all(run.entropy for run in runs)
+    deep = ["head.fc1", "trunk.conv2"]
+    for four, layers, speed in ((noisy[:4], deep, 2), (noisy[5:9], deep, 2), (clean[:4], [*SR], 3), (clean[4:], [*SR], 3)):
+        none, al2, sparsity, both = four
+        assert al2.to_dict() == none.to_dict() | {"al2": True, "speed": speed}
+        assert sparsity.to_dict() == none.to_dict() | {"sparsity": layers} and sparsity.sparsity_weight == 0.001
+        assert both.to_dict() == sparsity.to_dict() | {"al2": True, "speed": speed}
+    for none, control in ((noisy[0], noisy[4]), (noisy[5], noisy[9])):
+        assert none.corruption == 0.5 and control.to_dict() == none.to_dict() | {"corruption": 0.0}
+
+
+def test_sparsity_reg_acts_on_the_same_kinds_of_layers_in_both_networks():
+    """sr2Net: the last convolutions and the first dense layer."""
+    run = across("mnist", clean_dataset="digits")[3]
+    names = measures.hidden_layers(models.build(run, 1, 28, 10))
+    assert names == ["trunk.conv1", "trunk.conv2", "head.fc1"] and sorted(names[1:]) == list(run.sparsity)
+
+
+def test_the_networks_that_notebook_21_trains_too_are_its_runs():
+    """In every profile: so they are trained once, and the paper's tables hold no cell that its own notebook does not state."""
+    for profile in ("quick", "lite", "paper"):
+        entries = campaign.plan(profile)
+        stated = {run.id for entry in entries if entry.notebook == "21_sparsity_networks" for run in entry.runs()}
+        for run in (run for entry in entries if entry.notebook == "30_across" for run in entry.runs()):
+            assert (run.id in stated) == (run.network != "al2_cnn" and not run.al2)
+
+
+def test_penalised_networks_train_as_long_as_is_read_whatever_the_length_of_the_others():
+    runs = across("mnist", clean_dataset="digits", **SHORT, clean_long_networks=["vanillaNet", "sr2Net"], clean_long_epochs=9)
+    assert [(run.variant, run.epochs) for run in runs[5:]] == [
+        ("vanillaNet", 9), ("vanillaNet+al2", 6), ("sr2Net", 9), ("sr2Net+al2", 6)
+    ]  # fmt: skip
+
+
+def test_settings_reach_their_own_test():
+    runs = across("mnist", clean_dataset="digits", batch_size=16, clean_batch_size=32, clean_size="m", sparsity_weight=0.1)
+    assert [(run.batch_size, run.network) for run in runs] == [(16, "al2_cnn")] * 5 + [(32, "convnet_m")] * 4
+    assert {run.sparsity_weight for run in runs if run.sparsity} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"al2": True}, "al2 cannot be set"),
+        ({"clean_al2": True}, "clean_al2 cannot be set"),
+        ({"sparsity": ("fc1",), "clean_networks": ["dropNet"]}, "clean_networks, sparsity cannot be set"),
+        ({"corruption": 0.0}, "corruption is 0.0"),
+        ({"sparsity_weight": 0.0}, "sparsity_weight 0.0"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+        ({"clean_epoch": 3}, "'epoch'; did you mean 'epochs'"),
+        ({"n_measure": 0}, "n_measure is 0"),
+    ],
+)
+def test_what_would_make_two_of_the_four_one_or_is_unknown_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        across("mnist", clean_dataset="digits", **settings)
