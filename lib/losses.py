@@ -83,9 +83,12 @@ def schedule_of_total(name: str, num_epochs: int, total: float, speed: float = 1
     To six digits, so that a run that holds it has one id on every machine. Makes schedules of different kinds comparable.
 
     Raises:
-        ValueError: for an unknown name, and a total that the schedule cannot have: with λ_0 = 0.01 first (all but `constant`)
-            and growing it is above 0.01 · num_epochs.
+        ValueError: as for `schedule`, for a total that is no positive number, and for one that the schedule cannot have: with
+            λ_0 = 0.01 first (all but `constant`) and growing it is above 0.01 · num_epochs.
     """
+    schedule(name, num_epochs, speed)  # refuses an unknown name, no epochs, a speed that is not positive
+    if not 0 < total < math.inf:
+        raise ValueError(f"total is {total}; it has to be a positive number")
     if name == "constant":
         found = total / num_epochs
     else:
@@ -98,8 +101,7 @@ def schedule_of_total(name: str, num_epochs: int, total: float, speed: float = 1
             settings = {"speed": speed} | {key: math.exp(log)}
             return math.log(schedule(name, num_epochs, **settings).sum() / total)
 
-        schedule(name, num_epochs, speed)  # refuses an unknown name
-        if not total > 0 or excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
+        if excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
             raise ValueError(
                 f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at {AL2_START} and grows, so the "
                 f"total has to be above {AL2_START * num_epochs:g}"

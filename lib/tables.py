@@ -207,18 +207,18 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     holds nothing out has none. The best epoch is an oracle that looks at the test set.
 
     Returns:
-        a row a run: profile, dataset, corruption, baseline, al2, seed, final, best, best_epoch, stopped, stopped_epoch.
+        a row a run: profile, dataset, corruption, baseline, al2, seed, id, final, best, best_epoch, stopped, stopped_epoch.
     """
-    rows = []
-    for keys, run in frame.groupby(["profile", *CELL, "seed"], sort=False):
+    rows, of_run = [], ["profile", *CELL, "seed", "id"]
+    for keys, run in frame.groupby(of_run, sort=False):
         run = run.sort_values("epoch")
         best, values = run.loc[run.test_accuracy.idxmax()], {"final": run.test_accuracy.iloc[-1]}
         values |= {"best": best.test_accuracy, "best_epoch": int(best.epoch)}
         if "validation_accuracy" in run and run.validation_accuracy.notna().any():
             stop = run.loc[run.validation_accuracy.idxmax()]
             values |= {"stopped": stop.test_accuracy, "stopped_epoch": int(stop.epoch)}
-        rows.append(dict(zip(["profile", *CELL, "seed"], keys, strict=True)) | values)
-    columns = ["profile", *CELL, "seed", "final", "best", "best_epoch", "stopped", "stopped_epoch"]
+        rows.append(dict(zip(of_run, keys, strict=True)) | values)
+    columns = [*of_run, "final", "best", "best_epoch", "stopped", "stopped_epoch"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from lib import claims, tables, verdicts
-from lib.studies import label_randomization
+from lib.claims_al2 import totals
+from lib.losses import SCHEDULES
+from lib.studies import label_randomization, schedules
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
 GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
@@ -180,3 +182,107 @@ def test_rules_are_stated_for_every_judged_claim():
     judged = claims.judge(frame(), ["made"])
     assert (judged[judged.n > 0].rule != "").all()
     assert {f.name for f in dataclasses.fields(verdicts.Judged)} == {"published", "measured", "n", "rule", "verdict"}
+
+
+# ---- A7: other series
+
+
+def study(
+    gains=None, seeds=(0, 1), kinds=SCHEDULES, shares=(0.1, 0.3, 1, 3), weight_decays=(5e-4, 5e-3), diverged=(), **settings
+):
+    """Runs of the schedule study, 10 epochs: bare ends at 25 + seed, bare with AL2 so much above it (40 if not given).
+
+    Args:
+        gains: by (schedule, total).
+        diverged: (schedule, total, seed), in epoch 6; schedule "" is bare.
+    """
+    rows, gains, varied = [], gains or {}, {"totals": shares, "weight_decays": weight_decays, "kinds": kinds}
+    runs = schedules("mnist", seeds=seeds, epochs=10, speed=70, **varied, **settings)
+    stated = [("", 0), *[("weight_decay", 0)] * len(weight_decays), *((k, s) for k in kinds for s in shares)] * len(seeds)
+    for run, (kind, share) in zip(runs, stated, strict=True):
+        stopped = 5 if (kind, share, run.seed) in diverged else 10
+        final = 25.0 + run.seed + run.al2 * gains.get((kind, share), 40.0) + 1000 * run.weight_decay
+        described = {"profile": "made", **run.described(), "diverged": np.nan if stopped == 10 else 6.0, "num_classes": 10}
+        for epoch in range(1, stopped + 1):
+            accuracy = final + 10 - epoch
+            measured = {"epoch": epoch, "test_accuracy": accuracy, "validation_accuracy": accuracy / 4, "ablation_auc": np.nan}
+            rows.append(described | measured | {"cross_entropy": 2.3 - 0.05 * epoch * (kind != "constant")})
+            if epoch == 10:
+                rows[-1]["ablation_auc"] = final / 2
+    return pd.DataFrame(rows)
+
+
+def a7(made):
+    (row,) = claims.judge(made, ["made"], only=["A7"]).itertuples()
+    return row
+
+
+def test_totals_are_multiples_of_the_paper_s_series_whatever_the_kind():
+    made = study()
+    found = made.drop_duplicates("id").set_index("id").assign(total=totals(made))
+    assert found.total[~found.al2].isna().all()
+    for _, own in found[found.al2].groupby(["schedule", "seed"]):
+        assert list(own.total) == [0.1, 0.3, 1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"), [(["al2"], [0.1, 1.0, 3.0]), (["al2", "constant"], [0.1, 1.0, 3.0] * 2), (["constant"], [np.nan] * 3)]
+)
+def test_without_a_growing_rate_the_middle_speed_is_the_study_s_own(kinds, wanted):
+    made = study(shares=(0.1, 1.0, 3.0), seeds=[0])
+    found = totals(made[~made.al2 | made.schedule.isin(kinds)])
+    assert list(found) == pytest.approx(wanted, nan_ok=True)
+
+
+def test_a7_holds_where_the_exponential_series_keep_half_of_the_gain():
+    row = a7(study({("geometric", 3.0): 20.5}))
+    assert (row.verdict, row.n) == ("holds", 2)
+    assert "geometric: ×0.1 +40.0, ×0.3 +40.0, ×1 +40.0, ×3 +20.5" in row.measured and "linear: ×0.1 +40.0" in row.measured
+
+
+def test_a7_is_not_about_linear_and_constant_series_nor_about_a_tenth_of_the_weight():
+    others = {(kind, total): -9.0 for kind in ("linear", "constant") for total in (0.3, 1.0, 3.0)}
+    assert a7(study(others | {("al2", 0.1): 0.0, ("geometric", 0.1): 0.0})).verdict == "holds"
+
+
+def test_a7_does_not_hold_where_most_of_them_lose_the_gain():
+    lost = {("al2", 0.3): 5.0, ("geometric", 0.3): 19.9, ("geometric", 1.0): 5.0}
+    assert a7(study(lost)).verdict == "does not hold"  # two of five parts
+    assert a7(study({("al2", 0.3): 5.0})).verdict == "holds in part"
+    assert a7(study(lost, seeds=[0])).verdict == "indicative: 2 of 5 parts hold, one seed"
+
+
+def test_a7_is_not_run_where_the_paper_s_series_gains_nothing_or_there_is_no_other():
+    assert a7(study({("al2", 1.0): -1.0})).verdict.startswith("not run: AL2 with its own schedule gains nothing")
+    made = study()
+    alone = made[~made.al2 | (made.id.map(totals(made)).eq(1) & made.schedule.eq("al2"))]
+    assert a7(alone).verdict == "not run: 0 of 1 parts have finished runs"
+    assert a7(made[~made.al2]).verdict.startswith("not run: no finished run")
+
+
+def test_a_series_that_diverged_has_not_kept_the_gain():
+    row = a7(study(diverged=[("geometric", 1.0, 0), ("geometric", 1.0, 1)]))
+    assert row.verdict == "holds in part" and "×1 diverged" in row.measured
+    assert a7(study(diverged=[("geometric", 3.0, 1)])).verdict == "holds in part"
+    assert a7(study(diverged=[("al2", 1.0, 0)])).verdict.startswith("not run: AL2 with its own")
+    assert a7(study(diverged=[("", 0, 0)])).verdict.startswith("not run: AL2 with its own")  # nothing to gain over
+
+
+def test_a_seed_that_a_series_has_not_been_trained_on_yet_is_left_out():
+    made = study()
+    late = made.schedule.eq("geometric") & made.seed.eq(1)
+    row = a7(made[~late])
+    assert (row.verdict, row.n) == ("indicative: 5 of 5 parts hold, one seed", 1)
+    assert a7(made[~(made.baseline.eq("bare") & ~made.al2 & made.seed.eq(1))]).n == 1  # without bare there is no gain
+
+
+def test_a7_reads_75_percent_and_the_bare_network_alone():
+    assert a7(study(corruption=0.5)).verdict.startswith("not run: no finished run of the profile made answers it")
+    other = study({(kind, s): -50.0 for kind in SCHEDULES for s in (0.1, 0.3, 1.0, 3.0)}, dropout=0.5)
+    assert a7(pd.concat([study(), other])).verdict == "holds"
+
+
+def test_early_stopping_is_of_each_run_though_several_share_baseline_and_seed():
+    made = study(shares=[1.0])
+    found = tables.stopping(made)
+    assert list(found.id) == list(made.id.unique()) and (found.best_epoch == 1).all()

@@ -13,6 +13,7 @@ from torch import nn
 
 from lib import losses
 from lib.losses import (
+    AL2_START,
     ActivationL2,
     DecorrReg,
     SparsityReg,
@@ -22,6 +23,7 @@ from lib.losses import (
     filter_correlation,
     rfav_entropy,
     schedule,
+    schedule_of_total,
 )
 
 # the protocol's check values, as precisely as they are printed there
@@ -142,6 +144,62 @@ def test_a_rate_has_to_be_positive(name, rate):
 def test_every_schedule_refuses_no_epochs_and_speeds_that_are_not_positive(name, num_epochs, speed):
     with pytest.raises(ValueError):
         schedule(name, num_epochs, speed)
+
+
+KINDS = ("al2", "geometric", "linear", "constant")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("epochs", "speed"), [(50, 3.4), (80, 6.15), (700, 1.0)])
+@pytest.mark.parametrize("share", [0.1, 1.0, 3.0])
+def test_a_schedule_of_a_total_adds_up_to_it_by_its_one_setting(name, epochs, speed, share):
+    total = share * sum(al2_weights(epochs, speed))
+    setting = schedule_of_total(name, epochs, total, speed)
+    assert list(setting) == ["speed" if name == "al2" else "rate"]
+    weights = schedule(name, epochs, **{"speed": speed} | setting)
+    assert sum(weights) == pytest.approx(total, rel=4e-3)  # six digits of a factor that is raised to the 700th power
+    assert weights[0] == (AL2_START if name != "constant" else weights[-1])
+    assert (np.diff(weights) > 0).all() or name == "constant"
+
+
+def test_settings_of_a_total_have_six_digits_and_are_those_of_plain_sums():
+    """Digits beyond the sixth differ from machine to machine, and with them the id of a run."""
+    total = 500.0
+    found = {name: schedule_of_total(name, 50, total, 3.4) for name in KINDS}
+    for setting in found.values():
+        (value,) = setting.values()
+        assert value == float(f"{value:.5e}")
+    assert found["constant"] == {"rate": 10.0}
+    assert found["linear"]["rate"] == pytest.approx((total - 50 * 0.01) / (3.4 * sum(range(50))), rel=1e-5)
+    growth = found["geometric"]["rate"] ** 3.4
+    assert 0.01 * (growth**50 - 1) / (growth - 1) == pytest.approx(total, rel=1e-3)
+    assert schedule_of_total("al2", 50, sum(loop(50)))["speed"] == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["al2", "geometric", "linear"])
+def test_a_growing_schedule_cannot_add_up_to_less_than_its_first_weight_each_time(name):
+    with pytest.raises(ValueError, match=rf"no schedule '{name}' of 10 epochs adds up to 0\.09; .* has to be above 0\.1"):
+        schedule_of_total(name, 10, 0.09)
+    assert schedule_of_total("constant", 10, 0.09) == {"rate": 0.009}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("total", [0, -1, math.nan, math.inf])
+def test_a_total_has_to_be_a_positive_number(name, total):
+    with pytest.raises(ValueError, match="total is"):
+        schedule_of_total(name, 10, total)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("epochs", "speed"), [(0, 1), (10, 0), (10, math.nan)])
+def test_a_total_of_no_epochs_or_at_no_speed_is_refused(name, epochs, speed):
+    with pytest.raises(ValueError, match=r"num_epochs .* speed"):
+        schedule_of_total(name, epochs, 5, speed)
+
+
+def test_a_total_of_an_unknown_schedule_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'cosine'.*al2, geometric, linear, constant"):
+        schedule_of_total("cosine", 10, 5)
 
 
 # ---- the penalty

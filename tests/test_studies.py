@@ -3,6 +3,7 @@
 import pytest
 
 from lib import campaign, measures, models
+from lib.losses import SCHEDULES, schedule
 from lib.run import SCREENING_SEED, Run
 from lib.studies import (
     READINGS,
@@ -13,6 +14,7 @@ from lib.studies import (
     label_randomization,
     lenet_alexnet,
     reading_of,
+    schedules,
     sparsity_networks,
 )
 
@@ -54,6 +56,50 @@ def test_networks_without_al2_are_the_same_runs_whatever_the_schedule(setting):
     plain, other = label_randomization("mnist"), label_randomization("mnist", **setting)
     assert [run.id for run in plain[::2]] == [run.id for run in other[::2]]
     assert not {run.id for run in plain[1::2]} & {run.id for run in other[1::2]}
+
+
+def test_schedules_are_bare_weight_decays_and_each_kind_at_each_total():
+    runs = schedules("mnist", seeds=(0, 7), totals=[0.3, 1.0], weight_decays=[1e-3, 5e-4], epochs=80, speed=6.15, n_train=50)
+    assert len({run.id for run in runs}) == len(runs) == 2 * (1 + 2 + 4 * 2)
+    for seed, own in ((0, runs[:11]), (7, runs[11:])):
+        assert {run.seed for run in own} == {seed}
+        assert [run.weight_decay for run in own] == [0, 1e-3, 5e-4] + [0] * 8
+        assert [run.al2 for run in own] == [False] * 3 + [True] * 8
+        assert [run.schedule for run in own[3:]] == [kind for kind in SCHEDULES for _ in range(2)]
+    assert {(run.epochs, run.n_train, run.dropout, run.batch_norm) for run in runs} == {(80, 50, 0, False)}
+    whole = schedule("al2", 80, 6.15).sum()
+    found = [schedule(r.schedule, 80, r.speed, r.rate).sum() / whole for r in runs if r.al2]
+    assert found == pytest.approx([0.3, 1.0] * 8, rel=4e-3)
+
+
+def test_schedules_shares_bare_the_paper_s_weight_decay_and_bare_with_al2_with_label_randomization():
+    settings = dict(seeds=(0, 1), epochs=50, speed=3.4, learning_rate=0.03, momentum=0.9, n_validation=143)
+    eight = {run.id: run for run in label_randomization("digits", **settings)}
+    shared = [
+        eight[r.id] for r in schedules("digits", **settings, totals=[0.1, 1], weight_decays=[5e-4, 0.02]) if r.id in eight
+    ]
+    assert [(run.seed, run.baseline, run.al2) for run in shared] == [
+        (seed, baseline, al2) for seed in (0, 1) for baseline, al2 in (("bare", False), ("weight_decay", False), ("bare", True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"al2": True}, "al2 cannot be set"),
+        ({"schedule": "linear", "rate": 0.5}, "rate, schedule cannot be set: .*kinds, totals, weight_decays"),
+        ({"weight_decay": 5e-4}, "weight_decay cannot be set"),
+        ({"seed": 3}, "seed cannot be set"),
+        ({"kinds": ["al2", "cosine"]}, "'cosine'; allowed: al2, geometric, linear, constant"),
+        ({"totals": [0.0]}, "total is 0.0"),
+        ({"totals": [1e-9]}, "no schedule 'al2' of 50 epochs adds up to"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+        ({"weight_decays": [-1.0]}, "weight_decay is -1.0"),
+    ],
+)
+def test_schedules_refuses_what_its_runs_differ_in_and_totals_that_no_series_has(settings, message):
+    with pytest.raises(ValueError, match=message):
+        schedules("digits", **{"epochs": 50, "speed": 3.4} | settings)
 
 
 # ---- targeted sparsity
