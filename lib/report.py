@@ -14,6 +14,7 @@ from lib import (
     claims,
     figures,
     figures_across,
+    figures_schedules,
     figures_sparsity,
     heat_maps,
     models,
@@ -86,7 +87,20 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
-    return found | _sparsity_drawings(report) | _across_drawings(report)
+    return found | _schedule_drawings(report) | _sparsity_drawings(report) | _across_drawings(report)
+
+
+def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """The study of claim A7 at 75 % corruption, as far as there is more than one series, more than one weight decay."""
+    found: dict[str, Callable[[], Figure]] = {}
+    runs = figures_schedules.studied(tables.of_notebook(report.frame, "13_al2_schedules"))
+    runs = runs[runs.corruption == 0.75] if len(runs) else runs
+    for (profile, dataset), own in runs.groupby(["profile", "dataset"], sort=False) if len(runs) else []:
+        if own[own.al2].groupby(["schedule", "speed", "rate"], dropna=False).ngroups > 1:
+            found[f"al2_schedules-{profile}-{dataset}"] = lambda own=own: figures_schedules.schedules(own)
+        if own.weight_decay[own.weight_decay > 0].nunique() > 1:
+            found[f"al2_weight_decay-{profile}-{dataset}"] = lambda own=own: figures_schedules.weight_decays(own)
+    return found
 
 
 def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from made import STAND_IN, cell, pair
 from test_claims import frame as al2_frame
+from test_claims import study
 
 from lib import campaign, claims, record, report, tables
 from lib.run import Run
@@ -95,6 +96,23 @@ def test_a_cell_of_networks_without_a_histogram_has_none():
     found = report.drawings(assembled(cell({"dropNet": 30.0})))
     assert not [name for name in found if name.startswith("sparsity_histograms")]
     assert [name for name in found if name.startswith("sparsity_correlation")]
+
+
+def test_the_schedule_study_is_drawn_where_it_has_several_series_or_strengths():
+    def names(made, notebooks="13_al2_schedules"):
+        found = report.drawings(assembled(made.assign(notebooks=notebooks)))
+        return sorted(name for name in found if name.startswith(("al2_schedules", "al2_weight_decay")))
+
+    both = ["al2_schedules-made-mnist", "al2_weight_decay-made-mnist"]
+    assert names(study()) == names(study(), "12_al2_cca 13_al2_schedules") == both
+    assert names(study(), "14_al2_relabel") == names(study(corruption=0.5)) == []
+    assert names(study(weight_decays=[5e-4])) == both[:1]
+    assert names(study(kinds=["al2"], shares=[1.0])) == both[1:]
+    assert names(pd.concat([study(), study().assign(profile="other", dataset="digits")])) == [
+        f"al2_{kind}-{cell}" for kind in ("schedules", "weight_decay") for cell in ("made-mnist", "other-digits")
+    ]
+    found = report.drawings(assembled(study().assign(notebooks="13_al2_schedules")))
+    assert [len(found[name]().axes) for name in both] == [6, 5]
 
 
 def test_entropy_is_drawn_as_far_as_the_tables_read(monkeypatch):
