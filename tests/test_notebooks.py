@@ -1,5 +1,6 @@
 """The committed notebooks, profiles and README: what can be checked without executing them (nbval does that)."""
 
+import dataclasses
 import re
 
 import nbformat
@@ -61,6 +62,7 @@ def test_the_quick_profile_is_the_notebooks_own_defaults():
 def test_quick_notebooks_share_their_runs():
     runs = {entry.notebook[:2]: {r.id for r in entry.runs()} for entry in campaign.plan("quick")}
     assert runs["11"] <= runs["10"]
+    assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
     assert runs["20"] <= runs["21"]
     assert len(runs["23"] & runs["21"]) == 2  # sr2Net and sr3Net in the chosen reading
 
@@ -93,15 +95,21 @@ def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monk
     assert not list((tmp_path / "results").glob("lite/*/*"))
 
 
+def runs_of(profile, *notebooks):
+    """The runs that notebooks whose names begin so state, all of them without any."""
+    entries = [e for e in campaign.plan(profile) if not notebooks or e.notebook.startswith(notebooks)]
+    return [run for entry in entries for run in entry.runs()]
+
+
 def test_the_paper_profile_is_the_paper_s():
-    every = [r for entry in campaign.plan("paper") for r in entry.runs()]
-    runs = [r for r in every if r.network == "al2_cnn"]
+    runs = runs_of("paper", "10", "11")
     assert {(r.epochs, r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {(700, 64, 0.001, 0.5, 1.0)}
     assert {(r.n_train, r.n_validation, r.test_images) for r in runs} == {(None, 0, None)}
     assert {r.weight_decay for r in runs} == {0.0, 5e-4}
     assert {r.dropout for r in runs} == {0.0, 0.5}
-    assert {r.n_measure for r in runs} == {0, 1000}  # notebook 30 holds images out to measure entropy on
-    assert len({r.id for r in runs if r.seed == 0 and not r.n_measure}) == 96
+    assert {r.schedule for r in runs} == {"al2"}
+    assert len({r.id for r in runs if r.seed == 0}) == 96
+    every = runs_of("paper")
     others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
     rates = {(r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption) for r in others}
     unused = 0.5  # Adam has no momentum: the field is back at its default
@@ -110,16 +118,38 @@ def test_the_paper_profile_is_the_paper_s():
     assert {(r.dropout, r.sparsity_weight, r.decorrelation_weight) for r in others} == {(0.0, 0.001, 1.0), (0.25, 0.001, 1.0)}
 
 
+def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_they_vary_and_a_tenth_held_out():
+    (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook.startswith("13")]
+    assert 5e-4 in entry.parameters["weight_decays"] and 1.0 in entry.parameters["totals"]
+    bare, paper_decay, with_al2 = (
+        next(r for r in runs_of("paper", "10") if (r.dataset, r.corruption, r.baseline, r.al2) == ("mnist", 0.75, *network))
+        for network in (("bare", False), ("weight_decay", False), ("bare", True))
+    )
+    runs = entry.runs()
+    wanted = [dataclasses.replace(r, n_validation=6000) for r in (bare, paper_decay, with_al2)]
+    assert {r.id for r in wanted} <= {r.id for r in runs}
+    varied = {"weight_decay", "al2", "schedule", "speed", "rate"}
+    for run in runs:
+        assert {k for k, v in run.to_dict().items() if v != wanted[0].to_dict()[k]} <= varied
+
+
+def test_the_lite_profile_s_schedules_go_out_from_notebook_10_s_networks():
+    ids = {r.id for r in runs_of("lite", "10")}
+    shared = [r for r in runs_of("lite", "13") if r.id in ids]
+    assert len(shared) == len(runs_of("lite", "13")) - 2 * (6 + 15) == 2 * 3
+    assert {(r.baseline, r.al2, r.speed) for r in shared if r.al2} == {("bare", True, 6.15)}
+
+
 @pytest.mark.parametrize(
     ("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {"cifar10_jpeg": 1250}), ("paper", 1, {})]
 )
 def test_speed_follows_the_stated_rule(profile, factor, units):
     """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the profile paper the same.
 
-    There the AL2 CNN itself has the paper's own schedule, whatever the units.
+    There the AL2 CNN itself has the paper's own schedule, whatever the units. Notebook 13 varies it on purpose.
     """
     curve = al2_weights(2000)
-    runs = {r for entry in campaign.plan(profile) for r in entry.runs() if r.al2}
+    runs = {r for r in runs_of(profile, "10", "11", "30") if r.al2}
     assert runs
     for r in runs:
         size = 2048 if r.network == "convnet_s" else units.get(r.dataset, 800)
