@@ -6,7 +6,7 @@ import pandas as pd
 import yaml
 
 from lib import claims_al2, claims_sparsity, paths
-from lib.tables import SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, sparsity_runs
+from lib.tables import SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, relabelling_runs, sparsity_runs
 
 COLUMNS = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "rule", "verdict"]
 
@@ -17,7 +17,7 @@ RUNS = {
     "A": label_randomization_runs,
     "A6": lambda frame: of_notebook(frame, "12_al2_cca"),
     "A7": lambda frame: of_notebook(frame, "13_al2_schedules"),
-    "A9": lambda frame: of_notebook(frame, "14_al2_relabel"),
+    "A9": relabelling_runs,
     "S": sparsity_runs,
 }
 RULES = claims_al2.RULES | claims_sparsity.RULES

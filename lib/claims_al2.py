@@ -9,11 +9,18 @@ import pandas as pd
 from lib.data import noise_floor
 from lib.losses import schedule
 from lib.run import epoch_measured
-from lib.tables import BASELINES, at_published_epochs, published, stopping
+from lib.tables import BASELINES, DIVERGED, at_published_epochs, one_setting, published, stopping
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
 
+RELABELLED = {
+    "noisy": "on the noisy labels",
+    "teacher": "on them with AL2",
+    "al2": "on AL2's labels",
+    "bare": "on its own labels",
+    "clean": "on the true labels",
+}
 NEAR = 3.5  # A7: "empirically chosen weights": as much or as little as a careful second choice might take
 
 
@@ -300,27 +307,29 @@ def _mean_gain(gains: pd.Series) -> str:
 
 
 def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    if runs.empty or "relabelled_by" not in runs or runs.relabelled_by.isna().all():
+    runs = runs[runs.corruption.isin((0, 0.75))]
+    if not runs.relabelled_by.notna().any() and not runs.diverged.notna().any():
         return None
-    last = runs[runs.epoch == runs.epochs]
-    al2_of = last.set_index("id").al2
-    plain = last[(last.baseline == "bare") & ~last.al2]
-    student = plain[plain.relabelled_by.notna()]
-    noisy = plain[plain.relabelled_by.isna() & (plain.corruption > 0)]
-    clean = plain[plain.corruption == 0]
-    by_seed = {
-        "on the noisy labels": noisy,
-        "on AL2's": student[student.relabelled_by.map(al2_of).eq(True)],
-        "on its own": student[student.relabelled_by.map(al2_of).eq(False)],
-        "on clean ones": clean,
-    }
-    values = {name: own.set_index("seed").test_accuracy for name, own in by_seed.items()}
-    cells = {f"AL2's − {name}": differences(values["on AL2's"], values[name]) for name in ("on the noisy labels", "on its own")}
+    table = runs.drop_duplicates("id")
+    final = table.id.map(runs[runs.epoch == runs.epochs].set_index("id").test_accuracy).fillna(-np.inf)  # −∞: diverged
+    values = {}
+    for labels in RELABELLED:
+        own = table[table.labels == labels]
+        one_setting(own, f"trained {RELABELLED[labels]} of {dataset}", but=("seed", "relabelled_by"))
+        values[labels] = final[own.index].set_axis(own.seed)
+    for labels, teacher in (("al2", "teacher"), ("bare", "noisy")):  # a network that diverged gives no labels to train on
+        lost = values[teacher][values[teacher] == -np.inf].index
+        values[labels] = values[labels].reindex(values[labels].index.union(lost), fill_value=-np.inf)
+    cells = {f"AL2's − {other}": differences(values["al2"], values[other]) for other in ("noisy", "bare")}
     cells = {name: d for name, d in cells.items() if len(d)}
-    said = "; ".join(f"{name} {own.mean():.1f}" for name, own in values.items() if len(own))
+    said = "; ".join(
+        f"{RELABELLED[labels]} " + (f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED)
+        for labels, own in values.items()
+        if len(own)
+    )
     rule = (
-        "two cells: d = final accuracy of bare trained on the labels that bare+AL2 predicts − on the noisy labels, and − on "
-        f"those that bare itself predicts; {PAIRED}"
+        "two cells at 75 % corruption: d = final accuracy of bare trained on the labels that bare+AL2 predicts − on the noisy "
+        f"labels, and − on those that bare itself predicts; {PAIRED}"
     )
     return Judged("", f"bare trained {said}", smallest_n(cells), rule, verdict(cells, 2))
 

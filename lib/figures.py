@@ -12,6 +12,14 @@ from lib.data import noise_floor
 from lib.tables import BASELINES
 
 COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
+# labels that a bare network is trained on: legend, colour, dashes
+RELABELLING = {
+    "noisy": ("Bare, noisy labels", COLOURS["bare"], "--"),
+    "teacher": ("Bare+AL2, noisy labels: predicts AL2's labels", COLOURS["bare"], "-"),
+    "al2": ("Bare, AL2's labels", sns.color_palette("colorblind")[4], "--"),
+    "bare": ("Bare, the labels that Bare predicts", sns.color_palette("colorblind")[5], "--"),
+    "clean": ("Bare, clean labels", sns.color_palette("colorblind")[7], "--"),
+}
 AXES = {
     "test_accuracy": "test accuracy (%)",
     "train_accuracy": "training accuracy (%),\ncorrupted labels",
@@ -69,6 +77,31 @@ def training_curves(
     _al2_legend(fig, dotted="noise floor; chance")
     band = f", {seeds} seeds: mean and range" if seeds > 1 else ", one seed"
     fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the labels corrupted{band}")
+    return fig
+
+
+def relabelling_curves(frame: pd.DataFrame) -> Figure:
+    """Test accuracy against epochs of a bare network on four kinds of labels, and of the AL2 network that predicts one kind.
+
+    Mean over seeds, a band their range; dashed without AL2, as everywhere.
+
+    Args:
+        frame: one profile, data set and corruption level beside the clean labels, as `lib.tables.relabelling_runs` gives it.
+    """
+    noisy = frame[frame.corruption > 0]
+    _one_cell(noisy)
+    corruption, seeds = noisy.corruption.iloc[0], frame.seed.nunique()
+    fig, ax = plt.subplots(figsize=(7.5, 4.2))
+    shown = [labels for labels in RELABELLING if labels in set(frame.labels)]
+    for labels in shown:
+        _line(ax, frame[frame.labels == labels], "test_accuracy", *RELABELLING[labels][1:])
+    ax.axhline(100 / int(frame.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
+    ax.set(xlabel="epoch", ylabel=AXES["test_accuracy"], ylim=(0, 101))
+    lines = [plt.Line2D([], [], color=colour, ls=dashes, label=label) for label, colour, dashes in map(RELABELLING.get, shown)]
+    lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label="chance"))
+    fig.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+    band = f"{seeds} seeds: mean and range" if seeds > 1 else "one seed"
+    fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the noisy labels wrong, {band}")
     return fig
 
 

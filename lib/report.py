@@ -87,7 +87,8 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
-    return found | _schedule_drawings(report) | _sparsity_drawings(report) | _across_drawings(report)
+    found |= _schedule_drawings(report) | _relabelling_drawings(report)
+    return found | _sparsity_drawings(report) | _across_drawings(report)
 
 
 def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -100,6 +101,16 @@ def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
             found[f"al2_schedules-{profile}-{dataset}"] = lambda own=own: figures_schedules.schedules(own)
         if own.weight_decay[own.weight_decay > 0].nunique() > 1:
             found[f"al2_weight_decay-{profile}-{dataset}"] = lambda own=own: figures_schedules.weight_decays(own)
+    return found
+
+
+def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """The relabelling that the AL2 paper's section 4 remarks on, at 75 % corruption."""
+    runs, found = tables.relabelling_runs(report.frame), {}
+    runs = runs[runs.corruption.isin((0, 0.75))] if len(runs) else runs
+    for (profile, dataset), own in runs.groupby(["profile", "dataset"]) if len(runs) else []:
+        if own.labels.isin(("al2", "bare")).any():
+            found[f"al2_relabel-{profile}-{dataset}"] = lambda own=own: figures.relabelling_curves(own)
     return found
 
 

@@ -346,7 +346,7 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     text = str(kind)
     if value is None and "None" in text:
         return None
-    if text in (str(str), "str | None") and isinstance(value, str):
+    if kind in (str, str | None) and isinstance(value, str):
         return value
     if kind is bool and isinstance(value, bool):
         return value

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,11 +33,20 @@ def find(run: Run) -> Path | None:
     return record.find(run.dataset, run.id)
 
 
+def merged(runs: Iterable[Run]) -> dict[str, Run]:
+    """The runs by id, each once, measuring what any of those with its id measures."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        found[run.id] = found[run.id].with_measures(run) if run.id in found else run
+    return found
+
+
 def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadline: float | None = None) -> None:
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run that another process
-    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it.
+    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it, and left out
+    where its loss became NaN: it predicts nothing.
 
     Args:
         runs: the runs that have to be there.
@@ -55,11 +64,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
         raise ValueError(f"jobs is {jobs}; at least one process is needed")
     if not re.fullmatch(r"\w[\w.-]*", profile):
         raise ValueError(f"profile is {profile!r}; it has to be the name of a folder, such as 'quick'")
-    merged: dict[str, Run] = {}
-    for run in runs:
-        merged[run.id] = merged[run.id].with_measures(run) if run.id in merged else run
-    runs = list(merged.values())
-    missing = [run for run in runs if not _is_done(run)]
+    asked = merged(runs)
+    missing = [run for run in asked.values() if not _is_done(run)]
     if deadline is not None:
         paces = budget.paces()
         missing = [run for run in missing if budget.fits(run, epochs_left(run), deadline - time.monotonic(), paces)]
@@ -68,17 +74,14 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     _check_writable(paths.results_dir() / profile)
     for run in {task.check_key(run): run for run in missing}.values():
         task.prepare(replace(run, relabelled_by=None))
-    _check_relabelling(missing, merged)
-    first = [run for run in missing if run.relabelled_by is None]
-    _ensure(first, profile, jobs, deadline)
-    students = [run for run in missing if run.relabelled_by is not None]
-    _ensure([run for run in students if task.relabeller(run) is not None], profile, jobs, deadline)
+    _check_relabelling(missing, asked)
+    while ready := [run for run in missing if run.relabelled_by is None or task.relabeller(run) is not None]:
+        _ensure(ready, profile, jobs, deadline)
+        missing = [run for run in missing if run not in ready]
 
 
 def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
-    """Train runs that need no other."""
-    if not missing:
-        return
+    """Train runs that wait for no other."""
     jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
     missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
@@ -101,7 +104,10 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     done = {run.id for run in available(runs)}
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
-        raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): train them with store.ensure")
+        what = "train them with store.ensure"
+        if all(map(_is_without_labels, absent)):
+            what = "the runs that relabel them diverged, so that there are no labels to train them on; leave them out"
+        raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}")
     for run in runs:
         frames.append(_tidy(find(run)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -278,15 +284,28 @@ def lock(run: Run, *, block: bool) -> Iterator[bool]:
 
 
 def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
-    """Refuse runs whose labels come from a run that is neither stored with its predictions nor trained here, with them."""
+    """Refuse runs whose labels come from a run that is neither stored with its predictions nor trained here, with them.
+
+    And those whose labels come from a run of other images.
+    """
     for run in missing:
-        teacher = asked.get(run.relabelled_by)
-        if run.relabelled_by is None or (teacher and teacher.predictions) or task.relabeller(run) is not None:
+        if run.relabelled_by is None:
             continue
-        raise ValueError(
-            f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in the store (a run that "
-            "diverged has none): give that run with predictions=True in the same list, or train it first"
-        )
+        teacher, folder = asked.get(run.relabelled_by), task.relabeller(run)
+        if folder is not None:
+            teacher = record.read_run(folder)
+        elif not (teacher and teacher.predictions):
+            raise ValueError(
+                f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in the store (a run that "
+                "diverged has none): give that run with predictions=True in the same list, or train it first"
+            )
+        task.check_relabeller(run, teacher)
+
+
+def _is_without_labels(run: Run) -> bool:
+    """Whether a run can never be trained, because the loss of the one that relabels it became NaN."""
+    folder = record.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
+    return folder is not None and record.is_finished(folder) and record.read_metrics(folder)[1] is not None
 
 
 def _check_writable(folder: Path) -> None:

@@ -54,6 +54,27 @@ def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[kept]
 
 
+def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the bare networks of the relabelling (AL2, section 4; claim A9); a column `labels` says what taught each.
+
+    noisy: the corrupted labels. al2, bare: the labels that bare+AL2, or bare, predicts at its end, having been trained on the
+    noisy ones. clean: the true labels. The network bare+AL2 itself, trained on the noisy labels, is called teacher.
+    """
+    frame = of_notebook(frame, "14_al2_relabel")
+    if frame.empty or "relabelled_by" not in frame:
+        return frame.iloc[:0].assign(labels="")
+    rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
+    with_al2, noisy = rows.al2.astype(bool), rows.relabelled_by.isna() & (rows.corruption > 0)
+    of_al2 = rows.relabelled_by.map(with_al2.groupby(rows.id).first())  # NaN: relabelled by no network of these
+    labels = pd.Series("", rows.index)
+    labels[noisy] = "noisy"
+    labels[noisy & with_al2] = "teacher"
+    labels[~with_al2 & of_al2.eq(True)] = "al2"
+    labels[~with_al2 & of_al2.eq(False)] = "bare"
+    labels[~with_al2 & rows.relabelled_by.isna() & (rows.corruption == 0)] = "clean"
+    return rows.assign(labels=labels)[labels != ""]
+
+
 def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()) -> pd.DataFrame:
     """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number of runs.
 

@@ -16,7 +16,7 @@ from lib.run import Run, generator
 class Task:
     """A run's data on its device: images float [N, C, H, W], labels int64 [N]."""
 
-    train: data.Split  # labels corrupted
+    train: data.Split  # labels corrupted, or those that another run predicts
     true_labels: Tensor
     validation: data.Split  # labels corrupted; may be empty
     measure: data.Split  # images that entropy is measured on; may be empty
@@ -89,6 +89,14 @@ def relabeller(run: Run) -> Path | None:
     return folder if ready else None
 
 
+def check_relabeller(run: Run, teacher: Run) -> None:
+    """Refuse, with a ValueError that names the fields, a teacher that does not train on the images of the run it relabels."""
+    if other := [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]:
+        raise ValueError(
+            f"{run.name} and {teacher.name}, which relabels it, differ in {', '.join(other)}; they need the same images"
+        )
+
+
 def _predicted(run: Run, count: int) -> Tensor:
     """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
     if (folder := relabeller(run)) is None:
@@ -97,10 +105,7 @@ def _predicted(run: Run, count: int) -> Tensor:
             "diverged has none): train that run with predictions=True first"
         )
     teacher = record.read_run(folder)
-    if other := [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]:
-        raise ValueError(
-            f"{run.name} and {teacher.name}, which relabels it, differ in {', '.join(other)}; they need one data set"
-        )
+    check_relabeller(run, teacher)
     labels = torch.from_numpy(record.read_arrays(folder)["predictions"].astype("int64"))
     if len(labels) != count:
         raise ValueError(f"{teacher.name} predicted {len(labels)} labels for {count} training images")

@@ -9,7 +9,7 @@ import pytest
 from lib import claims, tables, verdicts
 from lib.claims_al2 import totals
 from lib.losses import SCHEDULES
-from lib.studies import label_randomization, schedules
+from lib.studies import label_randomization, relabelling, schedules
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
 GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
@@ -286,3 +286,103 @@ def test_early_stopping_is_of_each_run_though_several_share_baseline_and_seed():
     made = study(shares=[1.0])
     found = tables.stopping(made)
     assert list(found.id) == list(made.id.unique()) and (found.best_epoch == 1).all()
+
+
+# ---- A9: relabelling
+
+FINALS = {"noisy": 25.0, "teacher": 68.0, "bare": 26.0, "al2": 70.0, "clean": 99.0}
+
+
+def relabelled(seeds=(0, 1, 2), finals=FINALS, diverged=(), **settings):
+    """Runs of the relabelling with these final accuracies, 0.1 apart between seeds.
+
+    `diverged` are (labels, seed); those that such a run would have relabelled are not there.
+    """
+    rows, lost, settings = [], set(), {"dataset": "mnist"} | settings
+    runs = relabelling(seeds=seeds, epochs=7, **settings)
+    for run, labels in zip(runs, list(FINALS) * len(seeds), strict=True):
+        bad = (labels, run.seed) in diverged
+        lost |= {run.id} if bad else set()
+        if run.relabelled_by in lost:
+            continue
+        described = {"profile": "made", **run.described(), "diverged": 4.0 if bad else np.nan, "num_classes": 10}
+        for epoch in range(1, 4 if bad else 8):
+            measured = {"epoch": epoch, "test_accuracy": 99.0 if epoch < 7 else finals[labels] + run.seed / 10}
+            rows.append(described | measured)
+    return pd.DataFrame(rows)
+
+
+def a9(made):
+    (row,) = claims.judge(made, ["made"], only=["A9"]).itertuples()
+    return row
+
+
+def test_a9_holds_where_both_differences_do():
+    row = a9(relabelled())
+    assert row.verdict == "holds" and row.n == 3 and row.dataset == "mnist"
+    assert row.measured == (
+        "bare trained on the noisy labels 25.1; on them with AL2 68.1; on AL2's labels 70.1; on its own labels 26.1; "
+        "on the true labels 99.1"
+    )
+    assert a9(relabelled(seeds=(0, 1))).verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    ("finals", "wanted"),
+    [
+        ({"al2": 24.0}, "does not hold"),
+        ({"al2": 25.5}, "holds in part"),  # above the noisy labels, below its own
+        ({"bare": 71.0}, "holds in part"),  # any second training would do
+        ({"noisy": 71.0, "bare": 71.0}, "does not hold"),
+        ({"teacher": 99.0, "clean": 10.0}, "holds"),  # neither enters the verdict
+    ],
+)
+def test_a9_compares_with_the_noisy_labels_and_the_network_s_own(finals, wanted):
+    assert a9(relabelled(finals=FINALS | finals)).verdict == wanted
+
+
+def test_a9_of_two_seeds_needs_a_point_and_of_one_is_indicative():
+    assert a9(relabelled(seeds=(0, 1), finals=FINALS | {"al2": 26.9})).verdict == "holds in part"
+    row = a9(relabelled(seeds=[0]))
+    assert row.verdict == "indicative: 2 of 2 cells have the claimed sign, one seed" and row.n == 1
+
+
+def test_a9_without_its_runs_is_not_run():
+    assert a9(pd.DataFrame()).verdict == "not run: no finished run of the profile made"
+    made = relabelled()
+    assert a9(made[made.relabelled_by.isna()]).verdict == "not run: no finished run of the profile made answers it"
+    of_al2 = made[made.al2].id.unique()
+    assert a9(made[~made.relabelled_by.isin(of_al2)]).verdict == "not run: 0 of 2 cells have finished runs"
+    own = made[~made.al2 & (made.corruption > 0) & made.relabelled_by.isna()].id.unique()
+    assert a9(made[~made.relabelled_by.isin(own)]).verdict == "not run: 1 of 2 cells have finished runs"
+
+
+def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
+    other = relabelled(finals=FINALS | {"al2": 1.0}, corruption=0.5)
+    assert a9(pd.concat([relabelled(), other[other.corruption > 0]])).verdict == "holds"
+    assert a9(other).verdict.startswith("not run")
+    elsewhere = relabelled().assign(notebooks="10_al2_label_randomization")
+    assert a9(elsewhere).verdict.startswith("not run")
+    both = pd.concat([relabelled(), relabelled(dataset="fashion_mnist", finals=FINALS | {"al2": 1.0})])
+    judged = claims.judge(both, ["made"], only=["A9"]).set_index("dataset").verdict
+    assert judged.to_dict() == {"mnist": "holds", "fashion_mnist": "does not hold"}
+
+
+@pytest.mark.parametrize(
+    ("diverged", "wanted"),
+    [
+        ([("al2", 1)], "does not hold"),
+        ([("bare", 1)], "holds in part"),
+        ([("noisy", 1)], "does not hold"),  # neither difference is of use: there are no labels for the control either
+        ([("teacher", 1)], "does not hold"),  # there are no labels to be had from AL2
+        ([("clean", 1)], "holds"),
+    ],
+)
+def test_a9_does_not_hold_because_a_run_that_diverged_is_left_out(diverged, wanted):
+    row = a9(relabelled(diverged=diverged))
+    assert row.verdict == wanted and row.n == 3 and "diverged" in row.measured
+
+
+def test_a9_does_not_mix_runs_that_differ_in_more_than_the_seed():
+    with pytest.raises(ValueError, match="differ in learning_rate"):
+        a9(pd.concat([relabelled(seeds=[0]), relabelled(seeds=[1], learning_rate=0.1)]))

@@ -72,7 +72,7 @@ def test_what_is_measured_is_no_part_of_the_id():
 
 OTHER = dict(image_size=20, classes=5, normalize="unit", n_train=100, n_validation=10, corruption=0.5, corruption_law="exact")
 OTHER |= dict(batch_norm=True, dropout=0.25, al2=True, weight_decay=0.1, learning_rate=0.1)
-OTHER |= dict(momentum=0.9, batch_size=32, epochs=10, seed=1)
+OTHER |= dict(momentum=0.9, batch_size=32, epochs=10, seed=1, relabelled_by="40d374b9e9")
 
 
 def test_every_setting_that_changes_a_training_changes_its_id():
@@ -99,6 +99,8 @@ def test_the_name_is_readable_and_ends_with_the_id():
     assert Run("mnist", al2=True, seed=3).name == "al2_cnn-bare-al2-corrupt75-seed3-e6853de5ea"
     run = Run("mnist", dropout=0.5, al2=True, schedule="geometric", corruption=0.07)
     assert run.name == f"al2_cnn-dropout-al2_geometric-corrupt7-seed0-{run.id}"
+    run = Run("mnist", relabelled_by="40d374b9e9")
+    assert run.name == f"al2_cnn-bare-relabelled-corrupt75-seed0-{run.id}"
 
 
 def test_baselines_have_the_published_tables_names():
@@ -175,6 +177,9 @@ def test_unknown_names_are_refused_with_those_there_are(name, value, allowed):
         ("dataset", 3),
         ("dataset", None),
         ("schedule", None),
+        ("relabelled_by", 40),
+        ("relabelled_by", True),
+        ("predictions", 1),
         ("ablations", "element/test"),
         ("ablations", 5),
         ("ablations", None),
@@ -189,6 +194,14 @@ def test_values_of_the_wrong_type_are_refused_by_name(name, value):
 def test_a_number_that_yaml_read_as_text_is_refused_with_the_remedy(name):
     with pytest.raises(TypeError, match=rf"^{name} is '1e-4', a str.*YAML.*1\.0e-4"):
         Run("mnist", **{name: "1e-4"})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "bare", "40d374b9e", "40d374b9e90", "40D374B9E9", "40d374b9eg", " 40d374b9e9", "../4d374b9"]
+)
+def test_a_text_that_is_no_id_relabels_nothing(text):
+    with pytest.raises(ValueError, match=r"^relabelled_by is .*; it has to be a run's id, ten hexadecimal digits"):
+        Run("mnist", relabelled_by=text)
 
 
 def test_an_empty_data_set_name_is_refused():
@@ -384,8 +397,17 @@ def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
     assert run.measured() == asked
     both = replace(CONV, heat_maps=9).with_measures(run)
     assert both.entropy and both.heat_maps == 9 and both.id == CONV.id
+
     assert run.with_measures(CONV).measured() == run.measured()
     assert run.with_measures(replace(CONV, heat_maps=9)).measured() == both.measured()
+
+
+def test_predictions_and_the_trunk_are_measures_and_no_part_of_the_id():
+    run = Run("mnist", predictions=True, keep_trunk=True)
+    assert run == Run("mnist") and run.id == Run("mnist").id and not run.to_dict().keys() & {"predictions", "keep_trunk"}
+    both = Run("mnist", predictions=True).with_measures(Run("mnist", keep_trunk=True))
+    assert both.predictions and both.keep_trunk
+    assert not replace(CONV, keep_trunk=True).keep_trunk and replace(CONV, predictions=True).predictions  # a ConvNet has none
 
 
 def test_a_sparsity_run_survives_json():

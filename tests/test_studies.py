@@ -14,6 +14,7 @@ from lib.studies import (
     label_randomization,
     lenet_alexnet,
     reading_of,
+    relabelling,
     schedules,
     sparsity_networks,
 )
@@ -100,6 +101,39 @@ def test_schedules_shares_bare_the_paper_s_weight_decay_and_bare_with_al2_with_l
 def test_schedules_refuses_what_its_runs_differ_in_and_totals_that_no_series_has(settings, message):
     with pytest.raises(ValueError, match=message):
         schedules("digits", **{"epochs": 50, "speed": 3.4} | settings)
+
+
+def test_relabelling_is_two_teachers_their_students_and_clean_labels_for_each_seed():
+    runs = relabelling("mnist", seeds=(0, 4), corruption=0.5, epochs=80, speed=2.0, n_train=300)
+    assert len({run.id for run in runs}) == len(runs) == 10
+    for seed, (bare, al2, by_bare, by_al2, clean) in ((0, runs[:5]), (4, runs[5:])):
+        settings = {"epochs": 80, "n_train": 300, "seed": seed}
+        assert bare == Run("mnist", corruption=0.5, **settings)
+        assert al2 == Run("mnist", corruption=0.5, al2=True, speed=2.0, **settings)
+        assert clean == Run("mnist", corruption=0.0, **settings)
+        assert by_bare == Run("mnist", corruption=0.5, relabelled_by=bare.id, **settings)
+        assert by_al2 == Run("mnist", corruption=0.5, relabelled_by=al2.id, **settings)
+        assert [run.predictions for run in (bare, al2, by_bare, by_al2, clean)] == [True, True, False, False, False]
+
+
+def test_the_teachers_are_runs_of_table_1():
+    teachers = [run.id for run in relabelling("mnist", epochs=80) if run.predictions]
+    assert teachers == [run.id for run in label_randomization("mnist", epochs=80)[:2]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corruption": 0}, "corruption is 0; there has to be something to repair"),
+        ({"al2": True, "seed": 3}, "al2, seed cannot be set"),
+        ({"relabelled_by": "0123456789"}, "relabelled_by cannot be set"),
+        ({"predictions": True}, "predictions cannot be set"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_a_relabelling_that_would_be_none_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        relabelling("mnist", **settings)
 
 
 # ---- targeted sparsity

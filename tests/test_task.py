@@ -125,6 +125,7 @@ def test_runs_with_one_data_key_have_one_and_the_same_data():
     other |= dict(corruption_law="exact", network="al2_cnn", batch_norm=True, dropout=0.5, al2=True, optimizer="adam")
     other |= dict(learning_rate=0.1, momentum=0.1, weight_decay=0.1, batch_size=10, epochs=3, padding="valid")
     other |= dict(sparsity=("conv1",), decorrelation=("conv1",), test_images=9, entropy=True, heat_maps=3, keep_weights=True)
+    other |= dict(relabelled_by="0123456789", predictions=True)
 
     def contents(run: Run) -> list[torch.Tensor]:
         found = task.prepare(run)

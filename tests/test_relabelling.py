@@ -1,0 +1,322 @@
+"""Training sets relabelled by another run: what is trained on what, in which order, what is refused, what is drawn."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made import stored
+from matplotlib.colors import to_rgb
+
+from lib import budget, data, figures, models, paths, record, report, store, tables, task, trainer
+from lib.run import Run
+from lib.studies import label_randomization, relabelling
+
+BARE = Run(
+    dataset="digits",
+    image_size=16,
+    n_train=100,
+    n_validation=20,
+    test_images=40,
+    epochs=3,
+    learning_rate=0.1,
+    batch_size=32,
+    ablations=(),
+)
+TEACHER = replace(BARE, al2=True, speed=8.0, predictions=True)
+STUDENT = replace(BARE, relabelled_by=TEACHER.id)
+OTHER_DATA = {"image_size": 20, "n_train": 90, "n_validation": 30, "n_measure": 10, "normalize": "unit"}
+OTHER_FIELDS = OTHER_DATA | {"dataset": "mnist", "classes": 5}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs trained from here on, in order, by id, and the labels that each saw."""
+    seen, train = {}, trainer._train_epoch
+
+    def watched(model, optimizer, penalties, found, run, *more):
+        seen[run.id] = found.train.labels.clone()
+        return train(model, optimizer, penalties, found, run, *more)
+
+    monkeypatch.setattr(trainer, "_train_epoch", watched)
+    return seen
+
+
+def folder_of(run):
+    return paths.results_dir() / "quick" / run.dataset / run.name
+
+
+def hash_of_labels(run):
+    return json.loads((folder_of(run) / "env.json").read_text())["labels"]
+
+
+def predicted(run):
+    return torch.from_numpy(store.arrays(run)["predictions"].astype(np.int64))
+
+
+# ---- what is trained on
+
+
+def test_a_student_trains_on_its_teacher_s_predictions_of_the_same_images(trained):
+    store.ensure([TEACHER, STUDENT])
+    assert torch.equal(trained[STUDENT.id], predicted(TEACHER))
+    plain, given = task.prepare(BARE), task.prepare(STUDENT)
+    assert torch.equal(trained[TEACHER.id], plain.train.labels)
+    assert torch.equal(given.train.labels, predicted(TEACHER)) and given.train.labels.dtype == torch.int64
+    assert not torch.equal(given.train.labels, plain.train.labels)
+    assert hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    assert hash_of_labels(STUDENT) == given.hashes["labels"] != hash_of_labels(TEACHER)
+
+
+def test_only_the_training_labels_are_replaced(trained):
+    store.ensure([TEACHER])
+    plain, given = task.prepare(BARE), task.prepare(STUDENT)
+    assert torch.equal(given.true_labels, plain.true_labels)
+    for split in ("validation", "measure", "test"):
+        assert torch.equal(getattr(given, split).labels, getattr(plain, split).labels)
+        assert torch.equal(getattr(given, split).images, getattr(plain, split).images)
+    assert torch.equal(given.train.images, plain.train.images)
+    assert given.hashes["data"] == plain.hashes["data"]
+
+
+def test_predictions_are_the_last_network_s_on_its_training_images():
+    run = replace(TEACHER, keep_weights=True, batch_norm=True)
+    store.ensure([run])
+    model = models.build(run, 1, 16, 10)
+    model.load_state_dict(torch.load(folder_of(run) / "weights.pt", weights_only=True))
+    model.eval()
+    train, _, _ = data.subset(data.load("digits", size=16).train, 100, 20)
+    with torch.no_grad():
+        assert torch.equal(predicted(run), model(train.images).argmax(1))
+    assert len(predicted(run).unique()) > 1
+
+
+def test_the_predictions_of_a_network_without_a_trunk_can_be_kept_too():
+    run = replace(BARE, network="convnet_s", predictions=True, keep_trunk=True)
+    store.ensure([run, replace(run, relabelled_by=run.id)])
+    assert list(store.arrays(run)) == ["predictions"] and len(predicted(run)) == 100
+
+
+@pytest.mark.parametrize("change", [{}, {"batch_norm": True, "dropout": 0.5}], ids=["bare", "BN and dropout"])
+def test_the_trunk_that_is_kept_gives_the_features_of_the_trained_network(change):
+    run = replace(TEACHER, keep_weights=True, keep_trunk=True, **change)
+    store.ensure([run])
+    whole, rebuilt = (models.build(run, 1, 16, 10).eval() for _ in range(2))
+    whole.load_state_dict(torch.load(folder_of(run) / "weights.pt", weights_only=True))
+    kept = {k.removeprefix("trunk "): torch.from_numpy(v) for k, v in store.arrays(run).items() if k.startswith("trunk ")}
+    x = torch.rand(7, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        untrained = rebuilt.trunk(x)
+        rebuilt.trunk.load_state_dict(kept)
+        assert torch.equal(rebuilt.trunk(x), whole.trunk(x)) and not torch.equal(untrained, whole.trunk(x))
+
+
+def test_keeping_predictions_and_trunk_changes_nothing_in_training():
+    plain = trainer.fit([replace(TEACHER, predictions=False)])
+    pd.testing.assert_frame_equal(trainer.fit([replace(TEACHER, keep_trunk=True)]), plain, check_exact=True)
+
+
+# ---- the order
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_student_listed_before_its_teacher_is_trained_after_it(jobs, trained):
+    store.ensure([STUDENT, replace(BARE, seed=1), TEACHER], jobs=jobs)
+    assert len(store.load([STUDENT, TEACHER])) == 6
+    assert hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    if jobs == 1:
+        assert list(trained).index(TEACHER.id) < list(trained).index(STUDENT.id)
+
+
+def test_a_student_can_teach_too(trained):
+    middle = replace(STUDENT, predictions=True)
+    last = replace(BARE, relabelled_by=STUDENT.id)
+    store.ensure([last, middle, TEACHER])
+    assert list(trained) == [TEACHER.id, STUDENT.id, last.id]
+    assert torch.equal(trained[last.id], predicted(STUDENT))
+
+
+def test_a_stored_teacher_need_not_be_listed_and_is_not_trained_again(trained):
+    store.ensure([TEACHER])
+    trained.clear()
+    store.ensure([STUDENT], profile="lite")
+    assert list(trained) == [STUDENT.id]
+
+
+def test_a_stored_run_becomes_a_teacher_by_gaining_its_predictions(trained):
+    plain = replace(TEACHER, predictions=False)
+    store.ensure([plain])
+    before = store.load([plain])
+    store.ensure([STUDENT, TEACHER])
+    assert list(trained) == [TEACHER.id, STUDENT.id]
+    pd.testing.assert_frame_equal(store.load([plain]), before, check_exact=True)
+
+
+def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(monkeypatch, trained):
+    monkeypatch.setattr(budget, "fits", lambda *_: True)  # each run is begun, and stops after an epoch
+    store.ensure([STUDENT, TEACHER], deadline=0.0)
+    assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (2, 3)
+    assert list(trained) == [TEACHER.id] and store.find(STUDENT) is None
+    store.ensure([STUDENT, TEACHER], deadline=0.0)
+    store.ensure([STUDENT, TEACHER], deadline=0.0)  # the teacher's last epoch, then the student's first
+    assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 2)
+    store.ensure([STUDENT, TEACHER])
+    assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 0)
+    assert torch.equal(trained[STUDENT.id], predicted(TEACHER))
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("listed", [[], [replace(TEACHER, predictions=False)], [BARE]], ids=["no", "without", "another"])
+@pytest.mark.parametrize("left", ["nothing", "without predictions"])
+def test_a_student_without_labels_is_refused_before_anything_trains(listed, left, trained):
+    if left != "nothing":
+        store.ensure([replace(TEACHER, predictions=False)])
+        trained.clear()
+    with pytest.raises(ValueError, match=rf"{STUDENT.name} is relabelled by the run {TEACHER.id}.*predictions=True"):
+        store.ensure([replace(BARE, seed=5), *listed, STUDENT])
+    assert not trained and store.find(STUDENT) is None
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER_DATA.items(), ids=OTHER_DATA)
+@pytest.mark.parametrize("place", ["listed", "stored"])
+def test_a_teacher_of_other_images_is_refused_before_anything_trains(name, value, place, trained):
+    teacher = replace(TEACHER, **{name: value})
+    student = replace(BARE, relabelled_by=teacher.id)
+    if place == "stored":
+        store.ensure([teacher])
+        trained.clear()
+    with pytest.raises(ValueError, match=rf"{student.name} and {teacher.name}, which relabels it, differ in {name};"):
+        store.ensure([student] + [teacher] * (place == "listed"))
+    assert not trained and store.find(student) is None
+
+
+def test_every_field_that_tells_which_images_there_are_is_compared():
+    assert OTHER_FIELDS.keys() == set(task.DATA_FIELDS)
+    for name, value in OTHER_FIELDS.items():
+        with pytest.raises(ValueError, match=f"differ in {name};"):
+            task.check_relabeller(STUDENT, replace(TEACHER, **{name: value}))
+    task.check_relabeller(STUDENT, replace(TEACHER, seed=4, corruption=0.5, network="convnet_s", epochs=9))
+
+
+def test_preparing_a_student_without_its_teacher_s_predictions_says_what_to_do():
+    with pytest.raises(LookupError, match=rf"relabelled by the run {TEACHER.id}.*train that run with predictions=True first"):
+        task.prepare(STUDENT)
+    store.ensure([replace(TEACHER, predictions=False)])
+    with pytest.raises(LookupError, match="whose predictions are not in the store"):
+        task.prepare(STUDENT)
+
+
+def test_predictions_of_another_number_of_images_are_refused():
+    record.finish(folder_of(TEACHER), TEACHER, pd.DataFrame({"epoch": []}), {"predictions": np.zeros(99, np.int16)}, {})
+    with pytest.raises(ValueError, match=r"predicted 99 labels for 100 training images"):
+        task.prepare(STUDENT)
+
+
+def test_a_teacher_that_diverged_predicts_nothing_and_its_student_is_left_out(trained):
+    lost = replace(TEACHER, learning_rate=1e6)
+    student = replace(BARE, relabelled_by=lost.id)
+    store.ensure([student, lost, BARE])
+    assert "predictions" not in store.arrays(lost)
+    assert set(trained) == {lost.id, BARE.id} and store.find(student) is None
+    trained.clear()
+    store.ensure([student, lost, BARE])
+    assert not trained
+    with pytest.raises(LookupError, match=rf"1 of 3 runs .*{student.name}.*that relabel them diverged.*leave them out"):
+        store.load([BARE, lost, student])
+    with pytest.raises(LookupError, match=r"train them with store\.ensure"):
+        store.load([student, replace(BARE, seed=9)])
+    with pytest.raises(ValueError, match="a run that diverged has none"):
+        store.ensure([student])
+
+
+# ---- identity
+
+
+def test_who_relabels_is_part_of_the_data_and_what_is_kept_is_not():
+    assert task.data_key(STUDENT) != task.data_key(BARE) != task.data_key(replace(BARE, relabelled_by="0123456789"))
+    assert task.data_key(replace(BARE, predictions=True, keep_trunk=True)) == task.data_key(BARE)
+
+
+# ---- tables
+
+
+def frame_of(runs, accuracy=50.0, profile="quick", **columns):
+    parts = [stored(run, profile=profile, test_accuracy=accuracy, cross_entropy=1.0, **columns) for run in runs]
+    return pd.concat(parts, ignore_index=True).assign(num_classes=10)
+
+
+def test_what_taught_each_bare_network_is_named():
+    runs = relabelling("mnist", seeds=(0, 1), epochs=4)
+    found = tables.relabelling_runs(frame_of(runs)).drop_duplicates("id")
+    assert list(found.id) == [run.id for run in runs]
+    assert list(found.labels) == ["noisy", "teacher", "bare", "al2", "clean"] * 2
+
+
+def test_networks_that_are_no_part_of_the_relabelling_are_left_out():
+    runs = relabelling("mnist", epochs=4)
+    noisy, teacher = runs[:2]
+    others = [r for r in label_randomization("mnist", epochs=4) if r.baseline != "bare"]
+    others += [replace(noisy, relabelled_by="0123456789"), replace(teacher, relabelled_by=noisy.id)]
+    others += [replace(noisy, relabelled_by=others[0].id), replace(teacher, corruption=0.0), replace(noisy, network="lenet")]
+    made = frame_of([*runs, *others])
+    assert set(tables.relabelling_runs(made).id) == {run.id for run in runs}
+    of_notebooks = made.assign(notebooks=["10_x 14_al2_relabel" if i == noisy.id else "10_x" for i in made.id])
+    assert set(tables.relabelling_runs(of_notebooks).id) == {noisy.id}
+    assert not set(tables.label_randomization_runs(made).id) & {run.id for run in runs if run.relabelled_by}
+
+
+def test_no_runs_give_no_rows_but_the_column():
+    for empty in (pd.DataFrame(), frame_of([BARE]).drop(columns="relabelled_by")):
+        assert tables.relabelling_runs(empty).empty and "labels" in tables.relabelling_runs(empty)
+
+
+# ---- the figure
+
+
+@pytest.fixture
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_figure_shows_a_line_for_each_kind_of_labels(closed):
+    made = frame_of(relabelling("mnist", seeds=(0, 1), epochs=4), accuracy=lambda epoch: 10 * epoch)
+    made.loc[made.seed == 1, "test_accuracy"] += 2
+    fig = figures.relabelling_curves(tables.relabelling_runs(made))
+    fig.canvas.draw()
+    (ax,) = fig.axes
+    curves, (chance,) = ax.lines[:-1], ax.lines[-1:]
+    assert [list(line.get_ydata()) for line in curves] == [[11, 21, 31, 41]] * 5 and set(chance.get_ydata()) == {10}
+    assert [line.get_linestyle() for line in curves] == ["--", "-", "--", "--", "--"]  # solid with AL2, as everywhere
+    colours = [to_rgb(line.get_color()) for line in curves]
+    assert colours[0] == colours[1] == to_rgb(figures.COLOURS["bare"]) and len(set(colours)) == 4
+    assert not set(colours[2:]) & {to_rgb(c) for c in figures.COLOURS.values()}
+    (legend,) = fig.legends
+    assert [t.get_text() for t in legend.get_texts()] == [v[0] for v in figures.RELABELLING.values()] + ["chance"]
+    assert "2 seeds" in fig.get_suptitle() and "75 %" in fig.get_suptitle()
+
+
+def test_the_figure_shows_what_there_is(closed):
+    made = tables.relabelling_runs(frame_of(relabelling("mnist", epochs=4)))
+    fig = figures.relabelling_curves(made[made.labels.isin(["noisy", "al2"])])
+    assert len(fig.axes[0].lines) == 3 and "one seed" in fig.get_suptitle()
+    with pytest.raises(ValueError, match="one data set and corruption level"):
+        figures.relabelling_curves(pd.concat([made, made.assign(dataset="fashion_mnist")]))
+
+
+def test_the_report_draws_it_for_each_data_set_that_was_relabelled(closed):
+    names = {"mnist": (), "fashion_mnist": ()}
+    made = pd.concat([frame_of(relabelling(name, epochs=4)) for name in names], ignore_index=True)
+    made = made[(made.dataset == "mnist") | made.relabelled_by.isna()].assign(notebooks="14_al2_relabel")
+    empty = {name: tables.beside_published(name, pd.DataFrame()) for name in tables.AL2_TABLES}
+    empty |= {n: tables.sparsity_beside_published(n, pd.DataFrame()) for n in ("sparsity_table2", "sparsity_table3")}
+    found = report.drawings(report.Report(made, {}, pd.DataFrame(), empty, pd.DataFrame()))
+    assert [name for name in found if name.startswith("al2_relabel")] == ["al2_relabel-quick-mnist"]
+    assert len(found["al2_relabel-quick-mnist"]().axes[0].lines) == 6
