@@ -144,19 +144,26 @@ def plan(profile: str) -> list[Entry]:
 def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | None = None) -> bool:
     """Train what the entries lack, in their order, until a value of `time.monotonic()` (None: to the end).
 
-    Entries whose data set is not there are named and passed over. At the deadline runs under way end their epoch and are
-    left with a checkpoint.
+    A run that several entries state is trained once, with the measures that any of them asks for. Entries whose data set is
+    not there are named and passed over. At the deadline runs under way end their epoch and are left with a checkpoint.
 
     Returns whether any entry could be trained.
     """
-    reached = []
+    entries, reached = list(entries), []
+    wanted = _wanted(entries)
     for entry in entries:
         try:
-            store.ensure(entry.runs(), profile=profile, jobs=jobs, deadline=deadline)
+            runs = [wanted[run.id] for run in entry.runs()]
+            store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline)
             reached.append(entry)
         except DataNotFoundError as error:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
     return bool(reached)
+
+
+def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
+    """All their runs by id, with the measures that any of them asks for."""
+    return store.merged(run for entry in entries for run in entry.runs())
 
 
 def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
@@ -164,11 +171,9 @@ def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str
 
     With a budget in seconds, last how many runs it will never suffice for.
     """
-    known, left, groups = budget.paces(), {}, []
-    for entry in entries:
-        runs = {run.id: run for run in entry.runs()}
-        groups.append((entry.name, runs))
-        left |= {run.id: (run, store.epochs_left(run)) for run in runs.values()}
+    known, entries = budget.paces(), list(entries)
+    groups = [(entry.name, dict.fromkeys(run.id for run in entry.runs())) for entry in entries]
+    left = {i: (run, store.epochs_left(run)) for i, run in _wanted(entries).items()}
     lines = []
     for name, runs in [*groups, ("together", left)] if len(groups) > 1 else groups:
         rest = [left[i][1] for i in runs]

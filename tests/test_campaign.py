@@ -102,3 +102,14 @@ def test_every_plan_takes_the_parameters_of_its_notebook():
     """A notebook with a parameter that its study does not know, or the other way round, would fail at its first cell."""
     for notebook in campaign.PLANS:
         assert campaign.Entry(notebook, {}).runs()
+
+
+def test_a_run_that_two_notebooks_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
+    """Or a training of hours would be made again for a measure that a later notebook wants."""
+    plain, more, own = Run("digits", epochs=2), Run("digits", epochs=2, predictions=True), Run("digits", epochs=3)
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [plain] if self.notebook == "10_one" else [more, own])
+    asked, entries = [], [campaign.Entry("10_one", {}), campaign.Entry("11_two", {})]
+    monkeypatch.setattr(campaign.store, "ensure", lambda runs, **_: asked.append([(r.id, r.predictions) for r in runs]))
+    assert campaign.train(iter(entries), "quick", jobs=1)
+    assert asked == [[(plain.id, True)], [(plain.id, True), (own.id, False)]]
+    assert campaign.progress(iter(entries))[-1].startswith("together: 0 of 2 runs done, 5 epochs left")
