@@ -63,6 +63,7 @@ def test_quick_notebooks_share_their_runs():
     runs = {entry.notebook[:2]: {r.id for r in entry.runs()} for entry in campaign.plan("quick")}
     assert runs["11"] <= runs["10"]
     assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
+    assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
     assert runs["20"] <= runs["21"]
     assert len(runs["23"] & runs["21"]) == 2  # sr2Net and sr3Net in the chosen reading
 
@@ -110,6 +111,7 @@ def test_the_paper_profile_is_the_paper_s():
     assert {r.schedule for r in runs} == {"al2"}
     assert len({r.id for r in runs if r.seed == 0}) == 96
     every = runs_of("paper")
+    assert len({r.id for r in runs_of("paper", "14") if r.relabelled_by}) == 2
     others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
     rates = {(r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption) for r in others}
     unused = 0.5  # Adam has no momentum: the field is back at its default
