@@ -42,9 +42,9 @@ campaign: setup  ## train a profile in slices of so many seconds: make campaign 
 plan: setup  ## what a profile states, how much of it is done and how long the rest takes: make plan PROFILE=lite
 	$(PY) -m lib.campaign --profile $(PROFILE) --list
 
-.PHONY: bench-gpu
-bench-gpu: setup  ## time the ways of training on this GPU into OUT (10 minutes): make bench-gpu OUT=.cache/bench
-	$(PY) -m lib.bench_gpu --out $(or $(OUT),.cache/bench)
+.PHONY: bench
+bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10)
+	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
 
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import fast, trainer
+from lib import fast, paths, trainer
 from lib.bench_rows import Made, Row, rows
 
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.bench_gpu", description="Time the ways of training on this device.")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time of a row, at most")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds for everything; rows that come later are not run")
-    parser.add_argument("--out", type=Path, required=True, help="folder for bench_gpu.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser.add_argument("--table", default="bench_gpu.csv", help="the table's name")
     parser.add_argument("--device", default=trainer.default_device())
     parser.add_argument("--only", default="", help="regular expression: rows whose 'part name, … k precision' contains it")
     parser.add_argument("--tiny", action="store_true", help="a few rows at tiny sizes, to try the command on a CPU")
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(*(words[row] for row in todo), sep="\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "bench_gpu.csv"
+    path = options.out / options.table
     done: list[dict] = pd.read_csv(path).to_dict("records") if options.skip else []
     if device.type == "cuda":
         print(torch.cuda.get_device_name(device), f"torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
             found["problem"] = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
         done.append(found)
         table = _derived(pd.DataFrame(done).reindex(columns=COLUMNS))
-        table.to_csv(path, index=False, float_format="%.5g")
+        with paths.replacing(path) as part:
+            table.to_csv(part, index=False, float_format="%.5g")
         print(words[row], {k: v for k, v in found.items() if k not in ("part", "name", "k", "precision")}, flush=True)
         if device.type == "cuda" and "problem" in found and not _healthy(device):
             print("the device is lost to this process: going on in a new one", flush=True)

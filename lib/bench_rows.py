@@ -117,20 +117,35 @@ def peak(row: Row, device: torch.device, images: int) -> Made:
 
 def plain(row: Row, device: torch.device, images: int) -> Made:
     """The trainer's own loop, an epoch of at most 100 steps a call: the bare network with AL2."""
-    run = Run("mnist", al2=True)
+    run, shape = Run("mnist", al2=True), SHAPES[row.shape]
     split, labels = _data(row, device, min(images, 6400))
-    task = Task(Split(split, labels[0]), labels[0], *[Split(split[:0], labels[0, :0])] * 3, SHAPES[row.shape][2], {})
-    model = models.build(run, *SHAPES[row.shape]).to(device, memory_format=torch.channels_last)
-    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01
-    work = flops(model, task.train.images.shape[1:]) * run.batch_size
-    return Made(lambda: trainer._train_epoch(*arguments), len(split) // run.batch_size, work)
+    model, advance = trained(run, split, labels[0], shape[2])
+    return Made(advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size)
 
 
-def stacked(row: Row, device: torch.device, images: int, stream: "torch.cuda.Stream | None" = None) -> Made:
-    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where it asks for that."""
+def trained(run: Run, images: Tensor, labels: Tensor, classes: int) -> tuple[nn.Module, Advance]:
+    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the trainer's own loop."""
+    task = Task(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
+    model = models.build(run, *task.shape).to(images.device, memory_format=torch.channels_last)
+    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01 * run.al2
+    return model, lambda: trainer._train_epoch(*arguments)
+
+
+def stacked(
+    row: Row,
+    device: torch.device,
+    images: int,
+    stream: "torch.cuda.Stream | None" = None,
+    several: Sequence[Run] | None = None,
+) -> Made:
+    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where it asks for that.
+
+    Args:
+        several: the networks; None: the study's variants in equal parts.
+    """
     variants = [{}, {"weight_decay": 5e-4}, {"dropout": 0.5}, {"batch_norm": True}]
     variants = [variant | {"al2": al2} for variant in variants for al2 in (False, True)]
-    several = [Run("mnist", **variants[i * len(variants) // row.k]) for i in range(row.k)]
+    several = several or [Run("mnist", **variants[i * len(variants) // row.k]) for i in range(row.k)]
     shape = SHAPES[row.shape]
     stack = Stack(several, shape, device, PRECISIONS[row.precision])
     stack.weight += torch.tensor([0.01 * run.al2 for run in several], device=device)

@@ -196,6 +196,8 @@ def render(entry: Entry, profile: str) -> Path:
     values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]
     made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir(), *(paths.ROOT / "lib").glob("*.py")]
     made_from += entry.metrics()
+    if "bench" in values:
+        made_from += (paths.ROOT / values["bench"]).glob("*")
     if "profiles" in values:  # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
         made_from += [file for read in values["profiles"] for other in plan(read) for file in other.metrics()]
         made_from += [paths.ROOT / "README.md"] * values["readme"]
