@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 RUN = Run("mnist")  # the bare network of the AL2 study: batch 64, learning rate 0.001
 BATCH = RUN.batch_size
 IMAGES, HELD = 60000, 12800  # images as bytes; as tensors
-CALL_STEPS = 10  # of the trainer's epochs here, so that a slice holds several
+CALL = 640  # images in one of the trainer's epochs here, so that a slice holds several
 PRODUCTS = (256, 512, 1024)  # sides of the matrices that are multiplied; the fastest is the floor
 # lite's settings of the AL2 study (notebooks/params/lite.yaml), for what is measured beside the training
 LITE = Run(
@@ -122,7 +122,7 @@ def made(row: Row) -> Iterator[float]:
             torch.mm(a, b, out=product)
             yield 2.0 * n**3
     elif row.part == "ours":
-        images, labels = (values[: CALL_STEPS * row.batch] for values in held(row.shape))
+        images, labels = (values[: CALL // row.batch * row.batch] for values in held(row.shape))
         _, epoch = bench_rows.trained(replace(RUN, al2="AL2" in row.what, batch_size=row.batch), images, labels, classes)
         while True:
             epoch()
@@ -156,7 +156,7 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
     """What a row does in a second in this process: images × networks, or operations; `start` waits for the others."""
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
-        for _ in range(2 * row.workers + 2):  # the batches that workers had ready, and the first steps
+        for _ in range(1 if row.part == "ours" else 2 * row.workers + 2):  # first steps; the batches that workers had ready
             next(work)
         start()
         done, begin = 0.0, time.perf_counter()
