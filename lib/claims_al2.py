@@ -267,6 +267,8 @@ def _final(runs: pd.DataFrame, keys: list[str]) -> pd.Series:
 def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     runs = _at_75(runs)
     runs = runs[runs.baseline == "bare"] if len(runs) else runs
+    for other in ("sparsity", "decorrelation", "relabelled_by"):  # what the study has not
+        runs = runs[runs[other].fillna("") == ""] if other in runs else runs
     if runs.empty or not runs.al2.any():
         return None
     bare = _final(runs[~runs.al2], ["seed"])
