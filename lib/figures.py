@@ -1,12 +1,18 @@
 """Every plot of the papers, drawn from tidy frames. One colour a baseline throughout; solid with AL2, dashed without."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.data import noise_floor
 from lib.tables import BASELINES
@@ -28,6 +34,7 @@ AXES = {
     "ablation_auc": "area under the\nablation curve",
     "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
 }
+GREY_DASHES = (":", "-.", "--")
 MASKS = {"element": "a coin for each image and unit", "shared": "one order of units", "channel": "whole feature maps"}
 
 
@@ -37,6 +44,15 @@ def style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 80, "savefig.dpi": 110, "axes.titlesize": "medium", "figure.constrained_layout.use": True}
     )
+
+
+def small_png(fig: Figure) -> Image:
+    """A figure as a picture of at most 256 colours for a notebook, and closed: of many fine lines a third of the bytes."""
+    whole, small = BytesIO(), BytesIO()
+    fig.savefig(whole, format="png", dpi=fig.dpi, bbox_inches="tight")
+    plt.close(fig)
+    PIL.Image.open(whole).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "png", optimize=True)
+    return Image(small.getvalue())
 
 
 def training_curves(
@@ -138,6 +154,59 @@ def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
         _line(ax, runs, column, COLOURS[baseline], "-" if al2 else "--", marker="o")
     ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
     _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
+    return fig
+
+
+def canonical_correlations(
+    panels: Mapping[str, Mapping[bool, tuple[np.ndarray, np.ndarray]]],
+    references: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> Figure:
+    """The whole sequence of canonical correlations of φ with its own start, a line an epoch, light to dark (AL2, Fig. 1).
+
+    Left without AL2, right with it.
+
+    Args:
+        panels: by the name of a row, for False (without AL2) and True: epochs [points] and coefficients [points, channels],
+            descending, NaN behind the last, as `lib.store.arrays` gives them. What is not there is an empty panel.
+        references: other sequences [channels] to compare with, by name: grey lines in each panel.
+        title: of the figure.
+
+    Raises:
+        ValueError: if there is no row, or a sequence does not belong to an epoch.
+    """
+    measured = [pair for row in panels.values() for pair in row.values()]
+    if not measured:
+        raise ValueError("there are no canonical correlations to draw; give one row at least")
+    for epochs, coefficients in measured:
+        if coefficients.ndim != 2 or len(epochs) != len(coefficients):
+            raise ValueError(
+                f"coefficients are [points, channels], epochs [points], not of shapes {coefficients.shape} and {epochs.shape}"
+            )
+    shades = plt.Normalize(0, max(epochs.max() for epochs, _ in measured))
+    last = max(coefficients.shape[1] for _, coefficients in measured)
+    fig, axes = plt.subplots(len(panels), 2, figsize=(8.5, 2.5 * len(panels) + 0.6), sharex=True, sharey=True, squeeze=False)
+    for row, (name, by_al2) in enumerate(panels.items()):
+        for column, al2 in enumerate((False, True)):
+            ax = axes[row, column]
+            if al2 in by_al2:
+                epochs, coefficients = by_al2[al2]
+                points = np.broadcast_to(np.arange(1, coefficients.shape[1] + 1), coefficients.shape)
+                lines = LineCollection(np.stack([points, coefficients], -1), cmap="crest", norm=shades, lw=0.9)
+                lines.set_array(epochs)
+                ax.add_collection(lines)
+            for (label, sequence), dashes in zip((references or {}).items(), cycle(GREY_DASHES)):
+                ax.plot(np.arange(1, len(sequence) + 1), sequence, color="0.15", lw=1.4, ls=dashes, label=label, zorder=3)
+            ax.set(xlim=(0, last + 1), ylim=(0, 1.02))
+        axes[row, 0].set_ylabel(f"{name}\nρ with the start")
+    for ax, head in zip(axes[0], ("without AL2", "with AL2"), strict=True):
+        ax.set_title(head)
+    for ax in axes[-1]:
+        ax.set_xlabel("canonical direction")
+    fig.colorbar(plt.cm.ScalarMappable(shades, "crest"), ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
+    if references:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(references), frameon=False)
+    fig.suptitle(title)
     return fig
 
 

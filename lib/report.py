@@ -87,7 +87,7 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
-    found |= _schedule_drawings(report) | _relabelling_drawings(report)
+    found |= _cca_drawings(report) | _schedule_drawings(report) | _relabelling_drawings(report)
     return found | _sparsity_drawings(report) | _across_drawings(report)
 
 
@@ -112,6 +112,27 @@ def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         if own.labels.isin(("al2", "bare")).any():
             found[f"al2_relabel-{profile}-{dataset}"] = lambda own=own: figures.relabelling_curves(own)
     return found
+
+
+def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout."""
+    runs, found = tables.of_notebook(report.frame, "12_al2_cca"), {}
+    if runs.empty or "mean_cca init" not in runs:
+        return found
+    measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
+    for (profile, dataset, dropout), own in measured.groupby(["profile", "dataset", "dropout"]):
+        title = f"{dataset}, 75 % of the labels corrupted, dropout {dropout:g}, profile {profile}"
+        ids = own.drop_duplicates("id").sort_values("seed")[["seed", "al2", "id"]].to_numpy().tolist()
+        found[f"al2_cca-{profile}-{dataset}-{dropout:g}"] = lambda ids=ids, title=title: _sequences(report, ids, title)
+    return found
+
+
+def _sequences(report: Report, ids: Sequence[tuple[int, bool, str]], title: str) -> Figure:
+    panels: dict[str, dict[bool, tuple]] = {}
+    for seed, al2, name in ids:
+        arrays = store.arrays(report.runs[name])
+        panels.setdefault(f"seed {seed}", {})[al2] = arrays["cca epochs init"], arrays["cca init"]
+    return figures.canonical_correlations(panels, title=title)
 
 
 def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:

@@ -9,7 +9,7 @@ import pytest
 from lib import claims, tables, verdicts
 from lib.claims_al2 import totals
 from lib.losses import SCHEDULES
-from lib.studies import label_randomization, relabelling, schedules
+from lib.studies import label_randomization, relabelling, representations, schedules
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
 GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
@@ -117,6 +117,16 @@ def test_early_stopping_takes_the_best_epoch_on_noisy_labels():
     assert tables.stopping(made.drop(columns="validation_accuracy")).stopped.isna().all()
 
 
+def test_a_training_longer_than_the_paper_s_is_read_at_its_last_epoch():
+    """Dropout goes on to epoch 750 for Figure 1; the others end at 700."""
+    made = frame(seeds=[0])
+    made = made[(made.baseline == "dropout") & ~made.al2].assign(
+        epoch=[100, 300, 500, 600, 699, 700, 750], test_accuracy=[10.0, 60.0, 80.0, 70.0, 40.0, 30.0, 99.0]
+    )
+    (row,) = tables.stopping(made).itertuples()
+    assert (row.final, row.best, row.best_epoch) == (30.0, 80.0, 500)
+
+
 def test_the_paper_s_own_numbers_bear_out_its_claims():
     found = verdicts_of(frame())
     assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
@@ -176,6 +186,65 @@ def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():
     made = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
     assert verdicts_of(frame(seeds=(0, 1, 2)))["A1"] == "holds"
     assert verdicts_of(made)["A1"] == "holds in part"
+
+
+# ---- A6: |difference by AL2| against |difference by seed|, in points of mean CCA
+
+
+def courses(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
+    """Mean CCA with the start falling over 20 epochs; AL2 and another seed shift it by so much, by AL2 to either side."""
+    rows = []
+    for run in representations("mnist", seeds=seeds, epochs=20, **settings):
+        described = {"profile": "made", **run.described(), "diverged": np.nan, "num_classes": 10}
+        shift = by_seed * run.seed + run.al2 * (by_al2[run.dropout] if isinstance(by_al2, dict) else by_al2)
+        rows += [described | {"epoch": e, "mean_cca init": 0.7 - 0.01 * e + shift * (-1) ** e} for e in range(1, 21)]
+    return pd.DataFrame(rows)
+
+
+def a6(made):
+    (row,) = claims.judge(made, ["made"], only=["A6"]).itertuples()
+    return row
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (dict(), "holds"),
+        (dict(seeds=(0, 1, 2)), "holds"),
+        (dict(by_al2=0.01), "does not hold"),  # less than a second seed does
+        (dict(by_al2=0.029), "does not hold"),  # more, but by less than a point
+        (dict(by_al2={0.5: 0.1, 0.0: 0.01}), "holds in part"),
+        (dict(by_al2=0.1, seeds=(0, 20)), "does not hold"),  # seeds far apart
+    ],
+)
+def test_al2_changes_the_course_if_it_does_so_by_more_than_a_second_seed(made, wanted):
+    assert a6(courses(**made)).verdict == wanted
+
+
+def test_a6_gives_both_differences_in_points_and_its_rule():
+    row = a6(courses(dropouts=[0.5]))
+    assert row.measured == "dropout 0.5: by AL2 10.0, by another seed at most 2.0"
+    assert row.n == 2 and "× 100" in row.rule
+
+
+def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
+    made = courses(dropouts=[0.5])
+    apart = made.al2 & (made.seed == 1)
+    made.loc[apart, "mean_cca init"] -= 0.3 * (-1.0) ** made.epoch[apart]  # with AL2 the seeds differ by 28 points
+    assert a6(made).measured == "dropout 0.5: by AL2 15.0, by another seed at most 28.0"
+    assert a6(made).verdict == "does not hold"
+
+
+def test_a6_needs_a_second_seed_as_its_control():
+    for made in (courses(seeds=[0]), courses()[lambda f: ~(f.al2 & (f.seed == 1))]):
+        row = a6(made)
+        assert row.verdict == "not run: a second seed is the control, and there is none" and row.n == 0
+
+
+def test_a6_is_judged_by_runs_at_75_percent_with_the_measure():
+    more = courses(by_al2=0.0, corruption=0.5)
+    assert a6(pd.concat([courses(), more])).verdict == "holds"
+    assert a6(courses().drop(columns="mean_cca init")).verdict.startswith("not run: no finished run")
 
 
 def test_rules_are_stated_for_every_judged_claim():

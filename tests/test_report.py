@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import STAND_IN, cell, pair
+from made import STAND_IN, cell, pair, stored
 from test_claims import frame as al2_frame
 from test_claims import study
 
 from lib import campaign, claims, record, report, tables
 from lib.run import Run
-from lib.studies import VARIANTS, sparsity_networks
+from lib.studies import VARIANTS, representations, sparsity_networks
 
 ALL = dict.fromkeys(VARIANTS, 30.0)
 
@@ -127,6 +127,38 @@ def test_entropy_is_drawn_as_far_as_the_tables_read(monkeypatch):
     assert asked == [20, 100]
 
 
+def followed(seeds=(0, 1), **settings):
+    """Runs with canonical correlations, and their frame as `gather` makes it."""
+    runs = representations("mnist", seeds=seeds, epochs=20, **settings)
+    measured = {"test_accuracy": 30.0, "cross_entropy": 2.0, "activation_l2": 0.1, "ablation_auc": 20.0, "mean_cca init": 0.5}
+    frame = pd.concat([stored(run, **measured) for run in runs], ignore_index=True)
+    return {run.id: run for run in runs}, frame.assign(num_classes=10, notebooks="10_al2_label_randomization 12_al2_cca")
+
+
+def test_figure_1_is_drawn_of_each_dropout_a_row_a_seed(monkeypatch):
+    runs, frame = followed()
+    asked = []
+    sequences = {"cca epochs init": np.array([10, 20]), "cca init": np.ones((2, 50))}
+    monkeypatch.setattr(report.store, "arrays", lambda run: sequences | {"run": run})
+    monkeypatch.setattr(report.figures, "canonical_correlations", lambda panels, title: asked.append((panels, title)))
+    found = report._cca_drawings(assembled(frame, runs))
+    assert list(found) == ["al2_cca-made-mnist-0", "al2_cca-made-mnist-0.5"]
+    for draw in found.values():
+        draw()
+    for (panels, title), dropout in zip(asked, ("dropout 0", "dropout 0.5"), strict=True):
+        assert f"mnist, 75 % of the labels corrupted, {dropout}, profile made" == title
+        assert {name: list(row) for name, row in panels.items()} == {"seed 0": [False, True], "seed 1": [False, True]}
+
+
+def test_figure_1_is_drawn_of_notebook_12_s_runs_with_correlations_alone():
+    runs, frame = followed(dropouts=[0.5])
+    assert not report._cca_drawings(assembled(frame.assign(notebooks="10_al2_label_randomization"), runs))
+    assert not report._cca_drawings(assembled(frame.assign(**{"mean_cca init": np.nan}), runs))
+    assert not report._cca_drawings(assembled(al2_frame()))
+    half = frame[~(frame.al2 & (frame.seed == 1))]
+    assert list(report._cca_drawings(assembled(half, runs))) == ["al2_cca-made-mnist-0.5"]
+
+
 # ---- files
 
 
@@ -143,8 +175,8 @@ def finished(runs, tmp_path, profile="lite"):
 class Planned:
     """An entry that states these runs."""
 
-    def __init__(self, runs):
-        self.runs, self.notebook = lambda: runs, "21_sparsity_networks"
+    def __init__(self, runs, notebook="21_sparsity_networks"):
+        self.runs, self.notebook = lambda: runs, notebook
 
 
 def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whole(tmp_path, monkeypatch):
@@ -173,6 +205,19 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
     assert all(f"](figures/{name}.png)" in text for name in figures) and all(f"](tables/{n}.csv)" in text for n in names)
     table = pd.read_csv(out / "tables" / "sparsity_table2.csv")
     assert len(table) == 36 + 2 and table.measured.notna().sum() == 2
+
+
+def test_figure_1_of_stored_runs_is_written(tmp_path, monkeypatch):
+    runs, frame = followed(seeds=[0], dropouts=[0.5])
+    folder, k = tmp_path / "results" / "lite" / "mnist", list(frame).index("epoch")
+    for run in runs.values():
+        arrays = {"cca epochs init": np.array([10, 20]), "cca init": np.linspace([1.0] * 2, [0.1] * 2, 50).T}
+        metrics = frame[frame.id == run.id].iloc[:, k:].drop(columns="notebooks")
+        record.finish(folder / run.name, run, metrics, arrays, {"num_classes": 10})
+    monkeypatch.setattr(campaign, "plan", lambda profile: [Planned(list(runs.values()), "12_al2_cca")])
+    report.write(report.gather(["lite"]), tmp_path / "report")
+    assert (tmp_path / "report" / "figures" / "al2_cca-lite-mnist-0.5.png").stat().st_size > 10_000
+    assert "](figures/al2_cca-lite-mnist-0.5.png)" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_gather_without_any_run_reports_that():
