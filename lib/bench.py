@@ -152,7 +152,7 @@ def derive(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
 def turns(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
     """Seconds an epoch of 1, 2 and 4 networks in each way: by the fastest of its rows whose networks fit in whole turns."""
     speeds, batch, parts = images_per_second(rates, flop), study_batch(rates), []
-    for what in ("DataLoader", "tensors", "vmap", "grouped channels_last", "ours, AL2", "floor"):
+    for what in ("DataLoader", "tensors", "vmap", "ours, AL2", "floor"):
         named = {row: row.part if row.part == "floor" else row.what for row in speeds if row.batch in (batch, 0)}
         own = {row: speeds[row] for row, name in named.items() if name == what}
         for count in (1, 2, 4):
