@@ -1,9 +1,9 @@
 """How fast the trainer is, beside plain loops and the floor of arithmetic: `make bench`, or `python -m lib.bench`.
 
-On a CPU everything is measured side by side: in each round every row has a slice of time, one after another in processes
-that live through all rounds, so that a machine that drifts hits all rows alike. Ratios are taken within a round. Written
-are, whole or not at all, `cpu.csv` (tidy: what, its settings, median and range over the rounds, unit), `profile.csv`
-(operators of a training step before and after) and `machine.json`. About five minutes on two idle cores.
+On a CPU everything is measured side by side: in each round every row has a slice of time, one after another, each in
+processes of its own, so that a machine that drifts hits all rows alike. Ratios are taken within a round. Written are, whole
+or not at all, `cpu.csv` (tidy: what, its settings, median and range over the rounds, unit), `profile.csv` (operators of a
+training step before and after) and `machine.json`. About five minutes on two idle cores.
 
 On a GPU (`--device cuda`) `lib.bench_gpu` measures, into `cuda.csv`.
 """
@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         asked = ["--device", "cuda", "--seconds", str(seconds), "--out", str(options.out), "--table", "cuda.csv"]
         bench_gpu.main(asked + ["--tiny"] * options.tiny)
         return
-    table, profiles = measure(options.cores, seconds, 2 if options.tiny else ROUNDS, options.out, options.tiny)
+    table, profiles = measure(options.cores, seconds, 1 if options.tiny else ROUNDS, options.out, options.tiny)
     write(table, options.out / "cpu.csv")
     write(profiles, options.out / "profile.csv")
     describe(options.out, "cpu", described | {"cores_used": options.cores})
@@ -99,21 +99,20 @@ def measure(cores: int, seconds: float, rounds: int, folder: Path, tiny: bool) -
     todo, shape = bench_cpu.rows(cores, tiny), "tiny" if tiny else "mnist"
     rates: dict[Row, list[float]] = {row: [] for row in todo}
     beside: dict[str, list[float]] = {}
-    with processes(cores) as call:
-        for number in range(rounds):
-            begun = time.monotonic()
-            for row in todo:
-                rates[row].append(sum(call(row.kept, row.processes, bench_cpu.rate, row, seconds / rounds)))
-            found = call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]  # they take long
-            for name in found[0]:
-                beside.setdefault(name, []).append(sum(one[name] for one in found) / cores)
-            print(f"round {number + 1} of {rounds}: {len(todo)} rows, {time.monotonic() - begun:.0f} s", flush=True)
-        steps = [Row("DataLoader", "DataLoader"), Row("tensors", "tensors"), Row("ours", "ours, AL2", kept=True)]
-        profiles = []
-        for row in steps:
-            row = replace(row, shape=shape, batch=todo[-1].batch if tiny else BATCH)
-            (found,) = call(row.kept, 1, bench_cpu.profiled, row, 2 if row.part == "ours" else bench_cpu.CALL // row.batch * 2)
-            profiles += [{"step": row.what, "operator": name, "ms": ms} for name, ms in found.items()]
+    for number in range(rounds):
+        begun = time.monotonic()
+        for row in todo:
+            rates[row].append(sum(call(row.kept, row.processes, bench_cpu.rate, row, seconds / rounds)))
+        found = call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]  # they take long
+        for name in found[0]:
+            beside.setdefault(name, []).append(sum(one[name] for one in found) / cores)
+        print(f"round {number + 1} of {rounds}: {len(todo)} rows, {time.monotonic() - begun:.0f} s", flush=True)
+    steps = [Row("DataLoader", "DataLoader"), Row("tensors", "tensors"), Row("ours", "ours, AL2", kept=True)]
+    profiles = []
+    for row in steps:
+        row = replace(row, shape=shape, batch=todo[-1].batch if tiny else BATCH)
+        (found,) = call(row.kept, 1, bench_cpu.profiled, row, 2 if row.part == "ours" else 20)
+        profiles += [{"step": row.what, "operator": name, "ms": ms} for name, ms in found.items()]
     side = SHAPES[shape][1]
     layers = bench_cpu.arithmetic(models.build(RUN, *SHAPES[shape]), (1, side, side))
     flop = sum(map(sum, layers.values()))
@@ -208,47 +207,40 @@ def tidy(about: dict[str, Any], values: Sequence[float], unit: str) -> pd.DataFr
     return pd.DataFrame([dict.fromkeys(SETTINGS, 0) | about | measured])
 
 
-@contextlib.contextmanager
-def processes(count: int) -> Iterator[Callable[..., list]]:
-    """A function `call(kept, n, function, *arguments)`: what n processes answer, begun together, each timing itself.
+def call(kept: bool, n: int, function: Callable, *arguments) -> list:
+    """What n new processes answer that call a function of `lib.bench_cpu`, begun together, each timing itself.
 
-    There are two groups of `count` processes: memory once kept cannot be given back, so plain loops have a group of their own.
+    New ones each time: what a loop leaves behind in a process (the C library's thresholds, threads, compiled kernels) would
+    speed up the next. They are forked from a server that has imported everything, in a fraction of a second.
+
+    Args:
+        kept: whether they keep freed memory, see `fast.keep_memory`.
+
+    Raises:
+        RuntimeError: if a process fails; with its message.
     """
-    context, groups, started = multiprocessing.get_context("spawn"), {False: [], True: []}, []
-    barriers = {kept: context.Barrier(count) for kept in groups}  # named as long as a process may still have to find it
-    for kept, barrier in barriers.items():
-        for _ in range(count):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=bench_cpu.serve, args=(theirs, barrier, kept))  # DataLoaders need children of it
-            process.start()
-            theirs.close()
-            started.append(process)
-            groups[kept].append((mine, process))
-
-    def call(kept: bool, n: int, function: Callable, *arguments) -> list:
-        if n not in (1, count):
-            raise ValueError(f"{n} processes were asked for; they work alone or all {count} together")
-        answers = []
-        try:
-            for pipe, _ in groups[kept][:n]:
-                pipe.send((function, n > 1, arguments))
-            for pipe, _ in groups[kept][:n]:
-                answers.append(pipe.recv())
-        except (EOFError, OSError) as problem:  # its process has ended: killed, perhaps, for memory
-            raise RuntimeError(f"a measuring process ended during {function.__name__}{arguments}") from problem
-        if problems := [problem for _, problem in answers if problem]:
-            raise RuntimeError(f"{function.__name__}{arguments} failed: {'; '.join(problems)}")
-        return [value for value, _ in answers]
-
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lib.bench_cpu"])
+    barrier, pipes, started = context.Barrier(n), [], []
     try:
-        yield call
+        for _ in range(n):
+            mine, theirs = context.Pipe()
+            pipes.append(mine)
+            # no daemon: a DataLoader's workers are children of it
+            started.append(context.Process(target=bench_cpu.answer, args=(theirs, barrier, kept, function, arguments)))
+            started[-1].start()
+            theirs.close()
+        answers = [pipe.recv() for pipe in pipes]
+    except EOFError as problem:  # killed, perhaps, for memory
+        raise RuntimeError(f"a measuring process ended during {function.__name__}{arguments}") from problem
     finally:
-        for pipe, _ in [*groups[False], *groups[True]]:
-            pipe.close()  # a process ends when it finds its pipe closed
-        for process in started:
+        for process, pipe in zip(started, pipes, strict=False):
             process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
+            pipe.close()
+    if problems := [problem for _, problem in answers if problem]:
+        raise RuntimeError(f"{function.__name__}{arguments} failed: {'; '.join(problems)}")
+    return [value for value, _ in answers]
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

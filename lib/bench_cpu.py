@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from lib.task import Task, penalties
 CPU = torch.device("cpu")
 RUN = Run("mnist")  # the bare network of the AL2 study: batch 64, learning rate 0.001
 BATCH = RUN.batch_size
-IMAGES, HELD = 60000, 12800  # images as bytes; as tensors
+IMAGES = 12800  # as many as a slice may want
 CALL = 640  # images in one of the trainer's epochs here, so that a slice holds several
 PRODUCTS = (256, 512, 1024)  # sides of the matrices that are multiplied; the fastest is the floor
 # lite's settings of the AL2 study (notebooks/params/lite.yaml), for what is measured beside the training
@@ -96,7 +95,6 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
     return list(dict.fromkeys(table))
 
 
-@lru_cache(maxsize=1)
 def pixels(shape: str) -> tuple[Tensor, Tensor]:
     """Random images uint8 [N, S, S] and labels int64 [N]."""
     _, size, classes = SHAPES[shape]
@@ -105,11 +103,10 @@ def pixels(shape: str) -> tuple[Tensor, Tensor]:
     return drawn, torch.randint(classes, (count,), generator=source)
 
 
-@lru_cache(maxsize=1)
 def held(shape: str) -> tuple[Tensor, Tensor]:
-    """The first of them as tensors: float [N, 1, S, S] and int64 [N]."""
-    bytes_, labels = pixels(shape)
-    return bench_plain.as_tensor(bytes_[:HELD]), labels[:HELD]
+    """The same as tensors: float [N, 1, S, S] and int64 [N]."""
+    drawn, labels = pixels(shape)
+    return bench_plain.as_tensor(drawn), labels
 
 
 def made(row: Row) -> Iterator[float]:
@@ -156,7 +153,7 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
     """What a row does in a second in this process: images × networks, or operations; `start` waits for the others."""
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
-        for _ in range(1 if row.part == "ours" else 2 * row.workers + 2):  # first steps; the batches that workers had ready
+        for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):  # first steps; the batches that workers had ready
             next(work)
         start()
         done, begin = 0.0, time.perf_counter()
@@ -260,18 +257,13 @@ def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
     return found
 
 
-def serve(pipe, barrier, kept: bool) -> None:
-    """A measuring process: calls functions of this module as they come, until the pipe is closed."""
+def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> None:
+    """A measuring process: calls a function of this module and sends what it gives, or what went wrong."""
     multiprocessing.set_start_method(None, force=True)  # a DataLoader starts its workers as it would in anybody's script
     if kept:
         fast.keep_memory()
-    while True:
-        try:
-            function, together, arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            start = (lambda: barrier.wait(timeout=120)) if together else (lambda: None)
-            pipe.send((function(start, *arguments), ""))
-        except Exception as problem:  # the parent raises it
-            pipe.send((None, f"{type(problem).__name__}: {problem}"))
+    try:
+        pipe.send((function(lambda: barrier.wait(timeout=120), *arguments), ""))
+    except Exception as problem:  # the parent raises it
+        barrier.abort()
+        pipe.send((None, f"{type(problem).__name__}: {problem}"))

@@ -1,7 +1,6 @@
 """Training as tutorials write it, for `lib.bench` to measure ours against: a DataLoader, or tensors, and a network in NCHW."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +8,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lib import models, vision
+from lib import models
 from lib.run import Run
+from lib.vision import torchvision
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST, as everybody has them
 
@@ -45,13 +45,9 @@ class Images(Dataset):
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        transforms = torchvision.transforms
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
         self.pixels, self.labels = pixels, labels
-
-    @cached_property
-    def transform(self):
-        """Made where it is used: a worker that is not forked has to find its way to torchvision itself (`lib.vision`)."""
-        transforms = vision.torchvision.transforms
-        return transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
 
     def __len__(self) -> int:
         return len(self.labels)
