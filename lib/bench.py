@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--cores", type=int, default=min(2, cores_here()), help="cores to use, as the plain loops do (default: 2)"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"on a CPU; more say better how far to trust (default: {ROUNDS})"
+    )
     parser.add_argument("--tiny", action="store_true", help="few rows at tiny sizes, to try the command")
     options = parser.parse_args(arguments)
     seconds = options.seconds if options.seconds is not None else {"cpu": 5.0, "cuda": 2.0}[options.device]
@@ -51,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--seconds is {seconds:g}; it has to be a positive number")
     if not 1 <= options.cores <= cores_here():
         parser.error(f"--cores is {options.cores}; this machine gives 1 to {cores_here()}")
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}; at least one is needed")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but PyTorch finds no GPU here; --device cpu measures the processor")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         asked = ["--device", "cuda", "--seconds", str(seconds), "--out", str(options.out), "--table", "cuda.csv"]
         bench_gpu.main(asked + ["--tiny"] * options.tiny)
         return
-    table, profiles = measure(options.cores, seconds, 1 if options.tiny else ROUNDS, options.out, options.tiny)
+    table, profiles = measure(options.cores, seconds, options.rounds, options.out, options.tiny)
     write(table, options.out / "cpu.csv")
     write(profiles, options.out / "profile.csv")
     describe(options.out, "cpu", described | {"cores_used": options.cores})

@@ -147,6 +147,7 @@ def test_profile_gathers_what_the_loader_does():
         (["--seconds", "0"], "positive"),
         (["--seconds", "nan"], "positive"),
         (["--cores", "0"], "gives 1 to"),
+        (["--rounds", "0"], "at least one"),
         (["--cores", "100000"], "gives 1 to"),
         (["--device", "cuda"], "finds no GPU"),
         (["--device", "abacus"], "invalid choice"),
@@ -175,7 +176,7 @@ def test_a_gpu_is_measured_by_its_own_half(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_command_measures_in_processes_and_writes_whole_tables(tmp_path, capsys):
-    bench.main(["--device", "cpu", "--seconds", "0.01", "--out", str(tmp_path), "--tiny", "--cores", "1"])
+    bench.main(["--device", "cpu", "--seconds", "0.01", "--out", str(tmp_path), "--tiny", "--cores", "1", "--rounds", "1"])
     assert {path.name for path in tmp_path.iterdir()} == {"cpu.csv", "profile.csv", "machine.json"}
     table = pd.read_csv(tmp_path / "cpu.csv")
     assert list(table) == bench.COLUMNS and not table.duplicated(["part", "what", *bench.SETTINGS, "unit"]).any()
