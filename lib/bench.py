@@ -3,7 +3,7 @@
 On a CPU everything is measured side by side: in each round every row has a slice of time, one after another, each in
 processes of its own, so that a machine that drifts hits all rows alike. Ratios are taken within a round. Written are, whole
 or not at all, `cpu.csv` (tidy: what, its settings, median and range over the rounds, unit), `profile.csv` (operators of a
-training step before and after) and `machine.json`. About five minutes on two idle cores.
+training step before and after) and `machine.json`. About six minutes on two idle cores.
 
 On a GPU (`--device cuda`) `lib.bench_gpu` measures, into `cuda.csv`.
 """
