@@ -150,7 +150,7 @@ def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_the
 def test_the_lite_profile_s_schedules_go_out_from_notebook_10_s_networks():
     ids = {r.id for r in runs_of("lite", "10")}
     shared = [r for r in runs_of("lite", "13") if r.id in ids]
-    assert len(shared) == len(runs_of("lite", "13")) - 2 * (6 + 15) == 2 * 3
+    assert len(shared) == len(runs_of("lite", "13")) - 2 * (7 + 15) == 2 * 3
     assert {(r.baseline, r.al2, r.speed) for r in shared if r.al2} == {("bare", True, 6.15)}
 
 
