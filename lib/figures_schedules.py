@@ -157,7 +157,7 @@ def schedules(frame: pd.DataFrame) -> Figure:
             _means_and_seeds(ax, own, x, name, KIND_COLOURS[kind], KIND_MARKS[kind])
         ax.set(xscale="log", ylabel=PANELS[name], xlabel="λ in the last epoch")
         if x == "total":
-            ax.set_xlabel("Σλ, × the paper's series")
+            ax.set_xlabel("Σλ, × that of al2 at ×1")
             ax.xaxis.set_major_locator(FixedLocator(sorted(with_al2.total.dropna().unique())))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             ax.xaxis.set_minor_locator(NullLocator())

@@ -174,6 +174,8 @@ def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for level in levels:
             name = f"across_{test}-{profile}-{dataset}" + f"-{100 * level:.0f}" * (len(levels) > 1)
             cell = own[(own.corruption == level) | (own.method == tables_across.CONTROL)]
+            if cell.method[cell.method != tables_across.CONTROL].nunique() < len(tables_across.METHODS):
+                continue  # vanillaNet and sr2Net are other notebooks' runs: drawn when AL2 stands beside them
             draw = figures_across.memorisation if test == "memorisation" else figures_across.overfitting
             found[name] = lambda draw=draw, cell=cell: draw(cell)
     return found

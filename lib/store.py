@@ -75,7 +75,13 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     for run in {task.check_key(run): run for run in missing}.values():
         task.prepare(replace(run, relabelled_by=None))
     _check_relabelling(missing, asked)
-    while ready := [run for run in missing if run.relabelled_by is None or task.relabeller(run) is not None]:
+    # a teacher that is trained again, for a measure that it lacks, comes before those that it relabels, too
+    while ready := [
+        run
+        for run in missing
+        if run.relabelled_by is None
+        or (run.relabelled_by not in {other.id for other in missing} and task.relabeller(run) is not None)
+    ]:
         _ensure(ready, profile, jobs, deadline)
         missing = [run for run in missing if run not in ready]
 

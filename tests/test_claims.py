@@ -160,7 +160,10 @@ def test_published_numbers_stand_beside_mnist_only():
 
 
 def test_a8_takes_every_level_but_the_one_of_a1():
-    both = pd.concat([frame(), frame(corruption=0.25), frame(corruption=0.5, gain=dict.fromkeys(GAIN, -9.0))])
+    worse = dict.fromkeys(GAIN, -9.0)
+    both = pd.concat([frame(), frame(corruption=0.25), frame(corruption=0.5, gain=worse)])
+    assert verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"  # a level that nobody ran is no level less
+    both = pd.concat([both, frame(corruption=0.0)])
     judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
     assert judged.loc[("A8", "mnist"), "verdict"] == "holds in part"
     assert "25 %: Bare +42.0" in judged.loc[("A8", "mnist"), "measured"]
@@ -198,7 +201,7 @@ def courses(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
         described = {"profile": "made", **run.described(), "diverged": np.nan, "num_classes": 10}
         shift = by_seed * run.seed + run.al2 * (by_al2[run.dropout] if isinstance(by_al2, dict) else by_al2)
         rows += [described | {"epoch": e, "mean_cca init": 0.7 - 0.01 * e + shift * (-1) ** e} for e in range(1, 21)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(test_accuracy=50.0)
 
 
 def a6(made):
@@ -233,6 +236,13 @@ def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
     made.loc[apart, "mean_cca init"] -= 0.3 * (-1.0) ** made.epoch[apart]  # with AL2 the seeds differ by 28 points
     assert a6(made).measured == "dropout 0.5: by AL2 15.0, by another seed at most 28.0"
     assert a6(made).verdict == "does not hold"
+
+
+def test_a6_does_not_count_a_network_at_chance():
+    made = courses()
+    made.loc[made.al2 & (made.dropout == 0.5) & (made.seed == 1), "test_accuracy"] = 10.1
+    row = a6(made)
+    assert row.verdict == "holds in part" and row.measured.count("at or near chance") == 1
 
 
 def test_a6_needs_a_second_seed_as_its_control():
