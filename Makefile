@@ -58,8 +58,9 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 test: test-lib test-notebooks  ## pytest and nbval, against an empty results folder
 test-lib: setup  ## pytest alone
 	$(PY) -m pytest tests
-test-notebooks: setup  ## nbval alone: every notebook trains and is compared with its committed outputs
+test-notebooks: setup  ## nbval alone: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	RESULTS_DIR=$$folder $(PY) -m lib.campaign --profile quick --train-only --jobs $(JOBS); \
 	RESULTS_DIR=$$folder $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
 
 .PHONY: notebooks
