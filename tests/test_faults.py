@@ -26,8 +26,8 @@ SHORT = Run(
 )
 SHORT = replace(SHORT, keep_weights=True)
 # all that has a state, long enough to be killed many times
-LONG = replace(SHORT, epochs=120, al2=True, batch_norm=True, dropout=0.3, momentum=0.9)
-DEADLINE = 60  # seconds for a state to be reached; a failure, not a measurement
+LONG = replace(SHORT, epochs=240, al2=True, batch_norm=True, dropout=0.3, momentum=0.9)
+DEADLINE = 180  # seconds for a state to be reached; a failure, not a measurement
 
 DRIVER = """
 import json, os, signal, sys, traceback
