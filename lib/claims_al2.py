@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from lib.data import noise_floor
-from lib.losses import schedule
 from lib.run import epoch_measured
-from lib.tables import BASELINES, DIVERGED, at_published_epochs, one_setting, published, stopping
+from lib.tables import BASELINES, DIVERGED, MARGIN, at_published_epochs, one_setting, published, stopping, totals
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
@@ -142,7 +141,7 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
         if last.empty:
             continue
         lowest, alive = mine[mine.epoch.isin(epochs)].cross_entropy.min(), bool((last > 2 * chance).all())
-        held.append(bool(lowest >= floor - 0.14) and alive)
+        held.append(bool(lowest >= floor - MARGIN) and alive)
         said.append(f"{short}+AL2 least {lowest:.2f}" + ("" if alive else ", but the network is at or near chance"))
     for baseline in ("bare", "batchnorm", "weight_decay"):
         last = _value(runs, "cross_entropy", baseline, False)
@@ -154,8 +153,8 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     printed = f"with AL2 least {paper[paper.al2].value.min():.2f}; {ends}" if dataset == "mnist" else ""
     n = int(runs.groupby(["baseline", "al2"]).seed.nunique().min())
     rule = (
-        f"seven parts: with AL2 ≥ {floor:.4f} − 0.14 at the seven table epochs, every seed, and a final accuracy above twice "
-        "chance (a dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
+        f"seven parts: with AL2 ≥ {floor:.4f} − {MARGIN} at the seven table epochs, every seed, and a final accuracy above "
+        "twice chance (a dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
     )
     judged = of_parts(held, n) if len(held) == 7 else f"not run: {len(held)} of 7 parts have finished runs"
     return Judged(printed, "; ".join(said), n, rule, judged)
@@ -242,28 +241,6 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         f"chance the cell does not hold; {PAIRED}"
     )
     return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, measured.dropout.nunique()))
-
-
-def totals(runs: pd.DataFrame) -> pd.Series:
-    """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the study's own speed; AL2 runs only.
-
-    The study's own speed is that of its geometric and linear schedules, whose rate is varied instead; without any, the middle
-    one of its schedules `al2`. Half-way through a campaign there may be neither: then no multiple is known (NaN). To two
-    digits, since a rate that is stated with six can move the sum by some thousandths.
-    """
-    al2 = runs[runs.al2].drop_duplicates("id").set_index("id")
-    own, varied = (al2[al2.schedule.isin(kinds)].speed for kinds in (("geometric", "linear"), ("al2",)))
-    if own.empty and varied.empty:
-        return pd.Series(np.nan, index=al2.index)
-    speed = float(own.iloc[0] if len(own) else varied.quantile(interpolation="higher"))
-
-    whole = schedule("al2", int(al2.epochs.iloc[0]), speed).sum()
-
-    def total(run: pd.Series) -> float:
-        rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
-        return float(f"{schedule(run.schedule, int(run.epochs), run.speed, rate).sum() / whole:.2g}")
-
-    return al2.apply(total, axis=1)
 
 
 def _final(runs: pd.DataFrame, keys: list[str]) -> pd.Series:

@@ -9,17 +9,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lib.claims_al2 import totals
 from lib.data import noise_floor
 from lib.figures import AXES, COLOURS
 from lib.losses import SCHEDULES, schedule
-from lib.tables import one_setting, stopping
+from lib.tables import MARGIN, one_setting, stopping, totals
 
 # purple, brown, light blue, grey: none of the baselines' colours
 KIND_COLOURS = dict(zip(SCHEDULES, (sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)), strict=True))
 KIND_MARKS = dict(zip(SCHEDULES, "osD^", strict=True))
 PAPER_DECAY = 5e-4  # AL2, section 4: found by a search
-MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising, as in claim A4
 PANELS = {
     "final": "test accuracy (%),\nlast epoch",
     "stopped": "test accuracy (%),\nstopped early",
@@ -50,7 +48,7 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
         a row a run: id, weight_decay, al2, schedule, speed, rate, epochs, seed; total (Σ λ_e, × that of the paper's series) and
         last_weight (λ in the last epoch), empty without AL2; best, best_epoch, stopped, stopped_epoch (`lib.tables.stopping`);
         at the last epoch final (test accuracy), held_out (accuracy on the held-out noisy labels), ablation_auc, cross_entropy,
-        empty where the loss became NaN before; memorising_from, the first epoch whose cross-entropy is 0.14 nats below the
+        empty where the loss became NaN before; memorising_from, the first epoch whose cross-entropy is `MARGIN` below the
         noise floor, empty for none.
 
     Raises:

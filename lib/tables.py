@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
+import numpy as np
 import pandas as pd
 
 from lib import paths
+from lib.losses import schedule
 from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
 from lib.studies import VARIANTS
 
@@ -16,6 +18,7 @@ SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
 DIVERGED = "diverged"
+MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
 
 
 def published(name: str) -> pd.DataFrame:
@@ -242,6 +245,28 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append(dict(zip(of_run, keys, strict=True)) | values)
     columns = [*of_run, "final", "best", "best_epoch", "stopped", "stopped_epoch"]
     return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def totals(runs: pd.DataFrame) -> pd.Series:
+    """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the study's own speed; AL2 runs only.
+
+    The study's own speed is that of its geometric and linear schedules, whose rate is varied instead; without any, the middle
+    one of its schedules `al2`. Half-way through a campaign there may be neither: then no multiple is known (NaN). To two
+    digits, since a rate that is stated with six can move the sum by some thousandths.
+    """
+    al2 = runs[runs.al2].drop_duplicates("id").set_index("id")
+    own, varied = (al2[al2.schedule.isin(kinds)].speed for kinds in (("geometric", "linear"), ("al2",)))
+    if own.empty and varied.empty:
+        return pd.Series(np.nan, index=al2.index)
+    speed = float(own.iloc[0] if len(own) else varied.quantile(interpolation="higher"))
+
+    whole = schedule("al2", int(al2.epochs.iloc[0]), speed).sum()
+
+    def total(run: pd.Series) -> float:
+        rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
+        return float(f"{schedule(run.schedule, int(run.epochs), run.speed, rate).sum() / whole:.2g}")
+
+    return al2.apply(total, axis=1)
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:

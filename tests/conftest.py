@@ -14,3 +14,16 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.delenv("MAKEFLAGS", raising=False)  # under a parallel make the store starts no processes
+
+
+@pytest.fixture
+def figure_style():
+    """Figures look as in the notebooks, and none stays open."""
+    import matplotlib.pyplot as plt
+
+    from lib import figures
+
+    with plt.rc_context():
+        figures.style()
+        yield
+    plt.close("all")

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,12 +9,12 @@ from made import cliff, kept, rising, stored
 from matplotlib.colors import to_rgb
 from test_report import assembled
 
-from lib import claims, figures, figures_across, figures_sparsity, measures, models, report, tables
+from lib import claims, figures_across, figures_sparsity, measures, models, report, tables
 from lib import tables_across as across
 from lib.run import Run
 from lib.studies import across as study
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 NOISY, CLEAN = ("trunk.conv1", "trunk.conv2", "head.fc1"), ("conv1", "conv2", "conv3", "conv4", "fc1")
 WIDTHS = {"trunk.conv1": 20, "trunk.conv2": 50, "head.fc1": 500, "conv1": 16, "conv2": 16, "conv3": 32, "conv4": 32, "fc1": 64}
 
@@ -185,14 +184,6 @@ def test_two_levels_are_not_mixed():
 
 
 # ---- figures
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        figures.style()
-        yield
-    plt.close("all")
 
 
 def drawn(ax):

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from lib import claims, tables, verdicts
-from lib.claims_al2 import totals
 from lib.losses import SCHEDULES
 from lib.studies import label_randomization, relabelling, representations, schedules
 
@@ -298,7 +297,7 @@ def a7(made):
 
 def test_totals_are_multiples_of_the_paper_s_series_whatever_the_kind():
     made = study()
-    found = made.drop_duplicates("id").set_index("id").assign(total=totals(made))
+    found = made.drop_duplicates("id").set_index("id").assign(total=tables.totals(made))
     assert found.total[~found.al2].isna().all()
     for _, own in found[found.al2].groupby(["schedule", "seed"]):
         assert list(own.total) == [0.1, 0.3, 1.0, 3.0]
@@ -309,7 +308,7 @@ def test_totals_are_multiples_of_the_paper_s_series_whatever_the_kind():
 )
 def test_without_a_growing_rate_the_middle_speed_is_the_study_s_own(kinds, wanted):
     made = study(shares=(0.1, 1.0, 3.0), seeds=[0])
-    found = totals(made[~made.al2 | made.schedule.isin(kinds)])
+    found = tables.totals(made[~made.al2 | made.schedule.isin(kinds)])
     assert list(found) == pytest.approx(wanted, nan_ok=True)
 
 
@@ -334,7 +333,7 @@ def test_a7_does_not_hold_where_most_of_them_lose_the_gain():
 def test_a7_is_not_run_where_the_paper_s_series_gains_nothing_or_there_is_no_other():
     assert a7(study({("al2", 1.0): -1.0})).verdict.startswith("not run: AL2 with its own schedule gains nothing")
     made = study()
-    alone = made[~made.al2 | (made.id.map(totals(made)).eq(1) & made.schedule.eq("al2"))]
+    alone = made[~made.al2 | (made.id.map(tables.totals(made)).eq(1) & made.schedule.eq("al2"))]
     assert a7(alone).verdict == "not run: 0 of 1 parts have finished runs"
     assert a7(made[~made.al2]).verdict.startswith("not run: no finished run")
 

@@ -10,15 +10,7 @@ from matplotlib.collections import LineCollection
 
 from lib import figures
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        figures.style()
-        yield
-    plt.close("all")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 
 
 def falling(points=5, channels=50, missing=0):

@@ -1,6 +1,5 @@
 """Outcomes and figures of the schedule study, from made frames; a warning is an error."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,16 +12,8 @@ from lib import figures_schedules as drawing
 from lib.data import noise_floor
 from lib.losses import SCHEDULES, al2_weights
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 DRAW = {"weight_decays": drawing.weight_decays, "schedules": drawing.schedules, "memorising": drawing.memorising}
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        figures.style()
-        yield
-    plt.close("all")
 
 
 def means(ax, colour, style="-"):

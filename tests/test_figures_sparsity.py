@@ -1,26 +1,17 @@
 """Figures of the targeted-sparsity paper, drawn from made frames; a warning is an error."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from made import LAYERS, STAND_IN, cell, pair, paper, rising
 from matplotlib.colors import to_rgb
 
-from lib import figures, figures_sparsity, tables
+from lib import figures_sparsity, tables
 from lib.figures_sparsity import COLOURS
 from lib.studies import VARIANTS
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 ALL = dict.fromkeys(VARIANTS, 30.0)
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        figures.style()
-        yield
-    plt.close("all")
 
 
 def frame(*parts):
