@@ -30,7 +30,7 @@ lite: PROFILE = lite
 paper: PROFILE = paper
 study: setup  ## train and render the quick profile into results/quick (minutes; digits, no download)
 lite: setup  ## the lite profile: MNIST family and CIFAR-10, thousands of images (hours on two cores; DATA_DIR has the data)
-paper: setup  ## the papers' own settings (a GPU; resumable)
+paper: setup  ## the papers' own settings (a GPU; resumable; PRECISION=bfloat16 for faster steps)
 study lite paper:
 	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS)
 
@@ -45,6 +45,10 @@ plan: setup  ## what a profile states, how much of it is done and how long the r
 .PHONY: bench
 bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10)
 	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
+
+.PHONY: precision
+precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data)
+	$(PY) -m lib.bench_precision --jobs $(JOBS)
 
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs

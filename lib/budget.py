@@ -10,7 +10,7 @@ from lib.run import Run
 
 @dataclass(frozen=True)
 class Pace:
-    """What one stored run, finished or under way, says: seconds an epoch, and on which device."""
+    """What one stored run, finished or under way, says: seconds an epoch, and on which device, in which precision."""
 
     run: Run
     device: str
@@ -28,6 +28,10 @@ def paces() -> list[Pace]:
         except record.RecordError:
             continue  # whoever needs that run says what is wrong with it
     return found
+
+
+def _here() -> str:
+    return record.ran_on(trainer.device_name(), trainer.default_precision())
 
 
 def kind(run: Run) -> tuple:
@@ -52,7 +56,7 @@ def fits(run: Run, epochs: int, seconds: float, known: list[Pace] | None = None)
         return False
     if run.network == "al2_cnn":
         return True
-    pace = seconds_per_epoch(run, paces() if known is None else known, trainer.device_name())
+    pace = seconds_per_epoch(run, paces() if known is None else known, _here())
     return pace is None or epochs * pace <= seconds
 
 
@@ -62,7 +66,7 @@ def hours(left: Iterable[tuple[Run, int]], known: list[Pace]) -> str:
     Runs that nothing on this device tells about are reckoned as on the fastest other device, which is then named.
     """
     total, unknown, elsewhere = 0.0, 0, set()
-    here, devices = trainer.device_name(), {pace.device for pace in known}
+    here, devices = _here(), {pace.device for pace in known}
     for run, epochs in left:
         if not epochs:
             continue

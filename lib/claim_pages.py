@@ -23,7 +23,9 @@ SETTINGS = {
     "speed": "epochs of the λ series an epoch",
     "image_size": "image size (pixels)",
     "classes": "classes",
+    "precision": "precision of a step's products",
 }
+PAPERS_PRECISION = {"precision": "float32"}  # what both papers' frameworks compute in where nothing is said
 
 
 def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[str]) -> str:
@@ -78,10 +80,11 @@ def deviations(claim: str, frame: pd.DataFrame) -> str:
 
 def _papers_settings(claim: str) -> dict[str, str]:
     """Of AL2 the defaults of `Run`; of targeted sparsity those of `lib.studies`, both optimisers."""
+    names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):
         run = Run("mnist", al2=True)
-        return {name: _text(getattr(run, name)) for name in SETTINGS}
-    said = {name: _text(SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in SETTINGS}
+        return {name: _text(getattr(run, name)) for name in names} | PAPERS_PRECISION
+    said = {name: _text(SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in names} | PAPERS_PRECISION
     optimizers = "sgd, adam" if claim == "S8" else "sgd"
     return said | {"optimizer": optimizers, "learning_rate": "0.01 (SGD), not given (Adam)" if claim == "S8" else "0.01"}
 

@@ -112,8 +112,11 @@ def schedule_of_total(name: str, num_epochs: int, total: float, speed: float = 1
 
 
 def activation_l2(phi: Tensor) -> Tensor:
-    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar (Eq. 1 and the protocol's reading of it)."""
-    return phi.square().mean()
+    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar (Eq. 1 and the protocol's reading of it).
+
+    Half precision is widened.
+    """
+    return phi.to(torch.promote_types(phi.dtype, torch.float32)).square().mean()
 
 
 class ActivationL2:

@@ -26,8 +26,9 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        # drawn in the logical order of x, whatever its memory format: the same coins on every layout
-        coins = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        # drawn in the logical order of x, whatever its memory format and precision: the same coins on every layout
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        coins = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=dtype)
         return x * (coins >= self.p) * (1 / (1 - self.p))
 
     def extra_repr(self) -> str:

@@ -88,7 +88,7 @@ def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
 
 
 def read_pace(folder: Path) -> tuple[float, str]:
-    """Seconds an epoch of a training, finished or under way, and the device it ran on, "" where the record does not say.
+    """Seconds an epoch of a training, finished or under way, and what it ran on (`ran_on`), "" where it does not say.
 
     Raises:
         RecordError: if the files are not there or damaged.
@@ -100,9 +100,14 @@ def read_pace(folder: Path) -> tuple[float, str]:
         else:  # without reading the weights
             said = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
             epochs = len(said["rows"])
-        return float(said["seconds"]) / max(epochs, 1), str(said.get("device", ""))
+        return float(said["seconds"]) / max(epochs, 1), ran_on(said.get("device", ""), said.get("precision", "float32"))
     except Exception as error:
         raise RecordError(f"{folder} does not say how long its training took ({error})") from error
+
+
+def ran_on(device: str, precision: str) -> str:
+    """What sets a training's pace beside the training itself: "x86_64", "x86_64 in bfloat16"."""
+    return str(device) if precision == "float32" else f"{device} in {precision}"
 
 
 def finish(

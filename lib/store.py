@@ -164,7 +164,8 @@ def _tidy(folder: Path) -> pd.DataFrame:
     run = record.read_run(folder)
     metrics, diverged = record.read_metrics(folder)
     fields = {"profile": folder.parent.parent.name, **run.described()}
-    fields["num_classes"] = record.read_environment(folder).get("num_classes")
+    said = record.read_environment(folder)
+    fields |= {"num_classes": said.get("num_classes"), "precision": said.get("precision")}
     if run.entropy and (before := record.read_arrays(folder).get("entropy before training")) is not None:
         layers = [name.removeprefix("entropy ") for name in metrics if name.startswith("entropy ")]
         fields |= {f"start entropy {layer}": value for layer, value in zip(layers, before[0], strict=True)}

@@ -30,6 +30,7 @@ from lib.task import penalties as attach
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 500
+PRECISIONS = ("float32", "bfloat16")
 CCA_IMAGES = 1000  # protocol, section 1
 Watch = Callable[[Run, nn.Module, int], None]
 
@@ -43,6 +44,7 @@ def fit(
     folders: Sequence[Path] | None = None,
     *,
     device: str | torch.device | None = None,
+    precision: str | None = None,
     on_epoch: Callable[[], None] = lambda: None,
     watch: Watch | None = None,
     deadline: float | None = None,
@@ -53,18 +55,21 @@ def fit(
         runs: what to train.
         folders: one each, to checkpoint into, to resume from and to write the finished run to; None: keep nothing.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
+        precision: of the training steps' products: "float32" or "bfloat16"; weights, penalties, optimiser and all that is
+            measured stay float32. None: `$PRECISION`, else float32. A checkpoint goes on in the precision it was begun in.
         on_epoch: called after each epoch of each run.
         watch: called with run, network and epoch before training (epoch 0) and after each epoch, for example to log to
             TensorBoard (`lib.monitor`). It must not change the network.
         deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one, None: train to the end.
 
     Raises:
-        ValueError: if a run does not fit its data; raised before any of them is trained.
+        ValueError: if a run does not fit its data, or for an unknown precision; raised before any of them is trained.
         OutOfTime: at the deadline, if epochs are left; with a folder, the run's checkpoint then holds what was trained.
     """
     if folders is not None and len(folders) != len(runs):
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
     device = torch.device(device or default_device())
+    precision = default_precision(precision)
     _commit()
     tasks: dict[tuple, Task] = {}
     for run in runs:
@@ -76,13 +81,21 @@ def fit(
     for k, run in enumerate(runs):
         with _reproducible(device):
             folder = folders[k] if folders else None
-            frames.append(_fit_one(run, tasks[data_key(run)], folder, device, on_epoch, watch, deadline))
+            frames.append(_fit_one(run, tasks[data_key(run)], folder, device, precision, on_epoch, watch, deadline))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def default_device() -> str:
     """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"."""
     return os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_precision(asked: str | None = None) -> str:
+    """The one asked for, else `$PRECISION`, else "float32"; a ValueError for one that is not in PRECISIONS."""
+    precision = asked or os.environ.get("PRECISION") or PRECISIONS[0]
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    return precision
 
 
 def device_name(device: str | torch.device | None = None) -> str:
@@ -96,6 +109,7 @@ def _fit_one(
     task: Task,
     folder: Path | None,
     device: torch.device,
+    precision: str,
     on_epoch: Callable[[], None],
     watch: Watch | None,
     deadline: float | None,
@@ -114,6 +128,7 @@ def _fit_one(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         rows, arrays, starts, seconds = state["rows"], state["arrays"], state["starts"], state["seconds"]
+        precision = state.get("precision", PRECISIONS[0])  # one training, one precision
         for _ in rows:
             on_epoch()
     elif folder:
@@ -125,7 +140,8 @@ def _fit_one(
         if watch:
             watch(run, model, 0)
     for epoch in range(len(rows) + 1, run.epochs + 1):
-        row = {"epoch": epoch} | _train_epoch(model, optimizer, penalties, task, run, epoch, float(weights[epoch - 1]))
+        weight = float(weights[epoch - 1])
+        row = {"epoch": epoch} | _train_epoch(model, optimizer, penalties, task, run, epoch, weight, precision)
         row |= _evaluate(model, task, run, full=epoch in run.point_epochs())
         if not all(map(math.isfinite, row.values())):
             diverged = epoch
@@ -140,7 +156,7 @@ def _fit_one(
             saved = now
             state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays, "starts": starts}
-            state |= {"seconds": seconds + saved - started, "device": device_name(device)}
+            state |= {"seconds": seconds + saved - started, "device": device_name(device), "precision": precision}
             record.save_checkpoint(folder, state)
         if late:
             raise OutOfTime(f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go on")
@@ -149,7 +165,7 @@ def _fit_one(
 
     metrics = pd.DataFrame(rows, columns=_columns(run, task, model))
     if folder:
-        env = _environment(device) | task.hashes | {"num_classes": task.num_classes}
+        env = _environment(device) | {"precision": precision} | task.hashes | {"num_classes": task.num_classes}
         env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
         kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
         stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
@@ -173,6 +189,7 @@ def _train_epoch(
     run: Run,
     epoch: int,
     weight: float,
+    precision: str = PRECISIONS[0],
 ) -> dict[str, float]:
     """One pass over the training images; means over the epoch's images, in training mode."""
     model.train()
@@ -186,7 +203,8 @@ def _train_epoch(
     sums: dict[str, Tensor] = {}
     for batch in order.split(run.batch_size):
         x, y = images[batch], labels[batch]  # [B, C, H, W], [B]
-        logits = model(x)  # [B, K]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(x).float()  # [B, K]; losses, and gradients of weights, are float32 whatever the products are
         cross_entropy, l2 = F.cross_entropy(logits, y), activation_l2.penalty()
         loss = cross_entropy + weight * l2 if weight else cross_entropy
         step = {"cross_entropy": cross_entropy, "activation_l2": l2, "train_accuracy": measures.accuracy(logits, y)}
@@ -361,11 +379,10 @@ def _commit() -> str:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, precision and commit, for a run's record."""
+    """Versions, device and commit, for a run's record."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device_name(device),
-        "precision": "float32",
         "commit": _commit(),
     }

@@ -13,6 +13,7 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.delenv("PRECISION", raising=False)
     monkeypatch.delenv("MAKEFLAGS", raising=False)  # under a parallel make the store starts no processes
 
 

@@ -41,7 +41,7 @@ def stored(run: Run, *, profile: str = "made", diverged: int | None = None, **co
     """A run's rows; a column is a number or a function of the epochs. Diverged in epoch 1: one row, of NaN."""
     epochs = np.arange(1.0, (run.epochs if diverged is None else diverged - 1) + 1)
     rows = {name: value(epochs) if callable(value) else np.full(len(epochs), value) for name, value in columns.items()}
-    fields = {"profile": profile, **run.described(), "num_classes": 100}
+    fields = {"profile": profile, **run.described(), "num_classes": 100, "precision": "float32"}
     fields["diverged"] = np.nan if diverged is None else float(diverged)
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     return pd.concat([described, pd.DataFrame({"epoch": epochs} | rows)], axis=1)

@@ -57,7 +57,7 @@ def made(seeds=(0, 1), profile="made", over=None, diverged=None, start=None, cor
             columns[f"entropy {name}"] = (lambda e, v=value, m=most: m * v(e)) if callable(value) else most * value
         part = stored(run, profile=profile, diverged=(diverged or {}).get((test, method, run.seed)), **columns)
         before = {f"start entropy {layer}": start * np.log(WIDTHS[layer]) for layer in NOISY if start}
-        parts.append(part.assign(num_classes=10, **before))
+        parts.append(part.assign(num_classes=10, precision="float32", **before))
     return pd.concat(parts, ignore_index=True)
 
 

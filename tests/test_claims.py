@@ -23,6 +23,7 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
             **run.described(),
             "diverged": np.nan,
             "num_classes": 10,
+            "precision": "float32",
         }
         final = BEST[run.baseline] + run.al2 * gain[run.baseline] + run.seed
         size = {"bare": 119.0, "batchnorm": 11.5, "dropout": 1.92, "weight_decay": 107.8}[run.baseline]

@@ -132,7 +132,9 @@ def followed(seeds=(0, 1), **settings):
     runs = representations("mnist", seeds=seeds, epochs=20, **settings)
     measured = {"test_accuracy": 30.0, "cross_entropy": 2.0, "activation_l2": 0.1, "ablation_auc": 20.0, "mean_cca init": 0.5}
     frame = pd.concat([stored(run, **measured) for run in runs], ignore_index=True)
-    return {run.id: run for run in runs}, frame.assign(num_classes=10, notebooks="10_al2_label_randomization 12_al2_cca")
+    return {run.id: run for run in runs}, frame.assign(
+        num_classes=10, precision="float32", notebooks="10_al2_label_randomization 12_al2_cca"
+    )
 
 
 def test_figure_1_is_drawn_of_each_dropout_a_row_a_seed(monkeypatch):

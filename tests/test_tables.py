@@ -15,7 +15,7 @@ def tidy(run: Run, value=50.0, profile: str = "quick", diverged: int | None = No
     """A stored run as `store.load` gives it, `value` being its test accuracy (a number, or a function of the epoch)."""
     epochs = np.arange(1, (run.epochs if diverged is None else diverged - 1) + 1)
     fields = {"profile": profile, **run.described()}
-    fields |= {"num_classes": 10, "diverged": np.nan if diverged is None else float(diverged)}
+    fields |= {"num_classes": 10, "precision": "float32", "diverged": np.nan if diverged is None else float(diverged)}
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     accuracy = [float(value(e)) if callable(value) else value for e in epochs]
     rows = {
@@ -41,7 +41,7 @@ def test_the_made_frames_have_the_columns_that_the_store_gives(tmp_path, monkeyp
     run = Run("digits", epochs=2)
     made = tidy(run)
     stored = ["epoch", "test_accuracy", "cross_entropy", "activation_l2", "ablation_auc"]
-    record.finish(tmp_path / "quick" / "digits" / run.name, run, made[stored], {}, {"num_classes": 10})
+    record.finish(tmp_path / "quick" / "digits" / run.name, run, made[stored], {}, {"num_classes": 10, "precision": "float32"})
     pd.testing.assert_frame_equal(store.load([run]), made, check_dtype=False)
 
 
