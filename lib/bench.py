@@ -65,10 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
         asked = ["--device", "cuda", "--seconds", str(seconds), "--out", str(options.out), "--table", "cuda.csv"]
         bench_gpu.main(asked + ["--tiny"] * options.tiny)
         return
+    busy = {"busy_before": busy_cores()}
     table, profiles = measure(options.cores, seconds, options.rounds, options.out, options.tiny)
+    busy |= {"busy_after": busy_cores()}
     write(table, options.out / "cpu.csv")
     write(profiles, options.out / "profile.csv")
-    describe(options.out, "cpu", described | {"cores_used": options.cores})
+    describe(options.out, "cpu", described | {"cores_used": options.cores} | busy)
     shown = table[table.unit.isin([HOURLY, FACTOR, SHARE]) & (table.part != "networks")]
     wide = shown.pivot_table(index=["part", "what", *SETTINGS], columns="unit", values="median", sort=False)
     with pd.option_context("display.width", 200, "display.max_rows", None):
@@ -87,11 +89,15 @@ def machine(device: str) -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), kind)
     found = {"processor": kind, "architecture": platform.machine(), "cores": cores_here(), "torch": torch.__version__}
-    found |= {"python": platform.python_version(), "precision": "float32", "commit": trainer._commit()}
-    if device == "cuda":
-        return found | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return found | {"load_before": round(busy, 2)}  # processes that ran or waited, mean of the minute before
+    found |= {"python": platform.python_version(), "commit": trainer._commit()}
+    return found | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {})
+
+
+def busy_cores(seconds: float = 2.0) -> float:
+    """How many cores other programs keep busy: looked at for so long while this process waits."""
+    import psutil  # here: the GPU's half does without it
+
+    return round(psutil.cpu_percent(interval=seconds) / 100 * psutil.cpu_count(), 2)
 
 
 def measure(cores: int, seconds: float, rounds: int, folder: Path, tiny: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,7 +118,8 @@ def measure(cores: int, seconds: float, rounds: int, folder: Path, tiny: bool) -
         for name in found[0]:
             beside.setdefault(name, []).append(sum(one[name] for one in found) / cores)
         print(f"round {number + 1} of {rounds}: {len(todo)} rows, {time.monotonic() - begun:.0f} s", flush=True)
-    steps = [Row("DataLoader", "DataLoader"), Row("tensors", "tensors"), Row("ours", "ours, AL2", kept=True)]
+    steps = [Row("DataLoader", "DataLoader"), Row("tensors", "tensors")]
+    steps += [Row("ours", what, kept=True) for what in ("ours, AL2", bench_cpu.HALF)]
     profiles = []
     for row in steps:
         row = replace(row, shape=shape, batch=todo[-1].batch if tiny else BATCH)

@@ -45,6 +45,7 @@ LITE = Run(
 )
 TEST_IMAGES, EVAL_BATCHES = 10000, (100, 500, 2000, 10000)
 LADDER = ("tensors, channels_last", "tensors, channels_last, pool first", "tensors, channels_last, pool first, memory kept")
+HALF = "ours, AL2, bfloat16"
 LOADING = "DataLoader and transforms"
 
 
@@ -83,7 +84,7 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
         table.append(Row("stacked", "vmap", threads=cores, networks=k))  # the recipe as it stands in tutorials
         table += [Row("stacked", way, cores, networks=k * cores, kept=True) for way in WAYS]
     table += [Row("ours", "ours, bare", **apart, kept=True), Row("ours", "ours, AL2", **apart, kept=True)]
-    table.append(Row("ours", "ours, AL2", kept=True))
+    table += [Row("ours", HALF, **apart, kept=True), Row("ours", "ours, AL2", kept=True)]
     for batch in (32, 128, 256):
         table += [
             Row("ours", "ours, AL2", **apart, batch=batch, kept=True),
@@ -120,7 +121,11 @@ def made(row: Row) -> Iterator[float]:
             yield 2.0 * n**3
     elif row.part == "ours":
         images, labels = (values[: CALL // row.batch * row.batch] for values in held(row.shape))
-        _, epoch = bench_rows.trained(replace(RUN, al2="AL2" in row.what, batch_size=row.batch), images, labels, classes)
+        run, precision = (
+            replace(RUN, al2="AL2" in row.what, batch_size=row.batch),
+            "bfloat16" if row.what == HALF else "float32",
+        )
+        _, epoch = bench_rows.trained(run, images, labels, classes, precision)
         while True:
             epoch()
             yield len(labels)

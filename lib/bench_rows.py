@@ -123,11 +123,11 @@ def plain(row: Row, device: torch.device, images: int) -> Made:
     return Made(advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size)
 
 
-def trained(run: Run, images: Tensor, labels: Tensor, classes: int) -> tuple[nn.Module, Advance]:
+def trained(run: Run, images: Tensor, labels: Tensor, classes: int, precision: str = "float32") -> tuple[nn.Module, Advance]:
     """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the trainer's own loop."""
     task = Task(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
     model = models.build(run, *task.shape).to(images.device, memory_format=torch.channels_last)
-    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01 * run.al2
+    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01 * run.al2, precision
     return model, lambda: trainer._train_epoch(*arguments)
 
 

@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from lib.bench_cpu import HALF
+
 PARTS = dict(zip(("DataLoader", "tensors", "stacked", "ours", "floor"), sns.color_palette("colorblind", 5), strict=True))
 WAYS = {  # of `networks` curves, in the order of the legend
     "DataLoader": PARTS["DataLoader"],
@@ -16,6 +18,7 @@ WAYS = {  # of `networks` curves, in the order of the legend
     "ours, AL2": PARTS["ours"],
     "floor": PARTS["floor"],
 }
+PRECISIONS = {"float32": PARTS["ours"], "bfloat16": PARTS["tensors"]}
 BEST = "best DataLoader loop"
 KEY = ["part", "what", "processes", "threads", "workers", "networks", "batch"]
 HOURLY, BEST_FACTOR, SHARE = "epochs·networks/h", "× best DataLoader", "% of the floor"  # units
@@ -35,6 +38,7 @@ STEPS = {
     "DataLoader": "before: DataLoader loop",
     "tensors": "before: the same from tensors",
     "ours, AL2": "after: ours, with AL2",
+    HALF: "after: the same in bfloat16",
 }
 
 
@@ -167,8 +171,28 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     steps |= {
         f"{what}: the trainer, with what it records": ours[ours.what == what].iloc[0] for what in ("ours, bare", "ours, AL2")
     }
+    steps |= {"the same with products in bfloat16": ours[ours.what == HALF].iloc[0]}
     found = pd.DataFrame({name: row[[HOURLY, BEST_FACTOR]] for name, row in steps.items()}).T.astype(float)
     return found.assign(**{"× the line before": found[BEST_FACTOR] / found[BEST_FACTOR].shift()})
+
+
+def precisions(curves: pd.DataFrame) -> Figure:
+    """Test accuracy by epoch, a panel a network, a line a seed and precision (`lib.bench_precision`)."""
+    networks = list(dict.fromkeys(curves.network))
+    rows = -(-len(networks) // 3)
+    fig, axes = plt.subplots(rows, 3, figsize=(10.5, 2.6 * rows), squeeze=False)
+    for ax, network in zip(axes.flat, networks, strict=False):
+        own = curves[curves.network == network]
+        for (seed, precision), line in own.groupby(["seed", "precision"]):
+            label = precision if seed == own.seed.min() else None
+            style = "-" if precision == "float32" else "--"
+            ax.plot(line.epoch, line.test_accuracy, color=PRECISIONS[precision], ls=style, lw=1.2, label=label)
+        ax.set(title=network, xlabel="epoch", ylabel="test accuracy (%)")
+    for ax in axes.flat[len(networks) :]:
+        ax.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return fig
 
 
 def _line(ax: plt.Axes, rows: pd.DataFrame, name: str, colour) -> None:

@@ -49,7 +49,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     where its loss became NaN: it predicts nothing.
 
     Args:
-        runs: the runs that have to be there.
+        runs: the runs that have to be there, the most wanted first: they are trained in this order, except that several
+            processes without a deadline begin with the longest.
         profile: the folder under `results/` for those that are new.
         jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one. A script that asks for more
             than one has to guard its own start by `if __name__ == "__main__":`, as Python's multiprocessing wants it.
@@ -89,7 +90,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
 def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
     """Train runs that wait for no other."""
     jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
-    missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
+    if jobs > 1 and deadline is None:
+        missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
         if jobs == 1:
             _train_all(iter(missing), profile, bar.update, deadline)

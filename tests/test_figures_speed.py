@@ -16,6 +16,7 @@ FACTORS = {
     "tensors, channels_last, pool first, memory kept": 4.5,
     "ours, bare": 4.2,
     "ours, AL2": 4.0,
+    "ours, AL2, bfloat16": 6.0,
 }
 
 
@@ -32,8 +33,8 @@ def made(cores: int) -> pd.DataFrame:
 @pytest.mark.parametrize("cores", [1, 2])
 def test_ladder_multiplies_up_to_ours(cores):
     found = figures_speed.ladder(made(cores))
-    assert found.iloc[0, 1] == 1 and found.iloc[-1, 1] == pytest.approx(4)
-    assert found["× the line before"].prod() == pytest.approx(4)
+    assert found.iloc[0, 1] == 1 and found.iloc[-2, 1] == pytest.approx(4) and found.iloc[-1, 1] == pytest.approx(6)
+    assert found["× the line before"].prod() == pytest.approx(6)
     assert found.loc["+ channels_last", "× the line before"] == pytest.approx(1.5)
 
 
@@ -77,3 +78,18 @@ def test_figures_are_drawn_without_a_warning(cores):
             fig.canvas.draw()
     assert len(bars.axes[0].get_yticklabels()) == len(figures_speed.compared(table))
     plt.close("all")
+
+
+def test_precisions_are_drawn_a_panel_a_network():
+    rows = [
+        {"network": n, "seed": s, "precision": p, "epoch": e, "test_accuracy": 10.0 * e}
+        for n in ("bare", "AL2", "dropout", "sr3Net")
+        for s in (0, 1)
+        for p in figures_speed.PRECISIONS
+        for e in (1, 2)
+    ]
+    fig = figures_speed.precisions(pd.DataFrame(rows))
+    assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == ["bare", "AL2", "dropout", "sr3Net"]
+    assert all(len(ax.lines) == 4 for ax in fig.axes[:4])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["bfloat16", "float32"]
+    plt.close(fig)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,10 +98,18 @@ def test_nothing_to_do_needs_no_results_folder():
     assert not paths.results_dir().exists()
 
 
-def test_longest_runs_come_first(trained):
+def test_one_process_trains_in_the_order_given(trained):
     longer = replace(BARE, epochs=5)
-    store.ensure([BARE, longer])
-    assert trained == [longer.id, BARE.id]
+    store.ensure([BARE, longer, AL2])
+    assert trained == [BARE.id, longer.id, AL2.id]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_several_processes_begin_with_the_longest_unless_time_is_short(late, monkeypatch):
+    runs, order = [BARE, replace(BARE, epochs=5)], []
+    monkeypatch.setattr(store, "_train_in_processes", lambda runs, *_: order.extend(runs))
+    store.ensure(runs, jobs=2, deadline=time.monotonic() + 1000 if late else None)
+    assert order == (runs if late else runs[::-1])
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
