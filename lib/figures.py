@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,13 +47,24 @@ def style() -> None:
     )
 
 
-def small_png(fig: Figure) -> Image:
-    """A figure as a picture of at most 256 colours for a notebook, and closed: of many fine lines a third of the bytes."""
+def png(fig: Figure, **options: Any) -> bytes:
+    """A figure as a PNG file of at most 256 colours, a third of the bytes where there are many fine lines.
+
+    Args:
+        fig: it stays open.
+        options: of `Figure.savefig`, such as dpi.
+    """
     whole, small = BytesIO(), BytesIO()
-    fig.savefig(whole, format="png", dpi=fig.dpi, bbox_inches="tight")
-    plt.close(fig)
+    fig.savefig(whole, format="png", **options)
     PIL.Image.open(whole).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(small, "png", optimize=True)
-    return Image(small.getvalue())
+    return small.getvalue()
+
+
+def small_png(fig: Figure) -> Image:
+    """A figure as such a picture for a notebook, and closed."""
+    picture = Image(png(fig, dpi=fig.dpi, bbox_inches="tight"))
+    plt.close(fig)
+    return picture
 
 
 def training_curves(

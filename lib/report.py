@@ -214,7 +214,7 @@ def write(report: Report, folder: Path) -> None:
     for name, draw in drawn.items():
         fig = draw()
         with paths.replacing(folder / "figures" / f"{name}.png") as part:
-            fig.savefig(part, format="png")
+            part.write_bytes(figures.png(fig))
         plt.close(fig)
     for claim in claims.STATEMENTS:
         _write(folder / "claims" / f"{claim}.md", claim_pages.page(claim, report.claims, report.frame, sorted(drawn)))
