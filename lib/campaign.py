@@ -40,6 +40,7 @@ PLANS: dict[str, Callable[..., list[Run]]] = {
     "12_al2_cca": studies.representations,
     "13_al2_schedules": studies.schedules,
     "14_al2_relabel": studies.relabelling,
+    "15_al2_options": studies.options,
     "20_sparsity_monitor": studies.sparsity_networks,
     "21_sparsity_networks": studies.sparsity_networks,
     "22_sparsity_lenet_alexnet": studies.lenet_alexnet,

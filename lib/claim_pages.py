@@ -28,7 +28,7 @@ SETTINGS = {
 PAPERS_PRECISION = {"precision": "float32"}  # what both papers' frameworks compute in where nothing is said
 
 
-def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[str]) -> str:
+def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[str], written: Sequence[str]) -> str:
     """The page of one claim, Markdown.
 
     Args:
@@ -36,10 +36,12 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
         judged: as `lib.claims.judge` gives it.
         frame: the runs it was judged by.
         drawn: names of the report's figures, which lie in `../figures` beside the page's folder.
+        written: names of its tables, which lie in `../tables`.
     """
     said, rows = CLAIMS[claim], judged[judged.claim == claim]
     columns = ["profile", "dataset", "published", "measured", "n", "verdict"]
     rule = next((rule for rule in rows.rule if rule), "not judged yet: no run answers it")
+    tables = [name for name in said["tables"] if name in written]
     figures = [name for name in drawn if any(fnmatch(name, pattern) for pattern in said["figures"])]
     parts = [
         f"# {claim}: {said['statement']}",
@@ -54,7 +56,7 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
     parts += ["## What the paper leaves unclear, and how it is read here", *[f"- {text}" for text in said["unclear"]]] * bool(
         said["unclear"]
     )
-    parts += ["## Tables", *[f"- [`{name}`](../tables/{name}.csv)" for name in said["tables"]]] * bool(said["tables"])
+    parts += ["## Tables", *[f"- [`{name}`](../tables/{name}.csv)" for name in tables]] * bool(tables)
     parts += ["## Figures", *[f"![{name}](../figures/{name}.png)" for name in figures]] * bool(figures)
     return "\n\n".join([*parts, "[All claims](../report.md)"]) + "\n"
 

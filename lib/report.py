@@ -14,6 +14,7 @@ from lib import (
     claims,
     figures,
     figures_across,
+    figures_options,
     figures_schedules,
     figures_sparsity,
     heat_maps,
@@ -22,6 +23,7 @@ from lib import (
     store,
     tables,
     tables_across,
+    tables_options,
 )
 from lib.run import Run
 from lib.studies import VARIANTS
@@ -70,10 +72,19 @@ def gather(profiles: Sequence[str]) -> Report:
         frame=frame,
         runs=finished,
         progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated"]),
-        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
-        | {name: tables.sparsity_beside_published(name, frame) for name in ("sparsity_table2", "sparsity_table3")},
+        tables=_tables(frame),
         claims=claims.judge(frame, profiles),
     )
+
+
+def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The papers' tables with what was measured beside it; what options change, where any was tried."""
+    found = {name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
+    found |= {name: tables.sparsity_beside_published(name, frame) for name in ("sparsity_table2", "sparsity_table3")}
+    options = tables_options.table(frame) if "notebooks" in frame else pd.DataFrame()
+    if len(options) and (options.option != tables_options.DEFAULT).any():
+        found["al2_options"] = options
+    return found
 
 
 def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -87,7 +98,7 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
             own = table[table.profile.isna() | (table.profile == profile)]
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
-    found |= _cca_drawings(report) | _schedule_drawings(report) | _relabelling_drawings(report)
+    found |= _cca_drawings(report) | _schedule_drawings(report) | _relabelling_drawings(report) | _option_drawings(report)
     return found | _sparsity_drawings(report) | _across_drawings(report)
 
 
@@ -111,6 +122,16 @@ def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     for (profile, dataset), own in runs.groupby(["profile", "dataset"]) if len(runs) else []:
         if own.labels.isin(("al2", "bare")).any():
             found[f"al2_relabel-{profile}-{dataset}"] = lambda own=own: figures.relabelling_curves(own)
+    return found
+
+
+def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
+    """What options of the protocol change at 75 % corruption, where any was tried."""
+    gains = tables_options.gains(report.frame) if "notebooks" in report.frame else pd.DataFrame()
+    gains, found = gains[gains.corruption == 0.75] if len(gains) else gains, {}
+    for (profile, dataset), own in gains.groupby(["profile", "dataset"], sort=False) if len(gains) else []:
+        if (own.option != tables_options.DEFAULT).any():
+            found[f"al2_options-{profile}-{dataset}"] = lambda own=own: figures_options.gains(own)
     return found
 
 
@@ -216,8 +237,12 @@ def write(report: Report, folder: Path) -> None:
         with paths.replacing(folder / "figures" / f"{name}.png") as part:
             part.write_bytes(figures.png(fig))
         plt.close(fig)
+
+    def page(claim: str) -> str:
+        return claim_pages.page(claim, report.claims, report.frame, sorted(drawn), list(report.tables))
+
     for claim in claims.STATEMENTS:
-        _write(folder / "claims" / f"{claim}.md", claim_pages.page(claim, report.claims, report.frame, sorted(drawn)))
+        _write(folder / "claims" / f"{claim}.md", page(claim))
     _write(folder / "claims.csv", report.claims.to_csv(index=False))
     _write(folder / "headline.md", headline(report))
     _write(folder / "report.md", _markdown(report, sorted(drawn)))

@@ -109,6 +109,54 @@ def schedules(
     return [Run.from_dict(shared | {"seed": seed} | own) for seed in seeds for own in varied]
 
 
+def options(
+    dataset: str,
+    *,
+    seeds: Sequence[int] = (0,),
+    baselines: Sequence[str] = ("bare", "batchnorm", "dropout"),
+    totals: Sequence[float] = (),
+    longer: int | None = None,
+    epochs: int = 700,
+    dropout_epochs: int | None = None,
+    speed: float = 1.0,
+    dropout: float = 0.5,
+    **settings: Any,
+) -> list[Run]:
+    """Baselines without and with AL2 (of `label_randomization`), and again with one option changed, where it concerns them.
+
+    Law `exact` and longer training: bare, dropout. γ from U(0, 1): batch norm. Another Σ λ_e, with AL2: batch norm, dropout.
+
+    Args:
+        dataset: where to train.
+        seeds, baselines: of the runs.
+        totals: Σ λ_e of weaker, or stronger, series of AL2, as multiples of that at `speed`.
+        longer: how many times the epochs, along the same λ to the same last one; None: none is longer.
+        epochs, dropout_epochs, speed, dropout: as in `label_randomization`; with an option all train for `epochs`.
+        settings: fields of `Run` for all of them.
+
+    Raises:
+        ValueError: for a setting in which the runs differ, another baseline, total 1 or one no series has, a `longer` below 2.
+    """
+    if fixed := {"al2", "batch_norm", "bn_gamma", "corruption_law", "schedule", "seed", "weight_decay"} & settings.keys():
+        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in, or what none of them has")
+    if unknown := set(baselines) - {"bare", "batchnorm", "dropout"}:
+        raise ValueError(f"baselines holds {', '.join(sorted(unknown))}; allowed: bare, batchnorm, dropout")
+    if 1 in totals or (longer is not None and longer < 2):
+        raise ValueError(f"totals is {list(totals)}, longer {longer}: no total may be 1; longer is None or a whole number ≥ 2")
+    settings |= {"dataset": dataset, "epochs": epochs, "speed": speed}
+    eight = label_randomization(**settings, seeds=seeds, dropout=dropout, dropout_epochs=dropout_epochs)
+    norm, drop, exact = {"batch_norm": True}, {"dropout": dropout}, {"corruption_law": "exact"}
+    tried = [exact, drop | exact, norm | {"bn_gamma": "uniform"}]
+    if longer:
+        slow = {"epochs": longer * epochs, "speed": float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}")}  # as stated
+        tried += [slow, drop | slow]
+    tried = [network | {"al2": al2} for network in tried for al2 in (False, True)]
+    series = [schedule_of_total("al2", epochs, total * schedule("al2", epochs, speed).sum(), speed) for total in totals]
+    tried += [network | {"al2": True} | own for own in series for network in (norm, drop)]
+    runs = eight + [Run.from_dict(settings | {"seed": seed} | network) for seed in seeds for network in tried]
+    return [run for run in runs if run.baseline in baselines]
+
+
 def relabelling(dataset: str, *, seeds: Iterable[int] = (0,), corruption: float = 0.75, **settings: Any) -> list[Run]:
     """A training set relabelled by the AL2 network, and a bare network trained on the new labels (AL2, section 4; A9).
 
