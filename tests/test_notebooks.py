@@ -64,6 +64,7 @@ def test_quick_notebooks_share_their_runs():
     assert runs["11"] <= runs["10"] and runs["12"] <= runs["10"]
     assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
     assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
+    assert len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5  # bare and dropout, without and with AL2
     assert runs["20"] <= runs["21"]
     assert len(runs["23"] & runs["21"]) == 2  # sr2Net and sr3Net in the chosen reading
 
@@ -151,6 +152,16 @@ def test_the_lite_profile_s_schedules_go_out_from_notebook_10_s_networks():
     shared = [r for r in runs_of("lite", "13") if r.id in ids]
     assert len(shared) == len(runs_of("lite", "13")) - 2 * (7 + 15) == 2 * 3
     assert {(r.baseline, r.al2, r.speed) for r in shared if r.al2} == {("bare", True, 6.15)}
+
+
+@pytest.mark.parametrize(("profile", "seeds", "tried"), [("lite", 2, 2 * 16), ("paper", 1, 8)])
+def test_options_go_out_from_notebook_10_s_networks(profile, seeds, tried):
+    ids = {r.id for r in runs_of(profile, "10")}
+    runs = runs_of(profile, "15")
+    assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
+    assert len({r.id for r in runs}) == len(runs) == 6 * seeds + tried
+    if profile == "paper":  # what the options train is never longer than the paper's 700 epochs
+        assert {r.epochs for r in runs[6:]} == {700}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lib.studies import (
     decorrelation_readings,
     label_randomization,
     lenet_alexnet,
+    options,
     reading_of,
     relabelling,
     schedules,
@@ -101,6 +102,61 @@ def test_schedules_shares_bare_the_paper_s_weight_decay_and_bare_with_al2_with_l
 def test_schedules_refuses_what_its_runs_differ_in_and_totals_that_no_series_has(settings, message):
     with pytest.raises(ValueError, match=message):
         schedules("digits", **{"epochs": 50, "speed": 3.4} | settings)
+
+
+SMALL = dict(epochs=80, speed=6.15, n_train=300)
+
+
+def test_options_are_the_default_networks_and_those_with_one_option_changed():
+    runs = options("mnist", seeds=(0, 4), totals=[0.1, 0.3], longer=2, **SMALL)
+    assert len({run.id for run in runs}) == len(runs) == 2 * (6 + 6 + 4 + 4)
+    default, changed = runs[:12], [run for run in runs[12:] if run.seed == 4]
+    eight = [run for run in label_randomization("mnist", seeds=(0, 4), **SMALL) if run.baseline != "weight_decay"]
+    assert [run.id for run in default] == [run.id for run in eight]
+    assert [(run.baseline, run.al2) for run in changed[:10]] == [
+        (name, al2) for name in ("bare", "dropout", "batchnorm", "bare", "dropout") for al2 in (False, True)
+    ]
+    assert [(run.baseline, run.al2) for run in changed[10:]] == [("batchnorm", True), ("dropout", True)] * 2
+    beside = {(run.baseline, run.al2): run.to_dict() for run in default if run.seed == 4}
+    differs = [{k: v for k, v in r.to_dict().items() if v != beside[r.baseline, r.al2][k]} for r in changed]
+    assert differs[:4] == [{"corruption_law": "exact"}] * 4 and differs[4:6] == [{"bn_gamma": "uniform"}] * 2
+    assert [set(own) for own in differs[6:10]] == [{"epochs"}, {"epochs", "speed"}] * 2
+    assert [set(own) for own in differs[10:]] == [{"speed"}] * 4
+
+
+def test_options_spend_the_stated_totals_and_a_longer_training_ends_at_the_same_weight():
+    runs = options("mnist", totals=[0.1, 0.3], longer=3, **SMALL)
+    default = schedule("al2", 80, 6.15)
+    weaker = [schedule("al2", 80, run.speed).sum() / default.sum() for run in runs[-4:]]
+    assert weaker == pytest.approx([0.1, 0.1, 0.3, 0.3], rel=1e-4)
+    (slow,) = {run.speed for run in runs if run.epochs == 240 and run.al2}
+    assert schedule("al2", 240, slow)[-1] == pytest.approx(default[-1], rel=1e-4)
+
+
+def test_options_are_tried_on_the_wanted_baselines_and_only_those_that_are_stated():
+    assert {run.baseline for run in options("mnist", baselines=["dropout"], totals=[0.3], longer=2)} == {"dropout"}
+    assert len(options("mnist")) == 6 + 6  # the laws alone
+    long = options("mnist", dropout_epochs=750)
+    assert [run.epochs for run in long if run.baseline == "dropout"] == [750, 750, 700, 700]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corruption_law": "exact", "al2": True}, "al2, corruption_law cannot be set"),
+        ({"bn_gamma": "ones"}, "bn_gamma cannot be set"),
+        ({"weight_decay": 5e-4}, "weight_decay cannot be set"),
+        ({"seed": 3}, "seed cannot be set"),
+        ({"baselines": ["bare", "weight_decay"]}, "baselines holds weight_decay; allowed: bare, batchnorm, dropout"),
+        ({"totals": [0.3, 1.0]}, "no total may be 1"),
+        ({"totals": [1e-9]}, "no schedule 'al2' of 50 epochs adds up to"),
+        ({"longer": 1}, "longer 1: .* whole number ≥ 2"),
+        ({"epoch": 3}, "'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_options_refuses_what_its_runs_differ_in_and_options_that_are_none(settings, message):
+    with pytest.raises(ValueError, match=message):
+        options("digits", **{"epochs": 50, "speed": 3.4} | settings)
 
 
 def test_relabelling_is_two_teachers_their_students_and_clean_labels_for_each_seed():
