@@ -63,11 +63,16 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     _write_torch(folder / "checkpoint.pt", state)
 
 
-def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[str, Any] | None:
     """The state a training was left in, on the CPU, or None where it has to start anew.
 
-    A state that was measuring something else than is asked for now is not continued. None, too, where another process has
-    finished the run and taken its checkpoint away.
+    A state that was measuring something else than is asked for now is not continued, nor one that was trained on other
+    labels. None, too, where another process has finished the run and taken its checkpoint away.
+
+    Args:
+        folder: the run's.
+        run: with the measures that are asked for.
+        labels: hash of the labels to train on (`lib.task.Task.hashes`); None, or a state that does not say: not compared.
 
     Raises:
         RecordError: if the checkpoint is damaged.
@@ -84,7 +89,8 @@ def load_checkpoint(folder: Path, run: Run) -> dict[str, Any] | None:
         raise RecordError(f"{path} cannot be read ({error}). Delete the folder to train this run anew.") from error
     if run_id != run.id:
         raise RecordError(f"{path} belongs to the run {run_id}, not to {run.id}. Delete the folder to train it anew.")
-    return state if measures == json.dumps(run.measured()) else None
+    same_labels = labels is None or state.get("labels", labels) == labels
+    return state if measures == json.dumps(run.measured()) and same_labels else None
 
 
 def read_pace(folder: Path) -> tuple[float, str]:
@@ -121,11 +127,13 @@ def finish(
 ) -> None:
     """Write the results of a run, `metrics.csv` last of what is new; then the checkpoint is dropped.
 
-    Where a finished run is replaced, to gain a measure, `config.json` names the measure only when all else is in place.
+    Where a finished run is replaced, to gain a measure or because its labels are others now, `env.json` and `config.json` name
+    the labels and the measure only when all else is in place.
     """
     replaced = is_finished(folder)
     begin(folder, run)
-    _write_json(folder / "env.json", env)
+    if not replaced:
+        _write_json(folder / "env.json", env)
     with replacing(folder / "measures.npz") as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
     if diverged is not None:
@@ -137,6 +145,7 @@ def finish(
     with replacing(folder / "metrics.csv") as part:
         metrics.to_csv(part, index=False, float_format="%.6g")
     if replaced:
+        _write_json(folder / "env.json", env)
         _write_config(folder, run)
     for left in [folder / "checkpoint.pt", *folder.glob(".*.part")]:  # a killed writer leaves its temporary file
         left.unlink(missing_ok=True)

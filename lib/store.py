@@ -45,8 +45,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run that another process
-    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it, and left out
-    where its loss became NaN: it predicts nothing.
+    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it, anew if it
+    predicts other labels than they were trained on, and left out where its loss became NaN: it predicts nothing.
 
     Args:
         runs: the runs that have to be there, the most wanted first: they are trained in this order, except that several
@@ -85,6 +85,8 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     ]:
         _ensure(ready, profile, jobs, deadline)
         missing = [run for run in missing if run not in ready]
+        taught = [run for run in asked.values() if run.relabelled_by in {teacher.id for teacher in ready}]
+        missing += [run for run in taught if run not in missing and not _is_done(run)]  # by other predictions than before
 
 
 def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
@@ -140,7 +142,7 @@ def epochs_left(run: Run) -> int:
     folder = find(run)
     if folder is None or not record.is_begun(folder):
         return run.epochs
-    state = record.load_checkpoint(folder, run.with_measures(record.read_run(folder)))
+    state = record.load_checkpoint(folder, run.with_measures(record.read_run(folder)), task.taught_labels(run))
     return run.epochs - len(state["rows"]) if state else run.epochs
 
 
@@ -178,7 +180,11 @@ def _tidy(folder: Path) -> pd.DataFrame:
 
 
 def _is_done(run: Run) -> bool:
-    """Whether a run is finished with every measure asked for; damaged folders raise."""
+    """Whether a run is finished with every measure asked for, on the labels it would be given now; damaged folders raise.
+
+    A run that is relabelled by another one is not done if that teacher has been trained again and predicts other labels than
+    those whose hash the run recorded. Where either hash is missing (no teacher in the store, no predictions) it is done.
+    """
     folder = find(run)
     if folder is None or not record.is_begun(folder):
         return False
@@ -188,7 +194,9 @@ def _is_done(run: Run) -> bool:
         return False
     record.read_metrics(folder)
     record.read_arrays(folder)
-    return stored.measured() == stored.with_measures(run).measured()
+    if stored.measured() != stored.with_measures(run).measured():
+        return False
+    return (labels := task.taught_labels(run)) is None or record.read_environment(folder).get("labels", labels) == labels
 
 
 def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None) -> None:

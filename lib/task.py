@@ -63,7 +63,7 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         measure=placed(measure, measure.labels),
         test=placed(test, test.labels),
         num_classes=dataset.num_classes,
-        hashes={"data": dataset.sha256, "labels": sha256(labels.numpy().tobytes()).hexdigest()},
+        hashes={"data": dataset.sha256, "labels": _hash(labels)},
     )
 
 
@@ -97,6 +97,23 @@ def check_relabeller(run: Run, teacher: Run) -> None:
         )
 
 
+def taught_labels(run: Run) -> str | None:
+    """Hash of the labels that the run's teacher predicts now, as `Task.hashes` has it; None where no teacher predicts any.
+
+    A teacher that is trained again, on another device or in another precision, may predict other labels than it did.
+    """
+    folder = relabeller(run) if run.relabelled_by else None
+    return _hash(_predictions(folder)) if folder else None
+
+
+def _hash(labels: Tensor) -> str:
+    return sha256(labels.numpy().tobytes()).hexdigest()
+
+
+def _predictions(folder: Path) -> Tensor:
+    return torch.from_numpy(record.read_arrays(folder)["predictions"].astype("int64"))
+
+
 def _predicted(run: Run, count: int) -> Tensor:
     """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
     if (folder := relabeller(run)) is None:
@@ -106,7 +123,7 @@ def _predicted(run: Run, count: int) -> Tensor:
         )
     teacher = record.read_run(folder)
     check_relabeller(run, teacher)
-    labels = torch.from_numpy(record.read_arrays(folder)["predictions"].astype("int64"))
+    labels = _predictions(folder)
     if len(labels) != count:
         raise ValueError(f"{teacher.name} predicted {len(labels)} labels for {count} training images")
     return labels

@@ -53,7 +53,8 @@ def fit(
 
     Args:
         runs: what to train.
-        folders: one each, to checkpoint into, to resume from and to write the finished run to; None: keep nothing.
+        folders: one each, to checkpoint into, to resume from and to write the finished run to; None: keep nothing. A checkpoint
+            of other labels, those of a teacher (`relabelled_by`) that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
         precision: of the training steps' products: "float32" or "bfloat16"; weights, penalties, optimiser and all that is
             measured stay float32. None: `$PRECISION`, else float32. A checkpoint goes on in the precision it was begun in.
@@ -123,7 +124,7 @@ def _fit_one(
     starts: dict[str, Tensor] = {}
     seconds, diverged = 0.0, None
 
-    state = record.load_checkpoint(folder, run) if folder else None
+    state = record.load_checkpoint(folder, run, task.hashes["labels"]) if folder else None
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -157,6 +158,7 @@ def _fit_one(
             state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays, "starts": starts}
             state |= {"seconds": seconds + saved - started, "device": device_name(device), "precision": precision}
+            state |= {"labels": task.hashes["labels"]}
             record.save_checkpoint(folder, state)
         if late:
             raise OutOfTime(f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go on")

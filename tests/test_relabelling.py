@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -167,6 +168,119 @@ def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(monkey
     store.ensure([STUDENT, TEACHER])
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 0)
     assert torch.equal(trained[STUDENT.id], predicted(TEACHER))
+
+
+# ---- a teacher that predicts other labels than it did
+
+
+def teach_others(teacher=TEACHER):
+    """As after another training of the teacher, in bfloat16 or on another device: a few predictions are others."""
+    path = folder_of(teacher) / "measures.npz"
+    arrays = record.read_arrays(folder_of(teacher))
+    arrays["predictions"][:10] = (arrays["predictions"][:10] + 1) % 10
+    np.savez_compressed(path, **arrays)
+
+
+def test_a_finished_student_of_other_labels_is_trained_anew(trained):
+    store.ensure([TEACHER, STUDENT])
+    trained.clear()
+    store.ensure([TEACHER, STUDENT])
+    assert not trained and store.epochs_left(STUDENT) == 0
+    teach_others()
+    assert store.epochs_left(STUDENT) == 3 and store.epochs_left(TEACHER) == 0
+    store.ensure([TEACHER, STUDENT])
+    assert list(trained) == [STUDENT.id] and torch.equal(trained[STUDENT.id], predicted(TEACHER))
+    assert store.epochs_left(STUDENT) == 0 and hash_of_labels(STUDENT) == task.taught_labels(STUDENT)
+
+
+def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too(trained, monkeypatch):
+    middle, last = replace(STUDENT, predictions=True), replace(BARE, relabelled_by=STUDENT.id)
+    store.ensure([last, middle, TEACHER])
+    trained.clear()
+    predict = trainer._kept
+    monkeypatch.setattr(
+        trainer, "_kept", lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()}
+    )
+    store.ensure([last, middle, replace(TEACHER, keep_trunk=True)])  # trained again for its trunk
+    assert list(trained) == [TEACHER.id, STUDENT.id, last.id]
+    assert torch.equal(trained[STUDENT.id], predicted(TEACHER)) and torch.equal(trained[last.id], predicted(STUDENT))
+
+
+def test_a_teacher_that_predicts_the_same_again_leaves_its_student_as_it_is(trained):
+    store.ensure([STUDENT, TEACHER])
+    trained.clear()
+    store.ensure([STUDENT, replace(TEACHER, keep_trunk=True)])
+    assert list(trained) == [TEACHER.id]
+
+
+@pytest.mark.parametrize("left", ["no teacher", "no predictions", "no hash"])
+def test_a_finished_student_is_done_where_nothing_can_be_compared(left, trained):
+    store.ensure([TEACHER, STUDENT])
+    trained.clear()
+    teach_others()
+    if left == "no teacher":
+        shutil.rmtree(folder_of(TEACHER))
+    elif left == "no predictions":
+        np.savez_compressed(folder_of(TEACHER) / "measures.npz")
+    else:
+        path = folder_of(STUDENT) / "env.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "labels"}))
+    assert store.epochs_left(STUDENT) == 0
+    store.ensure([STUDENT])
+    assert not trained
+
+
+def half_trained(run=STUDENT):
+    """The run after its first epoch, with a checkpoint."""
+    with pytest.raises(trainer.OutOfTime):
+        trainer.fit([run], [folder_of(run)], deadline=0.0)
+
+
+def test_a_student_s_checkpoint_of_other_labels_is_not_gone_on_from(trained):
+    store.ensure([TEACHER])
+    half_trained()
+    assert store.epochs_left(STUDENT) == 2
+    teach_others()
+    assert store.epochs_left(STUDENT) == 3
+    store.ensure([STUDENT])
+    pd.testing.assert_frame_equal(
+        store.load([STUDENT])[["epoch", "cross_entropy"]],
+        trainer.fit([STUDENT])[["epoch", "cross_entropy"]],
+        check_exact=False,
+        check_dtype=False,
+    )
+
+
+def test_a_student_s_checkpoint_of_the_same_labels_or_of_none_said_is_gone_on_from(trained):
+    store.ensure([TEACHER])
+    half_trained()
+    path = folder_of(STUDENT) / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["labels"] == task.taught_labels(STUDENT)
+    assert record.load_checkpoint(folder_of(STUDENT), STUDENT, "others") is None
+    teach_others()
+    torch.save({name: value for name, value in state.items() if name != "labels"}, path)  # as they were once written
+    assert store.epochs_left(STUDENT) == 2
+    epochs = []
+    trainer.fit([STUDENT], [folder_of(STUDENT)], watch=lambda run, model, epoch: epochs.append(epoch))
+    assert epochs == [2, 3]
+
+
+@pytest.mark.parametrize("at", ["metrics", "environment"])
+def test_a_student_whose_replacing_is_cut_short_is_not_done(at, monkeypatch):
+    """Or old metrics would pass for those of the new labels."""
+    store.ensure([TEACHER, STUDENT])
+    teach_others()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((pd.DataFrame, "to_csv") if at == "metrics" else (record, "_write_json")), killed)
+        store.ensure([STUDENT])
+    assert store.epochs_left(STUDENT) == 3
+    store.ensure([STUDENT])
+    assert store.epochs_left(STUDENT) == 0
 
 
 # ---- what is refused
