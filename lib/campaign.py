@@ -70,6 +70,11 @@ class Entry:
         values = notebook_parameters(self.notebook) | self.parameters
         return PLANS[self.notebook](**{k: v for k, v in values.items() if k not in NOT_OF_THE_RUNS})
 
+    def is_done(self) -> bool:
+        """Whether its runs are finished; those that can never be trained (`store.is_without_labels`) are not waited for."""
+        there = {run.id for run in store.available(self.runs())}
+        return all(run.id in there or store.is_without_labels(run) for run in self.runs())
+
     def metrics(self) -> list[Path]:
         """The metrics of those of its runs that are finished."""
         return [store.find(r) / "metrics.csv" for r in store.available(self.runs())]
@@ -170,23 +175,25 @@ def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
 def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
     """A line for each entry: runs done, epochs that remain and the hours they take in one process; then all distinct runs.
 
-    With a budget in seconds, last how many runs it will never suffice for.
+    Runs that are not there and never will be, because the one that relabels them diverged, are counted apart. With a budget in
+    seconds, last how many runs it will never suffice for.
     """
     known, entries = budget.paces(), list(entries)
     groups = [(entry.name, dict.fromkeys(run.id for run in entry.runs())) for entry in entries]
     left = {i: (run, store.epochs_left(run)) for i, run in _wanted(entries).items()}
+    absent = {i for i, (run, n) in left.items() if n == 0 and not store.available([run])}
     lines = []
     for name, runs in [*groups, ("together", left)] if len(groups) > 1 else groups:
         rest = [left[i][1] for i in runs]
-        line = f"{name}: {rest.count(0)} of {len(rest)} runs done"
+        never = len(absent & runs.keys())
+        line = f"{name}: {rest.count(0) - never} of {len(rest)} runs done"
+        line += f", {never} not run: what relabels them diverged" if never else ""
         if any(rest):
             line += f", {sum(rest)} epochs left, {budget.hours([left[i] for i in runs], known)}"
         lines.append(line)
-    never = [(run, n) for run, n in left.values() if seconds is not None and n and not budget.fits(run, n, seconds, known)]
-    if never:
-        lines.append(
-            f"{len(never)} runs would each take longer than a budget of {seconds:g} s: they need a longer one, or none"
-        )
+    long = [(run, n) for run, n in left.values() if seconds is not None and n and not budget.fits(run, n, seconds, known)]
+    if long:
+        lines.append(f"{len(long)} runs would each take longer than a budget of {seconds:g} s: they need a longer one, or none")
     return lines
 
 
@@ -261,7 +268,7 @@ def main() -> None:
             print(*progress(entries, arguments.budget), sep="\n")
         elif not arguments.train_only:
             for entry in entries:
-                if len(store.available(entry.runs())) == len(entry.runs()):
+                if entry.is_done():
                     print(os.path.relpath(render(entry, arguments.profile)))
     except (ValueError, TypeError, OSError, DataError, record.RecordError, transfer.TransferError) as error:
         sys.exit(f"error: {error}")

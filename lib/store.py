@@ -115,7 +115,7 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         what = "train them with store.ensure"
-        if all(map(_is_without_labels, absent)):
+        if all(map(is_without_labels, absent)):
             what = "the runs that relabel them diverged, so that there are no labels to train them on; leave them out"
         raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}")
     for run in runs:
@@ -136,14 +136,23 @@ def available(runs: Sequence[Run]) -> list[Run]:
 
 
 def epochs_left(run: Run) -> int:
-    """How many epochs a run lacks: none if it is finished with its measures, else those after its checkpoint."""
-    if _is_done(run):
+    """How many epochs a run lacks: those after its checkpoint.
+
+    None if it is finished with its measures, and none if it can never be trained (`is_without_labels`).
+    """
+    if _is_done(run) or is_without_labels(run):
         return 0
     folder = find(run)
     if folder is None or not record.is_begun(folder):
         return run.epochs
     state = record.load_checkpoint(folder, run.with_measures(record.read_run(folder)), task.taught_labels(run))
     return run.epochs - len(state["rows"]) if state else run.epochs
+
+
+def is_without_labels(run: Run) -> bool:
+    """Whether a run can never be trained, because the loss of the one that relabels it became NaN."""
+    folder = record.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
+    return folder is not None and record.is_finished(folder) and record.read_metrics(folder)[1] is not None
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
@@ -317,12 +326,6 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
                 "diverged has none): give that run with predictions=True in the same list, or train it first"
             )
         task.check_relabeller(run, teacher)
-
-
-def _is_without_labels(run: Run) -> bool:
-    """Whether a run can never be trained, because the loss of the one that relabels it became NaN."""
-    folder = record.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
-    return folder is not None and record.is_finished(folder) and record.read_metrics(folder)[1] is not None
 
 
 def _check_writable(folder: Path) -> None:

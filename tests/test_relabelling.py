@@ -8,12 +8,13 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import torch
 from made import stored
 from matplotlib.colors import to_rgb
 
-from lib import budget, data, figures, models, paths, record, report, store, tables, task, trainer
+from lib import budget, campaign, data, figures, models, paths, record, report, store, tables, task, trainer
 from lib.run import Run
 from lib.studies import label_randomization, relabelling
 
@@ -347,6 +348,34 @@ def test_a_teacher_that_diverged_predicts_nothing_and_its_student_is_left_out(tr
         store.load([student, replace(BARE, seed=9)])
     with pytest.raises(ValueError, match="a run that diverged has none"):
         store.ensure([student])
+    assert [store.is_without_labels(run) for run in (student, lost, BARE, STUDENT)] == [True, False, False, False]
+    assert store.epochs_left(student) == 0 and store.epochs_left(STUDENT) == 3
+
+
+def test_a_student_without_labels_is_neither_done_nor_left_to_do(monkeypatch, trained):
+    """Or a campaign would say for ever that epochs are left, and never render the notebook."""
+    lost = replace(TEACHER, learning_rate=1e6)
+    runs = [lost, replace(BARE, relabelled_by=lost.id), BARE]
+    entry = campaign.Entry("14_al2_relabel", {})
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: runs)
+    assert not entry.is_done()
+    assert campaign.progress([entry]) == ["14_al2_relabel: 0 of 3 runs done, 9 epochs left, hours unknown"]
+    store.ensure([lost])
+    assert not entry.is_done()
+    store.ensure(runs)
+    assert entry.is_done()
+    assert campaign.progress([entry]) == ["14_al2_relabel: 2 of 3 runs done, 1 not run: what relabels them diverged"]
+
+
+@pytest.mark.slow
+def test_the_notebook_says_what_was_not_run(tmp_path):
+    """Even where every network diverges."""
+    values = {"learning_rate": 1e6, "epochs": 2, "n_train": 100, "n_validation": 20, "jobs": 1}
+    notebook = paths.ROOT / "notebooks" / "14_al2_relabel.ipynb"
+    made = papermill.execute_notebook(notebook, tmp_path / "made.ipynb", values, kernel_name="python3", progress_bar=False)
+    said = "".join(o.get("text", "") for cell in made.cells for o in cell.get("outputs", []))
+    assert said.count("the network that would relabel it diverged") == 2 and "diverged: the teacher network of seed 0" in said
+    assert "Do AL2's labels teach Bare better than the noisy ones (last epoch)? not run: a network diverged" in said
 
 
 # ---- identity
