@@ -6,7 +6,7 @@ import pandas as pd
 import yaml
 
 from lib import claims_al2, claims_sparsity, paths
-from lib.tables import SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, relabelling_runs, sparsity_runs
+from lib.tables import CELL, SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, relabelling_runs, sparsity_runs
 
 COLUMNS = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "rule", "verdict"]
 
@@ -41,14 +41,17 @@ def judge(frame: pd.DataFrame, profiles: Iterable[str], only: Iterable[str] = ST
         only: claims to judge, for example "A6".
 
     Raises:
-        ValueError: if runs of one cell differ in more than the seed and the length.
+        ValueError: if runs of one cell differ in more than the seed (S1–S10: and the length), or those of
+            A6, A7, A9 in more than their study varies.
     """
     rows = []
     known = {claim: _selects(claim) for claim in only}
     of_claim = {select: select(frame) for select in known.values()}
-    sparse = of_claim.get(sparsity_runs, pd.DataFrame())
+    sparse, random = (of_claim.get(select, pd.DataFrame()) for select in (sparsity_runs, label_randomization_runs))
     for cell, own in sparse.groupby(["profile", *SPARSITY_CELL, "regularized"]) if len(sparse) else []:
         one_setting(own, cell)
+    for cell, own in random.groupby(["profile", *CELL]) if len(random) else []:
+        one_setting(own, cell, but=("seed",))
     for claim, select in known.items():
         statement, runs = STATEMENTS[claim], of_claim[select]
         for profile in profiles:

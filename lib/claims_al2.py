@@ -20,6 +20,7 @@ RELABELLED = {
     "bare": "on its own labels",
     "clean": "on the true labels",
 }
+AL2_FIELDS = ("al2", "schedule", "speed", "rate")  # in what a network with AL2 differs from the same one without
 NEAR = 3.5  # A7: "empirically chosen weights": as much or as little as a careful second choice might take
 
 
@@ -215,6 +216,9 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
     cells, said = {}, []
     for dropout, own in measured.groupby("dropout"):
+        name = f"{dataset}, dropout {dropout:g}"
+        one_setting(own, name, but=("seed", *AL2_FIELDS))
+        one_setting(own[own.al2], name, but=("seed",))  # or pivot_table would average over two speeds
         curves = own.pivot_table(index="epoch", columns=["al2", "seed"], values="mean_cca init")
         plain, with_al2 = (curves[al2] if al2 in curves else pd.DataFrame() for al2 in (False, True))
         seeds = plain.columns.intersection(with_al2.columns)
@@ -260,7 +264,13 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     with_al2 = runs[runs.al2 & runs.seed.isin(bare.index)]
     if with_al2.empty:
         return None
+    one_setting(runs, f"{dataset}, schedules", but=("seed", *AL2_FIELDS))
+    # the study's own speed is that of these kinds: several of them are several studies, with a ×1 each
+    kinds = runs[runs.al2 & runs.schedule.isin(["geometric", "linear"])]
+    one_setting(kinds, f"{dataset}, schedules", but=("seed", "schedule", "rate"))
     with_al2 = with_al2.assign(total=with_al2.id.map(totals(runs)))
+    for (kind, total), own in with_al2.groupby(["schedule", "total"]):
+        one_setting(own, f"{dataset}, {kind} ×{total:g}", but=("seed",))
     final = _final(with_al2, ["schedule", "total", "seed"])
     beside = bare.loc[final.index.get_level_values("seed")].to_numpy()
     gains = (final - beside).where(np.isfinite(final) & np.isfinite(beside), -np.inf)

@@ -257,6 +257,30 @@ def test_a6_is_judged_by_runs_at_75_percent_with_the_measure():
     assert a6(courses().drop(columns="mean_cca init")).verdict.startswith("not run: no finished run")
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"speed": 3.0}, "speed"),
+        ({"n_train": 500}, "n_train"),
+        ({"batch_norm": True}, "batch_norm"),
+        ({"epochs": 40}, "epochs"),
+    ],
+)
+def test_a6_refuses_to_average_over_several_settings(settings, field):
+    made = courses()
+    other = made.assign(**settings, id=made.id + "x")  # as of other runs
+    other = other if field != "speed" else other[other.al2]  # it has no effect on the others
+    with pytest.raises(ValueError, match=rf"mnist, dropout 0 differ in {field}:"):
+        a6(pd.concat([made, other]))
+
+
+@pytest.mark.parametrize("only", [["A2"], ["A8"], ["A10"]])
+def test_no_rule_about_the_eight_networks_averages_over_several_settings(only):
+    made = frame()
+    with pytest.raises(ValueError, match="differ in n_train"):
+        claims.judge(pd.concat([made, made.assign(n_train=500, id=made.id + "x")]), ["made"], only=only)
+
+
 def test_rules_are_stated_for_every_judged_claim():
     judged = claims.judge(frame(), ["made"])
     assert (judged[judged.n > 0].rule != "").all()
@@ -359,6 +383,29 @@ def test_a7_reads_75_percent_and_the_bare_network_alone():
     assert a7(study(corruption=0.5)).verdict.startswith("not run: no finished run of the profile made answers it")
     other = study({(kind, s): -50.0 for kind in SCHEDULES for s in (0.1, 0.3, 1.0, 3.0)}, dropout=0.5)
     assert a7(pd.concat([study(), other])).verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        (dict(n_train=500), "n_train"),
+        (dict(learning_rate=0.1), "learning_rate"),
+        (dict(epochs=20), "epochs"),
+        (dict(speed=35.0), "speed"),
+        (dict(speed=35.0, only="al2"), "speed"),
+    ],
+)
+def test_a7_refuses_to_mix_two_studies(other, field):
+    made, other = study(), dict(other)
+    kind = other.pop("only", None)
+    more = made.assign(**other, id=made.id + "x")
+    if field == "speed":
+        more = more[more.al2]  # it has no effect on bare
+    if kind:  # a second series of one total
+        more = made[made.schedule.eq(kind) & made.al2]
+        more = more.assign(speed=more.speed * 1.0001, id=more.id + "x")
+    with pytest.raises(ValueError, match=rf"mnist, .* differ in {field}:"):
+        a7(pd.concat([made, more]))
 
 
 def test_early_stopping_is_of_each_run_though_several_share_baseline_and_seed():
