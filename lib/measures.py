@@ -153,9 +153,7 @@ def correlation_rms(weight: Tensor) -> Tensor:
 
     D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 / √(F − 1) where D ≫ F.
     """
-    c = filter_correlation(weight.float())
-    pairs = max(len(c) * (len(c) - 1) // 2, 1)
-    return (c.square().tril(-1).sum() / pairs).sqrt()
+    return _rms(filter_correlation(weight.float()))
 
 
 @torch.no_grad()
@@ -166,7 +164,22 @@ def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
         weight: [D, …] of a convolution or dense layer.
         bins: 200 are 0.01 wide; the last one holds 1.
     """
-    c = filter_correlation(weight)
+    return _histogram(filter_correlation(weight), bins)
+
+
+@torch.no_grad()
+def correlation_summary(weight: Tensor, bins: int = 200) -> tuple[Tensor, Tensor]:
+    """`correlation_rms` and `correlation_histogram` of a float32 weight, to the last bit, at the cost of one of them."""
+    c = filter_correlation(weight.float())
+    return _rms(c), _histogram(c, bins)
+
+
+def _rms(c: Tensor) -> Tensor:
+    pairs = max(len(c) * (len(c) - 1) // 2, 1)
+    return (c.square().tril(-1).sum() / pairs).sqrt()
+
+
+def _histogram(c: Tensor, bins: int) -> Tensor:
     below = torch.tril_indices(len(c), len(c), -1, device=c.device)
     place = ((c[below[0], below[1]] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
     return torch.bincount(place, minlength=bins)

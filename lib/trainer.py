@@ -273,9 +273,9 @@ def _observe(
             add("entropy before training", torch.tensor(list(means.values())))
         columns |= means
         for layer in _correlated(model):
-            weight = losses.find_layer(model, layer).weight
-            columns[f"correlation {layer}"] = measures.correlation_rms(weight).item()
-            add(f"correlations {layer}", measures.correlation_histogram(weight).int())
+            rms, histogram = measures.correlation_summary(losses.find_layer(model, layer).weight)
+            columns[f"correlation {layer}"] = rms.item()
+            add(f"correlations {layer}", histogram.int())
     if run.cca and (epoch <= 1 or epoch in run.cca_epochs()):
         phi = measures.channel_points(predict(model.trunk, task.train.images[:CCA_IMAGES])).cpu()
         if epoch < len(CCA_STARTS):

@@ -16,6 +16,8 @@ from lib.measures import (
     ablation_area,
     accuracy,
     correlation_histogram,
+    correlation_rms,
+    correlation_summary,
     cumulative_ablation,
     entropy_maps,
     hidden_layers,
@@ -366,6 +368,17 @@ def test_the_histogram_s_ends_hold_opposite_and_equal_filters_and_its_middle_con
     assert {int(k): int(n) for k, n in enumerate(counts) if n} == {100: 3}
     c = np.corrcoef(one, other)[0, 1]
     assert correlation_histogram(torch.stack([one, other]))[int((c + 1) / 0.01)] == 1
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (96, 32, 3, 3), (256, 1024), (1, 5)])
+@pytest.mark.parametrize("bins", [200, 10])
+def test_one_matrix_gives_the_rms_and_the_histogram_to_the_last_bit(shape, bins):
+    weight = nn.Parameter(torch.randn(shape, generator=source()))
+    if weight.dim() == 4:
+        weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
+    rms, histogram = correlation_summary(weight, bins)
+    assert torch.equal(rms, correlation_rms(weight)) and torch.equal(histogram, correlation_histogram(weight, bins))
+    assert not rms.requires_grad
 
 
 # ---- the moment of overfitting
