@@ -8,18 +8,11 @@ import pandas as pd
 
 from lib.data import noise_floor
 from lib.run import epoch_measured
-from lib.tables import BASELINES, DIVERGED, MARGIN, at_published_epochs, one_setting, published, stopping, totals
+from lib.tables import BASELINES, DIVERGED, MARGIN, RELABELLED, at_published_epochs, one_setting, published, stopping, totals
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
 
-RELABELLED = {
-    "noisy": "on the noisy labels",
-    "teacher": "on them with AL2",
-    "al2": "on AL2's labels",
-    "bare": "on its own labels",
-    "clean": "on the true labels",
-}
 AL2_FIELDS = ("al2", "schedule", "speed", "rate")  # in what a network with AL2 differs from the same one without
 NEAR = 3.5  # A7: "empirically chosen weights": as much or as little as a careful second choice might take
 
@@ -310,9 +303,9 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     table = runs.drop_duplicates("id")
     final = table.id.map(runs[runs.epoch == runs.epochs].set_index("id").test_accuracy).fillna(-np.inf)  # −∞: diverged
     values = {}
-    for labels in RELABELLED:
+    for labels, (_, trained_on) in RELABELLED.items():
         own = table[table.labels == labels]
-        one_setting(own, f"trained {RELABELLED[labels]} of {dataset}", but=("seed", "relabelled_by"))
+        one_setting(own, f"trained {trained_on} of {dataset}", but=("seed", "relabelled_by"))
         values[labels] = final[own.index].set_axis(own.seed)
     for labels, teacher in (("al2", "teacher"), ("bare", "noisy")):  # a network that diverged gives no labels to train on
         lost = values[teacher][values[teacher] == -np.inf].index
@@ -320,7 +313,7 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells = {f"AL2's − {other}": differences(values["al2"], values[other]) for other in ("noisy", "bare")}
     cells = {name: d for name, d in cells.items() if len(d)}
     said = "; ".join(
-        f"{RELABELLED[labels]} " + (f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED)
+        f"{RELABELLED[labels][1]} " + (f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED)
         for labels, own in values.items()
         if len(own)
     )

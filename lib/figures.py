@@ -16,16 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.data import noise_floor
-from lib.tables import BASELINES
+from lib.tables import BASELINES, RELABELLED
 
 COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
-# labels that a bare network is trained on: legend, colour, dashes
+_RELABELLED_COLOURS = dict(zip(("al2", "bare", "clean"), (sns.color_palette("colorblind")[k] for k in (4, 5, 7)), strict=True))
+# networks of the relabelling: legend, colour, dashes
 RELABELLING = {
-    "noisy": ("Bare, noisy labels", COLOURS["bare"], "--"),
-    "teacher": ("Bare+AL2, noisy labels: predicts AL2's labels", COLOURS["bare"], "-"),
-    "al2": ("Bare, AL2's labels", sns.color_palette("colorblind")[4], "--"),
-    "bare": ("Bare, the labels that Bare predicts", sns.color_palette("colorblind")[5], "--"),
-    "clean": ("Bare, clean labels", sns.color_palette("colorblind")[7], "--"),
+    labels: (legend, _RELABELLED_COLOURS.get(labels, COLOURS["bare"]), "-" if labels == "teacher" else "--")
+    for labels, (legend, _) in RELABELLED.items()
 }
 AXES = {
     "test_accuracy": "test accuracy (%)",

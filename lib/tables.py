@@ -17,6 +17,14 @@ SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]  # what a cell of th
 SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {"al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"], "al2_table2": ["ablation_auc"]}
+# networks of the relabelling, see `relabelling_runs`: their name in figures, and in words what they were trained on
+RELABELLED = {
+    "noisy": ("Bare, noisy labels", "on the noisy labels"),
+    "teacher": ("Bare+AL2, noisy labels: predicts AL2's labels", "on them with AL2"),
+    "al2": ("Bare, AL2's labels", "on AL2's labels"),
+    "bare": ("Bare, the labels that Bare predicts", "on its own labels"),
+    "clean": ("Bare, clean labels", "on the true labels"),
+}
 DIVERGED = "diverged"
 MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
 
