@@ -305,5 +305,9 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
         return DIVERGED
     if value and round(value, digits) == 0:
         return f"{value:.0e}"
-    spread = rows.sd.iloc[0] if "sd" in rows else float("nan")
-    return f"{value:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{digits}f}")
+    return mean_and_sd(value, rows.sd.iloc[0] if "sd" in rows else float("nan"), digits)
+
+
+def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:
+    """A mean over seeds as text, "27.4 ± 1.3"; without ± where there is no standard deviation (NaN), that of one seed."""
+    return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")

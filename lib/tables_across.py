@@ -15,7 +15,7 @@ from lib import measures, models
 from lib.data import noise_floor
 from lib.losses import filter_layers
 from lib.run import Run
-from lib.tables import DIVERGED
+from lib.tables import DIVERGED, mean_and_sd
 
 METHODS = ("none", "AL2", "SparsityReg", "both")
 CONTROL = "none, true labels"  # the AL2 CNN without penalty on true labels
@@ -148,7 +148,13 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for keys, own in runs.groupby(KEYS[:4], sort=False):
         diverged = own.final.isna().any()
-        rows.append([*keys, *(DIVERGED if diverged else _spread(own[name]) for name in ("final", "best")), len(own)])
+        rows.append(
+            [
+                *keys,
+                *(DIVERGED if diverged else mean_and_sd(own[name].mean(), own[name].std()) for name in ("final", "best")),
+                len(own),
+            ]
+        )
     return pd.DataFrame(rows, columns=[*KEYS[:4], "final", "best", "n"])
 
 
@@ -162,7 +168,3 @@ def gains(runs: pd.DataFrame) -> pd.DataFrame:
     gained = final[list(METHODS[1:])].sub(final["none"], axis=0)
     gained.insert(2, "sum", gained.AL2 + gained.SparsityReg)
     return gained.rename_axis(columns=None).reset_index()
-
-
-def _spread(values: pd.Series) -> str:
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")

@@ -499,3 +499,12 @@ def test_which_layers_table_3_regularises_is_not_mixed():
 def test_a_table_of_the_other_paper_is_refused():
     with pytest.raises(ValueError, match="'al2_table1' is no table of that paper; there are sparsity_table2, sparsity_table3"):
         tables.sparsity_beside_published("al2_table1", pd.DataFrame())
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "digits", "text"),
+    [(27.44, 1.26, 1, "27.4 ± 1.3"), (27.44, float("nan"), 1, "27.4"), (0.5, 0.0, 3, "0.500 ± 0.000"), (7.6, 2.4, 0, "8 ± 2")],
+)
+def test_a_mean_is_printed_with_its_standard_deviation_where_there_is_one(mean, sd, digits, text):
+    assert tables.mean_and_sd(mean, sd, digits) == text
+    assert tables.mean_and_sd(*pd.Series([1.0]).agg(["mean", "std"])) == "1.0"
