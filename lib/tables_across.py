@@ -126,7 +126,8 @@ def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
 
     Returns:
         the columns of `of_runs` and `layer`; `highest`, `last`: entropy in % of ln D; `fallen`: the epoch at which it has
-        fallen by `by`; `lead`: `turn` − `fallen`, in epochs, positive where entropy falls first.
+        fallen by `by`; `lead`: `turn` − `fallen`, in epochs, positive where entropy falls first. All of these are NaN for a run
+        whose loss became NaN within the epochs read, as in `of_runs`: its curve ends too early to be compared.
     """
     found = []
     for keys, run in rows.groupby(KEYS, sort=False):
@@ -136,6 +137,7 @@ def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
                 found.append([*keys, layer, curve.max(), curve.iloc[-1], fall_epoch(curve, by)])
     layers = pd.DataFrame(found, columns=[*KEYS, "layer", "highest", "last", "fallen"]).astype({"fallen": float})
     table = of_runs(rows).merge(layers, on=KEYS)
+    table.loc[table.diverged.notna(), ["highest", "last", "fallen"]] = np.nan
     return table.assign(lead=table.turn - table.fallen)
 
 

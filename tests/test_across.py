@@ -146,6 +146,9 @@ def test_a_run_that_diverged_has_no_numbers_and_the_table_says_so():
     runs = across.of_runs(rows).set_index(["test", "method", "seed"])
     assert runs.loc[("memorisation", "AL2", 1)].drop(["profile", "dataset", "diverged"]).isna().all()
     assert runs.diverged.dropna().to_dict() == {("memorisation", "AL2", 1): 5, ("memorisation", "both", 0): 1}
+    layers = across.of_layers(rows, by=0.001).set_index(["test", "method", "seed"])
+    assert layers.loc[("memorisation", "AL2", 1), ["highest", "last", "fallen", "lead"]].isna().all(axis=None)
+    assert layers.loc[("memorisation", "AL2", 0), ["highest", "last"]].notna().all(axis=None)
     table = across.accuracies(across.of_runs(rows)).set_index(["test", "method"])
     assert table.loc[("memorisation", "AL2"), ["final", "best", "n"]].tolist() == ["diverged", "diverged", 2]
     assert table.loc[("memorisation", "none"), ["final", "best", "n"]].tolist() == ["60.0 ± 0.0", "80.0 ± 0.0", 2]
