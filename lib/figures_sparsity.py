@@ -17,7 +17,7 @@ COLOURS = dict(zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 1,
 COLOURS |= {f"{name}{sr}": COLOURS["sr1Net" if sr else "vanillaNet"] for name in ("LeNet", "AlexNet") for sr in ("", "+sr")}
 
 
-def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
+def validation_losses(runs: pd.DataFrame) -> Figure:
     """Validation loss against epochs, a panel a data set, size and optimiser (Fig. 3 and 6): smoothed, penalties left out.
 
     The line is the mean over seeds of the curves smoothed with σ = 2 epochs, the band their range; a dot marks each
@@ -25,13 +25,12 @@ def validation_losses(runs: pd.DataFrame, until: int | None = None) -> Figure:
 
     Args:
         runs: as `lib.tables.sparsity_runs` gives them.
-        until: last epoch shown; None: all.
     """
     panels = list(runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False))
     fig, axes = _grid(len(panels), 3.6, 3.0)
     for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
         for network, own in _by_network(panel):
-            losses = _curves(own, "test_cross_entropy", until)
+            losses = _curves(own, "test_cross_entropy")
             if losses.empty:  # every seed diverged in its first epoch
                 continue
             curves = losses.apply(measures.smoothed, axis=0, result_type="broadcast")
@@ -65,7 +64,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
             if curves.empty:
                 continue
             _line(ax, curves, COLOURS[network])
-            losses = _curves(own, "test_cross_entropy", None)
+            losses = _curves(own, "test_cross_entropy")
             moment = measures.moment_of_overfitting(losses.mean(axis=1)) if len(losses) else None
             if moment is not None and moment <= (until or moment):
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
@@ -150,7 +149,7 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def _curves(runs: pd.DataFrame, column: str, until: int | None) -> pd.DataFrame:
+def _curves(runs: pd.DataFrame, column: str, until: int | None = None) -> pd.DataFrame:
     """A column a seed that measured it, over the epochs that all of these have; empty where there are none."""
     there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
     curves = there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
