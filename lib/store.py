@@ -131,7 +131,7 @@ def collect(profile: str) -> pd.DataFrame:
 
 
 def available(runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are finished."""
+    """Those of the runs that are finished, also where `ensure` would train them again (for a measure, or for other labels)."""
     return [run for run in runs if (folder := find(run)) is not None and record.is_finished(folder)]
 
 

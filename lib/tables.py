@@ -239,6 +239,9 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     holds nothing out has none. The best epoch is an oracle that looks at the test set. A training longer than the paper's
     700 epochs is read up to there.
 
+    Args:
+        frame: runs with an epoch at least: without the row, which has none, of a run that diverged in its first.
+
     Returns:
         a row a run: profile, dataset, corruption, baseline, al2, seed, id, final, best, best_epoch, stopped, stopped_epoch.
     """
