@@ -455,7 +455,7 @@ def test_the_made_frames_are_as_the_store_gives_them(tmp_path):
         (run,) = sparsity_networks("digits", networks=["sr1Net"], epochs=4)
         metrics = made.loc[made.epoch.notna(), list(made)[list(made).index("epoch") :]]
         folder = tmp_path / "results" / "made" / "digits" / run.name
-        record.finish(folder, run, metrics, {}, {"num_classes": 100}, at)
+        record.finish(folder, run, metrics, {}, {"num_classes": 100, "precision": "float32"}, at)
         pd.testing.assert_frame_equal(store.load([run]), made, check_dtype=False, check_like=True)
 
 
