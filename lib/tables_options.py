@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS
-from lib.tables import BASELINES, DIVERGED, of_notebook, one_setting, published
+from lib.tables import BASELINES, DIVERGED, mean_and_sd, of_notebook, one_setting, published
 from lib.verdicts import cell_holds, differences
 
 DEFAULT, EXACT, UNIFORM = "default", "exact law", "γ ~ U(0, 1)"
@@ -174,19 +174,21 @@ def _number(option: str) -> float:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`table` as text for reading: accuracies and gains as mean ± standard deviation; – where there is nothing."""
 
-    def spread(row: pd.Series, name: str, digits: str = ".1f") -> str:
-        value, sd = row[name], row.get(f"{name}_sd", np.nan)
+    def spread(row: pd.Series, name: str, digits: int = 1, sign: str = "") -> str:
+        value = row[name]
         if pd.isna(value):
             return "–"
-        return value if isinstance(value, str) else f"{value:{digits}}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+        if isinstance(value, str):
+            return value
+        return (sign if value >= 0 else "") + mean_and_sd(value, row.get(f"{name}_sd", np.nan), digits)
 
     def texts(row: pd.Series) -> dict[str, object]:
         named = {"network": BASELINES[row.baseline], "option": row.option, "n": row.n}
         named["accuracy (%)"] = f"{spread(row, 'without')} → {spread(row, 'with_al2')}"
-        named["gain"] = spread(row, "gain", "+.1f")
-        named["published gain"] = spread(row, "gain_published", "+.1f")
-        named["change"] = spread(row, "change", "+.1f")
-        named["gap closed (%)"] = spread(row, "closed", ".0f")
+        named["gain"] = spread(row, "gain", sign="+")
+        named["published gain"] = spread(row, "gain_published", sign="+")
+        named["change"] = spread(row, "change", sign="+")
+        named["gap closed (%)"] = spread(row, "closed", 0)
         named["beyond the seeds"] = "–" if pd.isna(row.beyond_seeds) else row.beyond_seeds
         return named | {"at chance": row.dead or "–"}
 
