@@ -224,18 +224,19 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
             for one, other in combinations(seeds, 2)
         ]
         last = own[own.al2 & (own.epoch == own.epochs)].test_accuracy
-        alive = bool((last > 200 / own.num_classes.iloc[0]).all())
+        whole = own.loc[own.al2, "diverged"].isna().all()
+        alive = bool(whole and (last > 200 / own.num_classes.iloc[0]).all())
         cells[f"dropout {dropout:g}"] = by_al2 - max(others) if alive else by_al2 * 0  # a dead φ has left its course, too
         said.append(
             f"dropout {dropout:g}: by AL2 {by_al2.mean():.1f}, by another seed at most {max(others):.1f}"
-            + ("" if alive else ", but with AL2 the network is at or near chance")
+            + ("" if alive else f", but with AL2 the network is at or near chance{'' if whole else ', or diverged'}")
         )
     if not cells:
         return Judged("", "", 0, "", "not run: a second seed is the control, and there is none")
     rule = (
         "a cell a dropout: the mean over epochs of |mean CCA with the start, with AL2 − without|, × 100, by seed, less the "
         "largest such difference between two seeds, without or with AL2; where a network with AL2 ends at no more than twice "
-        f"chance the cell does not hold; {PAIRED}"
+        f"chance, or diverges, the cell does not hold; {PAIRED}"
     )
     return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, measured.dropout.nunique()))
 

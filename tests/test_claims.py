@@ -245,6 +245,14 @@ def test_a6_does_not_count_a_network_at_chance():
     assert row.verdict == "holds in part" and row.measured.count("at or near chance") == 1
 
 
+def test_a6_does_not_count_a_network_that_diverged():
+    made = courses()
+    bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
+    made = made[~(bad & (made.epoch > 12))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 13.0, np.nan))
+    row = a6(made)
+    assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
+
+
 def test_a6_needs_a_second_seed_as_its_control():
     for made in (courses(seeds=[0]), courses()[lambda f: ~(f.al2 & (f.seed == 1))]):
         row = a6(made)
