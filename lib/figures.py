@@ -80,7 +80,7 @@ def training_curves(
     fig, axes = plt.subplots(
         len(metrics),
         len(baselines),
-        figsize=(2.9 * len(baselines), 2.3 * len(metrics)),
+        figsize=(max(2.9 * len(baselines), 6), 2.3 * len(metrics)),  # title and legend need some width
         sharex=True,
         sharey="row",
         squeeze=False,
