@@ -121,10 +121,8 @@ def made(row: Row) -> Iterator[float]:
             yield 2.0 * n**3
     elif row.part == "ours":
         images, labels = (values[: CALL // row.batch * row.batch] for values in held(row.shape))
-        run, precision = (
-            replace(RUN, al2="AL2" in row.what, batch_size=row.batch),
-            "bfloat16" if row.what == HALF else "float32",
-        )
+        run = replace(RUN, al2="AL2" in row.what, batch_size=row.batch)
+        precision = "bfloat16" if row.what == HALF else "float32"
         _, epoch = bench_rows.trained(run, images, labels, classes, precision)
         while True:
             epoch()
