@@ -32,6 +32,7 @@ EPOCH = 60000  # images
 ROUNDS = 5
 SETTINGS = ["processes", "threads", "workers", "networks", "batch"]
 COLUMNS = ["part", "what", *SETTINGS, "median", "low", "high", "rounds", "unit"]
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")  # that the speed of products hangs on
 RATE, HOURLY, FACTOR, SHARE, TIME = "images/s", "epochs·networks/h", "× best DataLoader", "% of the floor", "s/epoch"
 
 
@@ -90,6 +91,8 @@ def machine(device: str) -> dict[str, Any]:
         kind = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), kind)
     found = {"processor": kind, "architecture": platform.machine(), "cores": cores_here(), "torch": torch.__version__}
     found |= {"python": platform.python_version(), "commit": trainer._commit()}
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    found |= {"instructions": [name for name in INSTRUCTIONS if can.get(name)]}
     return found | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {})
 
 

@@ -2,7 +2,7 @@
 
 Each network is trained in float32 and in bfloat16, each seed in both: the same first weights, labels, batches and coins. What
 the precision changes is set against what another seed changes. Written is `precision.csv`: network, seed, precision, epoch and
-the curves, with the settings of the lite profile. About fifteen minutes on two cores.
+the curves, with the settings of the lite profile; `machine.json` says where. About fifteen minutes on two cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib import paths, trainer
-from lib.bench import write
+from lib.bench import describe, machine, write
 from lib.bench_cpu import LITE
 from lib.run import SPARSITY_NETWORKS, Run
 from lib.studies import SPARSITY_DEFAULTS
@@ -94,10 +94,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only is {options.only!r}; networks are {', '.join(NETWORKS)}")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; at least one process is needed")
-    curves = measure(chosen, SEEDS, options.jobs if trainer.default_device() == "cpu" else 1)
+    device = trainer.default_device()
+    curves = measure(chosen, SEEDS, options.jobs if device == "cpu" else 1)
     if not options.only:
         options.out.mkdir(parents=True, exist_ok=True)
         write(curves, options.out / "precision.csv")
+        describe(options.out, "precision", machine(device))
     print(spreads(curves).round(2).to_string(index=False))
 
 

@@ -18,7 +18,7 @@ WAYS = {  # of `networks` curves, in the order of the legend
     "ours, AL2": PARTS["ours"],
     "floor": PARTS["floor"],
 }
-PRECISIONS = {"float32": PARTS["ours"], "bfloat16": PARTS["tensors"]}
+PRECISIONS = {"float32": (0.2, 0.2, 0.2), "bfloat16": PARTS["ours"]}  # the second is drawn over the first
 BEST = "best DataLoader loop"
 KEY = ["part", "what", "processes", "threads", "workers", "networks", "batch"]
 HOURLY, BEST_FACTOR, SHARE = "epochs·networks/h", "× best DataLoader", "% of the floor"  # units
@@ -176,6 +176,22 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**{"× the line before": found[BEST_FACTOR] / found[BEST_FACTOR].shift()})
 
 
+def processors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What `make bench` found on several processors, a row each by name: epochs·networks an hour of the floor, of the best
+    DataLoader loop and of ours; ours also as a factor of that loop (with its range over rounds) and as a share of the floor."""
+    rows = {}
+    for name, table in tables.items():
+        found = compared(table)
+        row = {"floor": found[HOURLY][found.part == "floor"].iloc[0], BEST: best_loader(found)[HOURLY]}
+        for what in ("ours, AL2", HALF):
+            own = found[found.what == what].iloc[0]
+            row[what] = own[HOURLY]
+            row[f"{what}: × {BEST}"] = f"{own[BEST_FACTOR]:.1f} ({own['factor low']:.1f}–{own['factor high']:.1f})"
+            row[f"{what}: {SHARE}"] = own[SHARE]
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def precisions(curves: pd.DataFrame) -> Figure:
     """Test accuracy by epoch, a panel a network, a line a seed and precision (`lib.bench_precision`)."""
     networks = list(dict.fromkeys(curves.network))
@@ -183,10 +199,10 @@ def precisions(curves: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(rows, 3, figsize=(10.5, 2.6 * rows), squeeze=False)
     for ax, network in zip(axes.flat, networks, strict=False):
         own = curves[curves.network == network]
-        for (seed, precision), line in own.groupby(["seed", "precision"]):
-            label = precision if seed == own.seed.min() else None
-            style = "-" if precision == "float32" else "--"
-            ax.plot(line.epoch, line.test_accuracy, color=PRECISIONS[precision], ls=style, lw=1.2, label=label)
+        for (precision, colour), style in zip(PRECISIONS.items(), ("-", "--"), strict=True):
+            for seed, line in own[own.precision == precision].groupby("seed"):
+                label = precision if seed == own.seed.min() else None
+                ax.plot(line.epoch, line.test_accuracy, color=colour, ls=style, lw=1.2, label=label)
         ax.set(title=network, xlabel="epoch", ylabel="test accuracy (%)")
     for ax in axes.flat[len(networks) :]:
         ax.set_visible(False)

@@ -49,6 +49,23 @@ def test_rows_compared_are_the_study_s_with_the_fastest_floor():
     assert ours[figures_speed.SHARE] == pytest.approx(50) and (ours["factor low"], ours["factor high"]) == (4, 4)
 
 
+def test_processors_stand_beside_each_other_with_their_own_floor():
+    slow, fast = made(2), made(2)
+    for table in (slow, fast):
+        assert table.unit.isin([figures_speed.HOURLY]).any()
+    ours = (fast.part == "ours") & (fast.unit == figures_speed.HOURLY)
+    fast.loc[ours, "median"] *= 2
+    found = figures_speed.processors({"slow": slow, "fast": fast})
+    assert found.index.tolist() == ["slow", "fast"]
+    assert (
+        found.loc["fast", ["ours, AL2", "ours, AL2, bfloat16"]] == 2 * found.loc["slow", ["ours, AL2", "ours, AL2, bfloat16"]]
+    ).all()
+    assert (found.floor == 60 / 1000 * 8000 * 2).all() and found["ours, AL2: % of the floor"].tolist() == pytest.approx(
+        [50, 50]
+    )
+    assert found.loc["slow", "ours, AL2, bfloat16: × best DataLoader loop"] == "6.0 (6.0–6.0)"
+
+
 def test_operators_are_gathered_by_purpose():
     names = {
         "DataLoader and transforms": "loading",
@@ -91,5 +108,5 @@ def test_precisions_are_drawn_a_panel_a_network():
     fig = figures_speed.precisions(pd.DataFrame(rows))
     assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == ["bare", "AL2", "dropout", "sr3Net"]
     assert all(len(ax.lines) == 4 for ax in fig.axes[:4])
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["bfloat16", "float32"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["float32", "bfloat16"]
     plt.close(fig)
