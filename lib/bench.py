@@ -90,7 +90,7 @@ def machine(device: str) -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), kind)
     found = {"processor": kind, "architecture": platform.machine(), "cores": cores_here(), "torch": torch.__version__}
-    found |= {"python": platform.python_version(), "commit": trainer._commit()}
+    found |= {"python": platform.python_version(), "commit": trainer.commit()}
     can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
     found |= {"instructions": [name for name in INSTRUCTIONS if can.get(name)]}
     return found | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {})

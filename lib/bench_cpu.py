@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lib import bench_plain, bench_rows, fast, models, record, trainer
+from lib import bench_plain, bench_rows, fast, models, observe, record
 from lib.bench_rows import SHAPES
 from lib.data import Split
 from lib.run import Run, generator
 from lib.stacked import WAYS
+from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 
 CPU = torch.device("cpu")
@@ -178,7 +179,8 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     train, validation, test = splits
     task = Task(train, train.labels, validation, Split(images[:0], labels[:0]), test, 10, {})
     model = models.build(run, *task.shape).to(memory_format=torch.channels_last)
-    optimizer, attached = trainer._optimizer(run, model), penalties(run, model)
+    optimizer = optimizer_of(run, model)
+    steps = Steps(model, optimizer, penalties(run, model), task, run)
     arrays: dict[str, list[Tensor]] = {}
     point, found = run.point_epochs()[0], {}
 
@@ -189,11 +191,11 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
         return value
 
     start()
-    trainer._train_epoch(model, optimizer, attached, task, run, 1, 0.01)
-    row = {"epoch": 1} | timed("training", lambda: trainer._train_epoch(model, optimizer, attached, task, run, 2, 0.01))
-    row |= timed("evaluation of a curve", lambda: trainer._evaluate(model, task, run, full=False))
-    timed("evaluation on all images", lambda: trainer._evaluate(model, task, run, full=True))
-    row |= timed("ablation", lambda: trainer._observe(model, task, run, point, arrays, {}))
+    train_epoch(steps, 1, 0.01)
+    row = {"epoch": 1} | timed("training", lambda: train_epoch(steps, 2, 0.01))
+    row |= timed("evaluation of a curve", lambda: observe.evaluate(model, task, run, full=False))
+    timed("evaluation on all images", lambda: observe.evaluate(model, task, run, full=True))
+    row |= timed("ablation", lambda: observe.observe(model, task, run, point, arrays, {}))
     state = {"id": run.id, "measured": json.dumps(run.measured()), "starts": {}, "seconds": 0.0, "device": "cpu"}
     state |= {"rows": [row] * run.epochs, "arrays": {name: values * 7 for name, values in arrays.items()}}
     with tempfile.TemporaryDirectory(dir=folder) as inside:

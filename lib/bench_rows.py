@@ -1,17 +1,20 @@
 """What `lib.bench_gpu` measures: the rows of its table, and how each is made ready to be timed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import losses, models, trainer
+from lib import losses, models
 from lib.data import Split
 from lib.run import Run
 from lib.stacked import PRECISIONS, WAYS, Feed, Stack
+from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 
 SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "tiny": (1, 20, 10)}  # C, S, K
@@ -71,8 +74,9 @@ def rows(tiny: bool = False) -> list[Row]:
     for k in ks:
         for precision in few:
             al2("hand", k, precision, graph=True)
-    for k in ks if tiny else (2, 4, 8, 16):
-        al2("graphs side by side", k, middling, side_by_side, graph=True)
+    for k in (2,) if tiny else (1, 4, 8, 16, 32):
+        for precision in few[::2]:
+            al2("ours side by side", k, precision, side_by_side, graph=not tiny)
     for name in ("grouped", "grouped channels_last"):
         for k in ks:
             for precision in few if k <= 32 else few[1:]:
@@ -123,19 +127,36 @@ def plain(row: Row, device: torch.device, images: int) -> Made:
     return Made(advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size)
 
 
-def trained(run: Run, images: Tensor, labels: Tensor, classes: int, precision: str = "float32") -> tuple[nn.Module, Advance]:
-    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the trainer's own loop."""
+def trained(
+    run: Run,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    precision: str = "float32",
+    recorded: bool = False,
+) -> tuple[nn.Module, Advance]:
+    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the trainer's own steps."""
+    steps = _steps(run, images, labels, classes, precision, recorded)
+    return steps.model, lambda: train_epoch(steps, 1, 0.01 * run.al2)
+
+
+def _steps(run: Run, images: Tensor, labels: Tensor, classes: int, precision: str, recorded: bool) -> Steps:
     task = Task(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
     model = models.build(run, *task.shape).to(images.device, memory_format=torch.channels_last)
-    arguments = model, trainer._optimizer(run, model), penalties(run, model), task, run, 1, 0.01 * run.al2, precision
-    return model, lambda: trainer._train_epoch(*arguments)
+    return Steps(model, optimizer_of(run, model), penalties(run, model), task, run, precision, recorded)
+
+
+def _variants(k: int) -> list[Run]:
+    """k networks: the study's eight variants in equal parts."""
+    kinds = [{}, {"weight_decay": 5e-4}, {"dropout": 0.5}, {"batch_norm": True}]
+    kinds = [kind | {"al2": al2} for kind in kinds for al2 in (False, True)]
+    return [Run("mnist", **kinds[i * len(kinds) // k]) for i in range(k)]
 
 
 def stacked(
     row: Row,
     device: torch.device,
     images: int,
-    stream: "torch.cuda.Stream | None" = None,
     several: Sequence[Run] | None = None,
 ) -> Made:
     """k networks in one step, in the way that the row's name says; captured in a CUDA graph where it asks for that.
@@ -143,9 +164,7 @@ def stacked(
     Args:
         several: the networks; None: the study's variants in equal parts.
     """
-    variants = [{}, {"weight_decay": 5e-4}, {"dropout": 0.5}, {"batch_norm": True}]
-    variants = [variant | {"al2": al2} for variant in variants for al2 in (False, True)]
-    several = several or [Run("mnist", **variants[i * len(variants) // row.k]) for i in range(row.k)]
+    several = several or _variants(row.k)
     shape = SHAPES[row.shape]
     stack = Stack(several, shape, device, PRECISIONS[row.precision])
     stack.weight += torch.tensor([0.01 * run.al2 for run in several], device=device)
@@ -157,23 +176,29 @@ def stacked(
         forward = torch.compile(lambda x, y, coins: stack.losses(way, x, y, coins))
     work = flops(models.build(several[0], *shape), (shape[0], shape[1], shape[1])) * batch * row.k
     advance = lambda: stack.step(forward, *feed.next())  # noqa: E731
-    return Made(_captured(advance, stream) if row.graph else advance, 1, work, stack, feed)
+    return Made(_captured(advance) if row.graph else advance, 1, work, stack, feed)
 
 
 def side_by_side(row: Row, device: torch.device, images: int) -> Made:
-    """k graphs of one network each, on a stream each; a call is one step of all."""
-    if device.type != "cuda":
-        raise RuntimeError("a CUDA graph needs a GPU")
-    one = Row("al2", "grouped", stacked, 1, row.precision, row.shape, graph=True)
-    streams = [torch.cuda.Stream(device) for _ in range(row.k)]
-    made = [stacked(one, device, images, stream) for stream in streams]
+    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU; a call is one step of each."""
+    pixels, labels = _data(row, device, images)
+    streams = [torch.cuda.Stream(device) for _ in range(row.k)] if device.type == "cuda" else []
+    precision = "bfloat16" if row.precision == "bf16" else "float32"
+
+    def training(run: Run, own: Tensor) -> Iterator[None]:
+        steps = _steps(run, pixels, own, SHAPES[row.shape][2], precision, row.graph)
+        while True:
+            yield from steps.epoch(1, 0.01 * run.al2)
+
+    turns = [training(run, own) for run, own in zip(_variants(row.k), labels, strict=True)]
 
     def advance() -> None:
-        for stream, network in zip(streams, made, strict=True):
-            with torch.cuda.stream(stream):
-                network.advance()
+        for turn, stream in zip_longest(turns, streams):
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                next(turn)
 
-    return Made(advance, 1, made[0].flop * row.k, made[0].stack, made[0].feed, streams)
+    work = flops(models.build(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:]) * Run("mnist").batch_size * row.k
+    return Made(advance, 1, work, streams=streams)
 
 
 def sparsity(row: Row, device: torch.device, images: int) -> Made:
@@ -218,10 +243,10 @@ def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
     return counter.get_total_flops()
 
 
-def _captured(step: Advance, stream: "torch.cuda.Stream | None" = None) -> Advance:
+def _captured(step: Advance) -> Advance:
     """A CUDA graph of the step, replayed at each call; three steps are made before. One stream a graph keeps their work
     space apart, so that graphs can run side by side."""
-    stream = stream or torch.cuda.Stream()
+    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

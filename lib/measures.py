@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
+from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy, unmeasured
 
 MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's training
 ABLATION_MASKS = ("element", "shared", "channel")
@@ -115,7 +115,7 @@ def entropy_maps(
         for name, module in modules.items()
     ]
     try:
-        with eval_mode(model):
+        with eval_mode(model), unmeasured():
             for part in images.split(batch):
                 model(part)
     finally:

@@ -130,16 +130,18 @@ def finish(
     Where a finished run is replaced, to gain a measure or because its labels are others now, `env.json` and `config.json` name
     the labels and the measure only when all else is in place.
     """
-    replaced = is_finished(folder)
+    replaced, status = is_finished(folder), folder / "status.json"
+    if replaced and _diverged(status) != diverged:  # killed before the new metrics are there, it has to be trained once more
+        (folder / "metrics.csv").unlink()
     begin(folder, run)
     if not replaced:
         _write_json(folder / "env.json", env)
     with replacing(folder / "measures.npz") as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)
     if diverged is not None:
-        _write_json(folder / "status.json", {"diverged": diverged})
+        _write_json(status, {"diverged": diverged})
     else:
-        (folder / "status.json").unlink(missing_ok=True)
+        status.unlink(missing_ok=True)
     if weights is not None:
         _write_torch(folder / "weights.pt", weights)
     with replacing(folder / "metrics.csv") as part:
@@ -178,8 +180,7 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
     try:
         metrics = pd.read_csv(folder / "metrics.csv")
         metrics = metrics.astype({name: int if name in ("epoch", "test_images") else float for name in metrics})
-        status = folder / "status.json"
-        diverged = int(json.loads(status.read_text())["diverged"]) if status.exists() else None
+        diverged = _diverged(folder / "status.json")
         epochs = list(metrics["epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         path = folder / "metrics.csv"
@@ -218,6 +219,10 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
             return dict(file)
     except Exception as error:
         raise RecordError(f"{folder / 'measures.npz'} cannot be read ({error}). Delete the folder to train anew.") from error
+
+
+def _diverged(status: Path) -> int | None:
+    return int(json.loads(status.read_text())["diverged"]) if status.exists() else None
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
         runs: the runs that have to be there, the most wanted first: they are trained in this order, except that several
             processes without a deadline begin with the longest.
         profile: the folder under `results/` for those that are new.
-        jobs: on a CPU, processes of one thread each; on a GPU, and under a parallel make, one. A script that asks for more
-            than one has to guard its own start by `if __name__ == "__main__":`, as Python's multiprocessing wants it.
+        jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a parallel make in one; a
+            script that asks for more than one has to guard its own start by `if __name__ == "__main__":`, as Python's
+            multiprocessing wants it. On a GPU side by side in this process, which its memory has to hold.
         deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and keep a checkpoint, runs
             that would not end in time are not begun (`budget.fits`), none is waited for. None: train all to the end.
 
@@ -91,12 +93,13 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
 
 def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
     """Train runs that wait for no other."""
-    jobs = 1 if trainer.default_device() != "cpu" or _under_parallel_make() else min(jobs, len(missing))
-    if jobs > 1 and deadline is None:
+    on_cpu = trainer.default_device() == "cpu"
+    jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
+    if jobs > 1 and on_cpu and deadline is None:
         missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
     with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
-        if jobs == 1:
-            _train_all(iter(missing), profile, bar.update, deadline)
+        if jobs == 1 or not on_cpu:
+            _train_all(iter(missing), profile, bar.update, deadline, together=jobs)
         else:
             _train_in_processes(missing, profile, jobs, bar, deadline)
 
@@ -208,36 +211,39 @@ def _is_done(run: Run) -> bool:
     return (labels := task.taught_labels(run)) is None or record.read_environment(folder).get("labels", labels) == labels
 
 
-def _train_all(runs: Iterator[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None) -> None:
-    """Train the runs; without a deadline, those that another process is training are waited for at the end."""
-    busy = []
-    for run in runs:
-        # asked anew before each: what was trained meanwhile says how long the next one takes
-        if deadline is not None and not budget.fits(run, epochs_left(run), deadline - time.monotonic()):
-            continue
+def _train_all(
+    runs: Iterator[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None, together: int = 1
+) -> None:
+    """Train the runs, so many at a time; those that another process is training are waited for, without a deadline."""
+    busy: list[Run] = []
+    while group := list(islice(runs, together)):
+        if deadline is not None:  # asked anew before each: what was trained meanwhile says how long the next one takes
+            group = [run for run in group if budget.fits(run, epochs_left(run), deadline - time.monotonic())]
         try:
-            if not _train(run, profile, on_epoch, deadline, block=False):
-                busy.append(run)
+            busy += _train(group, profile, on_epoch, deadline, block=False)
         except trainer.OutOfTime:
             return
     for run in busy if deadline is None else ():
-        _train(run, profile, on_epoch, None, block=True)
+        _train([run], profile, on_epoch, None, block=True)
 
 
-def _train(run: Run, profile: str, on_epoch: Callable[[], None], deadline: float | None, *, block: bool) -> bool:
-    """Train one run under its lock, unless another process has finished it meanwhile; False if another one holds it."""
-    with lock(run, block=block) as held:
-        if not held:
-            return False
-        if _is_done(run):
-            for _ in range(run.epochs):
-                on_epoch()
-            return True
-        folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
-        if record.is_begun(folder):
-            run = run.with_measures(record.read_run(folder))
-        trainer.fit([run], [folder], on_epoch=on_epoch, deadline=deadline)
-        return True
+def _train(
+    runs: Sequence[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None, *, block: bool
+) -> list[Run]:
+    """Train runs under their locks, but those that another process has finished meanwhile; gives those that one still holds."""
+    with contextlib.ExitStack() as locks:
+        held = [run for run in runs if locks.enter_context(lock(run, block=block))]
+        todo, folders = [], []
+        for run in held:
+            if _is_done(run):
+                for _ in range(run.epochs):
+                    on_epoch()
+                continue
+            folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
+            todo.append(run.with_measures(record.read_run(folder)) if record.is_begun(folder) else run)
+            folders.append(folder)
+        trainer.fit(todo, folders, on_epoch=on_epoch, deadline=deadline)
+    return [run for run in runs if run not in held]
 
 
 def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm, deadline: float | None) -> None:

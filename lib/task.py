@@ -39,21 +39,15 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         data.DataError: if the data set is not at hand.
         LookupError: if the run that relabels the training images has not been trained, or not with its predictions.
     """
-    dataset = _load(run.dataset, run.normalize, run.image_size, run.classes, paths.data_dir())
-    _, channels, height, width = dataset.train.images.shape
-    if height != width:
-        raise ValueError(f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones")
-    # archives are sorted by class: in this order the first so many test images hold every class in proportion
-    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
-    train, validation, measure = data.subset(dataset.train, run.n_train, run.n_validation, run.n_measure)
-    check(run, (channels, height, dataset.num_classes), len(train), len(test))
+    (train, validation, measure, test), classes, digest = _splits(data_fields(run), str(device), paths.data_dir())
+    check(run, (*train.images.shape[1:3], classes), len(train), len(test))
 
     def corrupted(split: data.Split, purpose: str) -> Tensor:
-        source, classes = generator(run.seed, purpose), dataset.num_classes
+        source = generator(run.seed, purpose)
         return data.corrupt_labels(split.labels, run.corruption, classes, generator=source, law=run.corruption_law)[0]
 
     def placed(split: data.Split, labels: Tensor) -> data.Split:
-        return data.Split(split.images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
+        return data.Split(split.images, labels.to(device))
 
     labels = corrupted(train, "corruption") if run.relabelled_by is None else _predicted(run, len(train))
     return Task(
@@ -62,8 +56,8 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         validation=placed(validation, corrupted(validation, "validation corruption")),
         measure=placed(measure, measure.labels),
         test=placed(test, test.labels),
-        num_classes=dataset.num_classes,
-        hashes={"data": dataset.sha256, "labels": _hash(labels)},
+        num_classes=classes,
+        hashes={"data": digest, "labels": _hash(labels)},
     )
 
 
@@ -134,14 +128,19 @@ LABEL_FIELDS = ("corruption", "corruption_law", "seed", "relabelled_by")
 CHECKED_FIELDS = ("batch_size", "test_images", "network", "padding", "sparsity", "decorrelation")
 
 
+def data_fields(run: Run) -> tuple:
+    """Runs with the same fields train, and are tested, on the same images."""
+    return tuple(getattr(run, name) for name in DATA_FIELDS)
+
+
 def data_key(run: Run) -> tuple:
     """Runs with the same key train on the same images and labels."""
-    return tuple(getattr(run, name) for name in DATA_FIELDS + LABEL_FIELDS)
+    return data_fields(run) + tuple(getattr(run, name) for name in LABEL_FIELDS)
 
 
 def check_key(run: Run) -> tuple:
     """Runs with the same key pass or fail the checks of `prepare` together."""
-    return tuple(getattr(run, name) for name in DATA_FIELDS + CHECKED_FIELDS)
+    return data_fields(run) + tuple(getattr(run, name) for name in CHECKED_FIELDS)
 
 
 def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> None:
@@ -155,6 +154,28 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
         raise ValueError(f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images")
     with torch.device("meta"):  # xxl networks are large: their shapes are enough here
         penalties(run, models.architecture(run, *shape))
+
+
+@lru_cache(maxsize=1)
+def _splits(fields: tuple, device: str, root: Path) -> tuple[list[data.Split], int, str]:
+    """Training, validation, measuring and test images of `data_fields`, on the device once for all runs that share them.
+
+    Returns:
+        the four splits, images in channels_last on the device and true labels on the CPU; number of classes; the data's hash.
+    """
+    values = dict(zip(DATA_FIELDS, fields, strict=True))
+    dataset = _load(values["dataset"], values["normalize"], values["image_size"], values["classes"], root)
+    height, width = dataset.train.images.shape[2:]
+    if height != width:
+        raise ValueError(f"{values['dataset']} has images of {height}×{width} pixels; the networks take square ones")
+    # archives are sorted by class: in this order the first so many test images hold every class in proportion
+    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
+    parts = [*data.subset(dataset.train, values["n_train"], values["n_validation"], values["n_measure"]), test]
+
+    def placed(images: Tensor) -> Tensor:
+        return images.to(device).contiguous(memory_format=torch.channels_last)
+
+    return [data.Split(placed(part.images), part.labels) for part in parts], dataset.num_classes, dataset.sha256
 
 
 @lru_cache(maxsize=1)

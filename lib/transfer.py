@@ -174,6 +174,9 @@ def _is_further(staged: Path, target: Path, run: Run) -> bool:
 
 def _place(files: dict[str, bytes], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
+    if "metrics.csv" in files:  # what a training killed in its last moments left there says nothing of this one
+        for name in set(FINISHED) - files.keys():
+            (target / name).unlink(missing_ok=True)
     for name in [name for name in FINISHED + UNDER_WAY[1:] if name in files]:
         with paths.replacing(target / name) as part:
             part.write_bytes(files[name])

@@ -18,6 +18,16 @@ def own_folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def epochs_trained(monkeypatch):
+    """Every epoch that is trained in this process, in order; a test may clear the list."""
+    from lib.steps import Steps
+
+    epochs, train = [], Steps.epoch
+    monkeypatch.setattr(Steps, "epoch", lambda steps, epoch, weight: (epochs.append(epoch), train(steps, epoch, weight))[1])
+    return epochs
+
+
+@pytest.fixture
 def figure_style():
     """Figures look as in the notebooks, and none stays open."""
     import matplotlib.pyplot as plt

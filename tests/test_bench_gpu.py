@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench_gpu, bench_rows, models, trainer
+from lib import bench_gpu, bench_rows, models
 from lib.data import Split
 from lib.run import Run, generator
 from lib.stacked import SUMS, WAYS, Feed, Stack
+from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 
 CPU = torch.device("cpu")
@@ -30,8 +31,8 @@ def alone(run: Run, images, labels):
     empty = Split(images[:0], labels[:0])
     task = Task(Split(images, labels), labels, empty, empty, empty, SHAPE[2], {})
     model = models.build(run, *SHAPE)
-    optimizer, attached = trainer._optimizer(run, model), penalties(run, model)
-    means = trainer._train_epoch(model, optimizer, attached, task, run, 1, LAMBDA * run.al2)
+    steps = Steps(model, optimizer_of(run, model), penalties(run, model), task, run)
+    means = train_epoch(steps, 1, LAMBDA * run.al2)
     return means, model.state_dict()
 
 
@@ -108,7 +109,7 @@ def test_flops_of_the_study_networks():
 def test_rows_differ_and_hold_every_way():
     table = [(row.part, row.title, row.k, row.precision) for row in bench_rows.rows()]
     assert len(set(table)) == len(table)
-    assert {row.name for row in bench_rows.rows() if row.part == "al2"} == {*WAYS, "plain", "graphs side by side"}
+    assert {row.name for row in bench_rows.rows() if row.part == "al2"} == {*WAYS, "plain", "ours side by side"}
 
 
 def test_command_writes_its_table_and_states_failures(tmp_path, capsys):

@@ -20,6 +20,7 @@ import torch
 
 from lib import campaign, paths, record, store, trainer
 from lib.run import Run
+from lib.steps import Steps
 
 SHORT = Run(
     dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=5, learning_rate=0.1, batch_size=32
@@ -142,14 +143,13 @@ def leftovers():
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 5])
-def test_a_run_stopped_by_an_error_goes_on_where_it_was(epoch, monkeypatch, in_one_go):
+def test_a_run_stopped_by_an_error_goes_on_where_it_was(epoch, monkeypatch, epochs_trained, in_one_go):
     with stopped_at(epoch, monkeypatch):
         store.ensure([SHORT])
     assert not record.is_finished(folder_of(SHORT)) and not leftovers()
-    epochs, train_epoch = [], trainer._train_epoch
-    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train_epoch(*args))[1])
+    epochs_trained.clear()
     store.ensure([SHORT])
-    assert epochs == list(range(epoch, 6))
+    assert epochs_trained == list(range(epoch, 6))
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 
@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatc
     else:
         torch.save(state | {"id": "0123456789"}, path)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
+        patch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
         with pytest.raises(record.RecordError, match=r"checkpoint\.pt"):
             store.ensure([replace(SHORT, seed=1), SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises
@@ -320,7 +320,7 @@ def full_disk(name, after=0):
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"])
-def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(name, monkeypatch, in_one_go):
+def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(name, monkeypatch, in_one_go, epochs_trained):
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
         patch.setattr(os, "replace", full_disk(name, after=2 if name == "checkpoint.pt" else 0))
@@ -328,11 +328,9 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(nam
             store.ensure([SHORT])
     assert caught.value.errno == errno.ENOSPC
     assert not leftovers() and store.collect("quick").empty
-    epochs, train_epoch = [], trainer._train_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train_epoch(*args))[1])
-        store.ensure([SHORT])
-    assert epochs[0] == {"config.json": 1, "checkpoint.pt": 3}.get(name, 5)
+    epochs_trained.clear()
+    store.ensure([SHORT])
+    assert epochs_trained[0] == {"config.json": 1, "checkpoint.pt": 3}.get(name, 5)
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 

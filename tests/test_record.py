@@ -335,3 +335,20 @@ def test_a_damaged_status_is_refused(finished, status):
     with pytest.raises(RecordError) as error:
         record.read_metrics(finished)
     assert str(finished) in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new"), [(None, 3), (3, None), (3, 5)])
+def test_a_run_replaced_by_one_that_ended_otherwise_is_whole_or_unfinished_at_every_moment(folder, monkeypatch, old, new):
+    record.finish(folder, RUN, metrics(5 if old is None else old - 1), arrays(), ENV, old)
+    seen, move = [], os.replace
+
+    def watched(source, target):
+        move(source, target)
+        seen.append(record.is_finished(folder))
+        if seen[-1]:
+            record.read_metrics(folder)
+
+    monkeypatch.setattr(os, "replace", watched)
+    record.finish(folder, RUN, metrics(5 if new is None else new - 1), arrays(), ENV, new)
+    assert False in seen and seen[-1]
+    assert record.read_metrics(folder)[1] == new

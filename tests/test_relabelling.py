@@ -14,8 +14,9 @@ import torch
 from made import stored
 from matplotlib.colors import to_rgb
 
-from lib import budget, campaign, data, figures, models, paths, record, report, store, tables, task, trainer
+from lib import budget, campaign, data, figures, models, observe, paths, record, report, store, tables, task, trainer
 from lib.run import Run
+from lib.steps import Steps
 from lib.studies import label_randomization, relabelling
 
 BARE = Run(
@@ -38,13 +39,13 @@ OTHER_FIELDS = OTHER_DATA | {"dataset": "mnist", "classes": 5}
 @pytest.fixture
 def trained(monkeypatch):
     """The runs trained from here on, in order, by id, and the labels that each saw."""
-    seen, train = {}, trainer._train_epoch
+    seen, train = {}, Steps.epoch
 
-    def watched(model, optimizer, penalties, found, run, *more):
-        seen[run.id] = found.train.labels.clone()
-        return train(model, optimizer, penalties, found, run, *more)
+    def watched(steps, *arguments):
+        seen[steps.run.id] = steps.task.train.labels.clone()
+        return train(steps, *arguments)
 
-    monkeypatch.setattr(trainer, "_train_epoch", watched)
+    monkeypatch.setattr(Steps, "epoch", watched)
     return seen
 
 
@@ -198,9 +199,9 @@ def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too
     middle, last = replace(STUDENT, predictions=True), replace(BARE, relabelled_by=STUDENT.id)
     store.ensure([last, middle, TEACHER])
     trained.clear()
-    predict = trainer._kept
+    predict = observe.kept
     monkeypatch.setattr(
-        trainer, "_kept", lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()}
+        observe, "kept", lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()}
     )
     store.ensure([last, middle, replace(TEACHER, keep_trunk=True)])  # trained again for its trunk
     assert list(trained) == [TEACHER.id, STUDENT.id, last.id]

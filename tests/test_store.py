@@ -13,6 +13,7 @@ import pytest
 
 from lib import paths, record, store, trainer
 from lib.run import Run
+from lib.steps import Steps
 
 BARE = Run(
     dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=3, learning_rate=0.1, batch_size=32
@@ -161,7 +162,7 @@ def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("ablations", [("element/train-true",), ("shared/test",), ("shared/test", "element/train-true")])
-def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(ablations, monkeypatch):
+def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(ablations, monkeypatch, epochs_trained):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     both = replace(BARE, ablations=("element/train-true", "shared/test"))
     seen = []
@@ -173,10 +174,9 @@ def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for
 
     with pytest.raises(KeyboardInterrupt):
         trainer.fit([both], [folder_of(both)], on_epoch=stop)
-    epochs, evaluate = [], trainer._train_epoch
-    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), evaluate(*args))[1])
+    epochs_trained.clear()
     store.ensure([replace(BARE, ablations=ablations)])
-    assert epochs == [3]
+    assert epochs_trained == [3]
     assert {"ablation_auc", "ablation_auc shared/test"} <= set(store.load([BARE]))
 
 
@@ -294,7 +294,7 @@ def test_diverged_and_whole_runs_are_read_together():
 )
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(change, message, jobs, monkeypatch):
-    monkeypatch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(ValueError, match=message):
         store.ensure([replace(BARE, epochs=9), replace(BARE, **change)], jobs=jobs)
@@ -403,7 +403,7 @@ def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers()
     pd.testing.assert_frame_equal(store.collect("quick"), store.load([record.read_run(f) for f in sorted(run_folders())]))
 
 
-def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch):
+def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     run, seen = replace(SR3, entropy=True, heat_maps=2, optimizer="adam"), []
 
@@ -414,10 +414,9 @@ def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         trainer.fit([run], [folder_of(run)], on_epoch=stop)
-    epochs, train = [], trainer._train_epoch
-    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train(*args))[1])
+    epochs_trained.clear()
     store.ensure([replace(run, entropy=False)])
-    assert epochs == [3]
+    assert epochs_trained == [3]
     assert store.arrays(run)["correlations conv1"].shape == (4, 200)
     assert store.load([run])["entropy fc1"].notna().all()
 
@@ -435,3 +434,22 @@ def test_what_a_network_cannot_serve_is_refused_before_anything_trains(change, m
     with pytest.raises(ValueError, match=message):
         store.ensure([replace(CONV, epochs=9), replace(CONV, **change)])
     assert trained == [] and run_folders() == []
+
+
+def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
+    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the trainer together."""
+    runs = [BARE, AL2, *(replace(BARE, seed=seed) for seed in (1, 2, 3))]
+    store.ensure([AL2])
+    groups, fit = [], trainer.fit
+
+    def watched(group, folders, **options):
+        groups.append([run.id for run in group])
+        return fit(group, folders, device="cpu", side_by_side=True, **options)
+
+    monkeypatch.setattr(trainer, "default_device", lambda: "cuda")
+    monkeypatch.setattr(trainer, "device_name", lambda device=None: "a GPU")
+    monkeypatch.setattr(trainer, "fit", watched)
+    store.ensure(runs, jobs=3)
+    todo = [run.id for run in runs if run != AL2]
+    assert groups == [todo[:3], todo[3:]]
+    assert len(store.load(runs)) == sum(run.epochs for run in runs)

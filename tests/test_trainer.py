@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import data, losses, measures, models, record, store, task, trainer
+from lib import data, losses, measures, models, observe, record, steps, store, task, trainer
 from lib.run import Run, generator
 from lib.studies import label_randomization
 
@@ -432,7 +432,7 @@ def test_canonical_correlations_are_those_with_the_network_before_training_and_a
 
     def keep(run, model, epoch):
         images = task.prepare(run).train.images[:1000]
-        seen.append(measures.channel_points(trainer.predict(model.trunk, images)))
+        seen.append(measures.channel_points(observe.predict(model.trunk, images)))
 
     frame = trainer.fit([run], [tmp_path / run.name], watch=keep)
     arrays = record.read_arrays(tmp_path / run.name)
@@ -803,18 +803,17 @@ def test_the_al2_network_s_entropies_are_measured_beside_its_ablations(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sr3", "everything", "everything, adam"])
-def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path, monkeypatch):
+def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path, monkeypatch, epochs_trained):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     run = replace(CONVNETS[name], epochs=5, keep_weights=True)
     whole, pieces = tmp_path / "whole" / run.name, tmp_path / "pieces" / run.name
     frame = trainer.fit([run], [whole])
     for epoch in (1, 2, 4, 5):
         train_until(run, pieces, epoch)
-    epochs, train = [], trainer._train_epoch
-    monkeypatch.setattr(trainer, "_train_epoch", lambda *args: (epochs.append(args[5]), train(*args))[1])
+    epochs_trained.clear()
     watched = []
     resumed = trainer.fit([run], [pieces], watch=lambda run, model, epoch: watched.append(epoch))
-    assert epochs == watched == [5]  # what was trained before is neither trained nor shown again
+    assert epochs_trained == watched == [5]  # what was trained before is neither trained nor shown again
     pd.testing.assert_frame_equal(resumed, frame, check_exact=True)
     assert (pieces / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     first, second = record.read_arrays(whole), record.read_arrays(pieces)
@@ -877,3 +876,116 @@ def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
         orders.add(digest(batches))
         labels.add(json.loads((tmp_path / run.name / "env.json").read_text())["labels"])
     assert len(labels) == len(orders) == len(weights) == 1
+
+
+# ---- side by side, recorded -------------------------------------------------------------------------------------------
+
+TOGETHER = [NETWORKS[name] for name in ("bare", "al2", "batch norm", "dropout", "everything")]
+TOGETHER += [replace(BARE, corruption=0.75, seed=1, epochs=2, batch_size=50)]
+
+
+def test_runs_side_by_side_are_as_if_trained_alone_bit_for_bit(tmp_path):
+    runs = [*TOGETHER, replace(CONVNETS["sr3"], epochs=2)]
+    folders = [tmp_path / run.name for run in runs]
+    several = trainer.fit(runs, folders, side_by_side=True)
+    for run, folder in zip(runs, folders, strict=True):
+        alone = tmp_path / "alone" / run.name
+        expected = trainer.fit([run], [alone])
+        found = several[several.id == run.id][expected.columns].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True)
+        assert (folder / "metrics.csv").read_bytes() == (alone / "metrics.csv").read_bytes()
+        assert (folder / "measures.npz").read_bytes() == (alone / "measures.npz").read_bytes()
+
+
+def test_networks_side_by_side_take_their_steps_in_turns():
+    runs, seen = [BARE, replace(BARE, seed=1), replace(BARE, epochs=1)], []
+
+    def look(module, inputs):
+        if isinstance(module, models.AL2CNN) and module.training:
+            seen.append(id(module))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        trainer.fit(runs, side_by_side=True)
+    finally:
+        hook.remove()
+    assert len(set(seen[:3])) == 3 and seen[:3] * 7 == seen[:21], "an epoch of seven steps, all three in turn"
+    assert len(seen) == 7 * (3 + 3 + 1)
+
+
+def test_side_by_side_each_keeps_a_checkpoint_at_the_deadline_and_goes_on(tmp_path):
+    folders = [tmp_path / run.name for run in TOGETHER]
+    with pytest.raises(trainer.OutOfTime):
+        trainer.fit(TOGETHER, folders, side_by_side=True, deadline=0.0)
+    assert all((folder / "checkpoint.pt").exists() for folder in folders)
+    resumed = trainer.fit(TOGETHER, folders, side_by_side=True)
+    whole = trainer.fit(TOGETHER)
+    pd.testing.assert_frame_equal(resumed[whole.columns], whole, check_exact=True)
+
+
+def test_side_by_side_one_that_diverges_leaves_the_others_alone():
+    wild = replace(BARE, learning_rate=1e6)
+    found = trainer.fit([wild, AL2], side_by_side=True)
+    alone = trainer.fit([AL2])
+    kept = found[found.id == AL2.id][alone.columns].reset_index(drop=True).astype(alone.dtypes)
+    pd.testing.assert_frame_equal(kept, alone, check_exact=True)
+    assert len(found[found.id == wild.id]) < wild.epochs
+
+
+@pytest.mark.parametrize("run", [NETWORKS["everything"], AL2], ids=["everything", "al2"])
+def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_short_one(run, monkeypatch):
+    """The record is one that makes the step anew: what is tested is which images it is given, and with which λ and coins."""
+    replayed = []
+
+    class Record:
+        def __init__(self, steps):
+            self.steps = steps
+
+        def replay(self):
+            replayed.append(len(self.steps.chosen))
+            self.steps._step(self.steps.chosen)
+
+    def record_step(self):
+        self.chosen, self.graph = torch.zeros(run.batch_size, dtype=torch.int64), Record(self)
+
+    expected = trainer.fit([run])
+    monkeypatch.setattr(steps.Steps, "_record", record_step)
+    kept = steps.Steps.__init__
+    monkeypatch.setattr(steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True))
+    pd.testing.assert_frame_equal(trainer.fit([run]), expected, check_exact=True)
+    assert replayed == [32] * (6 * 3 - steps.WARM_UP)
+
+
+def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):
+    def made(**options):
+        model = models.build(BARE, 1, 16, 10)
+        return steps.Steps(model, steps.optimizer_of(BARE, model), task.penalties(BARE, model), found, BARE, **options)
+
+    found = task.prepare(BARE)
+    assert not made().recorded and made(recorded=True).recorded
+
+
+def test_evaluating_leaves_the_penalties_alone():
+    run = replace(CONVNETS["sr3"], al2=True)
+    found = task.prepare(run)
+    model = models.build(run, *found.shape)
+    attached = task.penalties(run, model)
+    model(found.train.images[:8])
+    before = [penalty.penalty() for penalty in attached[:2]]
+    observe.predict(model, found.test.images[:8])
+    measures.entropy_maps(model, found.test.images[:8])
+    assert all(penalty.penalty() is value for penalty, value in zip(attached[:1], before[:1], strict=True))
+    assert attached[1].penalty().item() == before[1].item()
+    model(found.test.images[:8])
+    assert attached[1].penalty().item() != before[1].item()
+
+
+@pytest.mark.parametrize("before", ["high", "highest"])
+def test_products_are_whole_while_training_and_afterwards_as_they_were(before):
+    kept, seen = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision(before)
+    try:
+        trainer.fit([replace(BARE, epochs=1)], on_epoch=lambda: seen.append(torch.get_float32_matmul_precision()))
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(kept)

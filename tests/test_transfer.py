@@ -332,3 +332,12 @@ def test_the_command_line_packs_takes_over_and_refuses_by_name(trained, box, mon
 def test_what_was_carried_here_says_how_long_the_rest_takes(box):
     transfer.take_over("quick", box)
     assert {pace.run.id for pace in budget.paces()} == {BARE.id, UNDER_WAY.id}
+
+
+def test_what_a_killed_training_left_behind_does_not_spoil_a_finished_run(box):
+    folder = paths.results_dir() / name_of(BARE)
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"diverged": 2}')
+    (folder / "weights.pt").write_bytes(b"of another")
+    transfer.take_over("quick", box)
+    assert record.read_metrics(folder)[1] is None and not (folder / "weights.pt").exists()
