@@ -157,10 +157,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     found = compared(table)
     steps = {BEST: best_loader(found)}
     tensors, ours = found[found.part == "tensors"], found[found.part == "ours"]
-    shared = tensors[(tensors.what == "tensors") & (tensors.processes == 1)]
-    if (tensors.processes > 1).any():
-        steps["data as tensors, threads share a network"] = shared.iloc[0]
-        tensors = tensors[tensors.processes > 1]
+    tensors = tensors[tensors.processes == tensors.processes.max()]
     names = {
         "tensors": "data as tensors, a thread a network",
         "tensors, channels_last": "+ channels_last",
