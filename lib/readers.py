@@ -214,7 +214,8 @@ def read_tiny_imagenet(files: list[Path], classes: int, box: int = 1) -> Arrays:
     """The first `classes` of `wnids.txt`; the validation split is the test split; boxes of `box`² pixels are averaged.
 
     `files` are archives in the official layout, whole or in parts, or the unpacked folder: wnids.txt,
-    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataError if they hold fewer classes or images.
+    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataNotFoundError if they hold fewer classes: the other
+    archives are not there; DataError if they hold fewer images of a class.
     """
     where = {}  # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
     for archive in map(Archive, files):
@@ -237,7 +238,7 @@ def read_tiny_imagenet(files: list[Path], classes: int, box: int = 1) -> Arrays:
         val[wnid].append(f"val/images/{file}")
     found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]
     if len(found) < classes:
-        raise DataError(
+        raise DataNotFoundError(
             f"classes={classes} were asked for (200 by default), but only {len(found)} of the first {classes} in wnids.txt "
             f"were found in {', '.join(map(str, files))}: ask for fewer, or add the archive that holds the rest"
         )

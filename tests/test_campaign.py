@@ -1,8 +1,10 @@
 """Profiles: groups of values by the beginning of a notebook's name, names of executions, and the committed ones."""
 
 import pytest
+from test_data import WNIDS, tiny, write
 
 from lib import campaign, paths
+from lib.data import load
 from lib.run import Run
 
 NOTEBOOKS = {
@@ -113,3 +115,18 @@ def test_a_run_that_two_notebooks_state_is_asked_for_once_with_the_measures_of_b
     assert campaign.train(iter(entries), "quick", jobs=1)
     assert asked == [[(plain.id, True)], [(plain.id, True), (own.id, False)]]
     assert campaign.progress(iter(entries))[-1].startswith("together: 0 of 2 runs done, 5 epochs left")
+
+
+def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [Run(self.parameters["dataset"], epochs=2)])
+    entries, trained = [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")], []
+
+    def ensure(runs, **_):
+        load(runs[0].dataset, root=tmp_path)
+        trained.append(runs[0].dataset)
+
+    monkeypatch.setattr(campaign.store, "ensure", ensure)
+    assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
+    said = "not run: 10_one-tiny_imagenet: data set not reachable: tiny_imagenet: classes=200 were asked for"
+    assert capsys.readouterr().err.startswith(said)

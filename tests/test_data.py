@@ -486,9 +486,9 @@ def test_tiny_imagenet_32_averages_boxes(root):
 
 def test_too_few_classes_say_how_many_there_are(root):
     write(root / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
-    with pytest.raises(DataError, match=r"classes=3 .* only 2 of the first 3"):
+    with pytest.raises(DataNotFoundError, match=r"classes=3 .* only 2 of the first 3"):
         load("tiny_imagenet", root=root, classes=3)
-    with pytest.raises(DataError, match=r"classes=200 .* only 2 of the first 200"):
+    with pytest.raises(DataNotFoundError, match=r"classes=200 .* only 2 of the first 200"):
         load("tiny_imagenet_32", root=root)
     assert load("tiny_imagenet", root=root, classes=2).num_classes == 2
 
