@@ -1,7 +1,6 @@
 """Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was found out."""
 
 from collections.abc import Callable, Iterable
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from lib.data import noise_floor
 from lib.run import epoch_measured
 from lib.tables import BASELINES, DIVERGED, MARGIN, RELABELLED, at_published_epochs, one_setting, published, stopping, totals
+from lib.tables_cca import differences as course_differences
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
@@ -206,31 +206,32 @@ def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
 def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if runs.empty or "mean_cca init" not in runs:
         return None
-    measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
-    cells, said = {}, []
-    for dropout, own in measured.groupby("dropout"):
-        name = f"{dataset}, dropout {dropout:g}"
+    runs = _at_75(runs)
+    measured, cells, said = runs[runs["mean_cca init"].notna()], {}, []
+    for dropout, courses in measured.groupby("dropout"):
+        # a dead φ has no correlations, nor has a network that diverged at once: they count, too
+        own = runs[(runs.dropout == dropout) & runs.baseline.isin(courses.baseline)]
+        name, by_al2 = f"{dataset}, dropout {dropout:g}", own.al2.astype(bool)
         one_setting(own, name, but=("seed", *AL2_FIELDS))
-        one_setting(own[own.al2], name, but=("seed",))  # or pivot_table would average over two speeds
-        curves = own.pivot_table(index="epoch", columns=["al2", "seed"], values="mean_cca init")
-        plain, with_al2 = (curves[al2] if al2 in curves else pd.DataFrame() for al2 in (False, True))
-        seeds = plain.columns.intersection(with_al2.columns)
+        one_setting(own[by_al2], name, but=("seed",))  # or pivot_table would average over two speeds
+        seeds = sorted(set(own.seed[by_al2]) & set(own.seed[~by_al2]))
         if len(seeds) < 2:
             continue
-        by_al2 = 100 * (with_al2[seeds] - plain[seeds]).abs().mean()
-        others = [
-            100 * (course[one] - course[other]).abs().mean()
-            for course in (plain, with_al2)
-            for one, other in combinations(seeds, 2)
-        ]
-        last = own[own.al2 & (own.epoch == own.epochs)].test_accuracy
-        whole = own.loc[own.al2, "diverged"].isna().all()
-        alive = bool(whole and (last > 200 / own.num_classes.iloc[0]).all())
-        cells[f"dropout {dropout:g}"] = by_al2 - max(others) if alive else by_al2 * 0  # a dead φ has left its course, too
-        said.append(
-            f"dropout {dropout:g}: by AL2 {by_al2.mean():.1f}, by another seed at most {max(others):.1f}"
-            + ("" if alive else f", but with AL2 the network is at or near chance{'' if whole else ', or diverged'}")
-        )
+        apart = course_differences(own)
+        of_pairs = apart.groupby(["by", "differing in"]).points.mean()
+        changes, others = (of_pairs[(of_pairs.index.get_level_values("by") == "AL2") == which] for which in (True, False))
+        last = _final(own[by_al2], ["seed"])
+        alive = bool((last > 200 / own.num_classes.iloc[0]).all())
+        if alive and others.empty:
+            continue
+        found = f"by AL2 {changes.mean():.1f}, by another seed at most {others.max():.1f}"
+        found = "no two courses to compare" if others.empty else found
+        if alive:
+            cells[f"dropout {dropout:g}"] = changes - others.max()
+        else:
+            cells[f"dropout {dropout:g}"] = pd.Series(0.0, seeds)  # a dead φ has left its course, too
+            found += ", but with AL2 the network is at or near chance" + ("" if np.isfinite(last).all() else ", or diverged")
+        said.append(f"dropout {dropout:g}: {found}")
     if not cells:
         return Judged("", "", 0, "", "not run: a second seed is the control, and there is none")
     rule = (

@@ -4,7 +4,7 @@ The figure of the paper itself is `lib.figures.canonical_correlations`.
 """
 
 from collections.abc import Mapping
-from itertools import combinations, product
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.figures import COLOURS
 from lib.measures import Similarities
-from lib.tables import one_setting
+from lib.tables_cca import differences, dropouts
 
 Curves = Mapping[str, Tensor | np.ndarray]
 REFERENCE = "0.35"  # grey: what nobody trained
@@ -56,9 +56,9 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
     Raises:
         ValueError: if there is no run, or runs differ in something else.
     """
-    dropouts, panels = _dropouts(frame), {"sharex": True, "sharey": "col", "squeeze": False}
-    fig, axes = plt.subplots(len(dropouts), len(COURSES), figsize=(11, 2.3 * len(dropouts) + 0.7), **panels)
-    for row, dropout in zip(axes, dropouts, strict=True):
+    rows, panels = dropouts(frame), {"sharex": True, "sharey": "col", "squeeze": False}
+    fig, axes = plt.subplots(len(rows), len(COURSES), figsize=(11, 2.3 * len(rows) + 0.7), **panels)
+    for row, dropout in zip(axes, rows, strict=True):
         for ax, column in zip(row, COURSES, strict=True):
             for (al2, _), course in frame[frame.dropout == dropout].groupby(["al2", "seed"]):
                 ax.plot(course.epoch, course[column], color=_colour(dropout), ls="-" if al2 else "--", lw=1.4)
@@ -77,40 +77,11 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
     return fig
 
 
-def differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far apart two courses of mean CCA with the start are: of a network with and without AL2, of two seeds (claim A6).
-
-    Only seeds that were trained both without and with AL2 are compared.
-
-    Args:
-        frame: as `courses` takes it; of the measures only `mean_cca init` is read.
-
-    Returns:
-        a row a comparison and epoch: network (`dropout 0.5`), differing in (of which seeds), by (of `DIFFERENCES`), epoch,
-        points (|difference| × 100). Without a row where nothing can be compared.
-
-    Raises:
-        ValueError: as `courses`.
-    """
-    curves = frame.pivot_table(index="epoch", columns=["dropout", "al2", "seed"], values="mean_cca init")
-    found = {}
-    for dropout in _dropouts(frame):
-        network = f"dropout {dropout:g}"
-        both = [s for s in sorted(set(frame.seed)) if {(dropout, False, s), (dropout, True, s)} <= set(curves)]
-        for seed in both:
-            found[network, f"AL2 (seed {seed})", "AL2"] = curves[dropout, True, seed] - curves[dropout, False, seed]
-        for (one, other), (al2, word) in product(combinations(both, 2), ((False, "without"), (True, "with"))):
-            key = network, f"seed ({one} or {other}, {word} AL2)", f"seed, {word} AL2"
-            found[key] = curves[dropout, al2, one] - curves[dropout, al2, other]
-    rows = [(*key, epoch, 100 * abs(value)) for key, curve in found.items() for epoch, value in curve.items()]
-    return pd.DataFrame(rows, columns=["network", "differing in", "by", "epoch", "points"])
-
-
 def difference_curves(frame: pd.DataFrame) -> Figure:
     """The `differences` of such a frame against epochs, a panel a dropout: by AL2 a line a seed, by another seed grey."""
-    apart, dropouts = differences(frame), _dropouts(frame)
-    fig, axes = plt.subplots(1, len(dropouts), figsize=(4.4 * len(dropouts), 3.2), sharey=True, squeeze=False)
-    for ax, network in zip(axes[0], [f"dropout {dropout:g}" for dropout in dropouts], strict=True):
+    apart, panels = differences(frame), dropouts(frame)
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), sharey=True, squeeze=False)
+    for ax, network in zip(axes[0], [f"dropout {dropout:g}" for dropout in panels], strict=True):
         for (by, _), curve in apart[apart.network == network].groupby(["by", "differing in"], sort=False):
             colour, dashes = DIFFERENCES[by]
             ax.plot(curve.epoch, curve.points, color=colour, ls=dashes, lw=1.4)
@@ -178,15 +149,6 @@ def made_sparse(controls: Mapping[str, pd.DataFrame], trained: pd.DataFrame) -> 
     ax.set(xlabel="share of φ that is zero (%)", ylabel="mean CCA with the start", ylim=(0, 1.03))
     fig.legend(loc="outside right center", frameon=False)
     return fig
-
-
-def _dropouts(frame: pd.DataFrame) -> list[float]:
-    """Of runs that may be drawn together, the largest first: the paper's Figure 1 has dropout."""
-    if frame.empty:
-        raise ValueError("there is no run to draw: of one at least the loss has to stay finite to the end")
-    one_setting(frame, frame.dataset.iloc[0], but=("seed", "dropout", "al2", "speed"))
-    one_setting(frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout"))  # only AL2 has a speed
-    return sorted(frame.dropout.unique(), reverse=True)
 
 
 def _colour(dropout: float) -> tuple[float, float, float]:

@@ -253,6 +253,28 @@ def test_a6_does_not_count_a_network_that_diverged():
     assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
 
 
+def test_a6_does_not_count_a_dead_network_that_has_no_correlations_any_more():
+    for since in (0, 12):  # φ is dead from the start, or from epoch 13 on
+        made = courses()
+        dead = made.al2 & (made.dropout == 0.5) & (made.seed == 1) & (made.epoch > since)
+        made.loc[dead, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
+        row = a6(made)
+        assert row.verdict == "holds in part" and row.measured.count("at or near chance") == 1 and "nan" not in row.measured
+    at_last = made.al2 & (made.dropout == 0.5) & (made.epoch == 20)  # an epoch without CCA
+    made = courses()
+    made.loc[at_last, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
+    assert a6(made).verdict == "holds in part"
+
+
+def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
+    made = courses(seeds=(0, 1, 2))
+    bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
+    made = made[~bad | (made.epoch == 1)]
+    made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]], made.loc[bad, "diverged"] = np.nan, 1.0
+    row = a6(made)
+    assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
+
+
 def test_a6_needs_a_second_seed_as_its_control():
     for made in (courses(seeds=[0]), courses()[lambda f: ~(f.al2 & (f.seed == 1))]):
         row = a6(made)
