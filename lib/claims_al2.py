@@ -7,7 +7,19 @@ import pandas as pd
 
 from lib.data import noise_floor
 from lib.run import epoch_measured
-from lib.tables import BASELINES, DIVERGED, MARGIN, RELABELLED, at_published_epochs, one_setting, published, stopping, totals
+from lib.tables import (
+    BASELINES,
+    DEAD,
+    DIVERGED,
+    MARGIN,
+    RELABELLED,
+    at_chance,
+    at_published_epochs,
+    one_setting,
+    published,
+    stopping,
+    totals,
+)
 from lib.tables_cca import differences as course_differences
 from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 
@@ -127,14 +139,14 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if runs.empty:
         return None
     classes = int(runs.num_classes.iloc[0])
-    floor, chance, held, said = noise_floor(0.75, classes), 100 / classes, [], []
+    floor, held, said = noise_floor(0.75, classes), [], []
     epochs = [epoch_measured(e, int(runs.epochs.iloc[0])) for e in range(100, 701, 100)]
     for baseline, short in BASELINES.items():
         mine = runs[(runs.baseline == baseline) & runs.al2]
         last = _value(runs, "test_accuracy", baseline, True)
         if last.empty:
             continue
-        lowest, alive = mine[mine.epoch.isin(epochs)].cross_entropy.min(), bool((last > 2 * chance).all())
+        lowest, alive = mine[mine.epoch.isin(epochs)].cross_entropy.min(), not at_chance(last, classes).any()
         held.append(bool(lowest >= floor - MARGIN) and alive)
         said.append(f"{short}+AL2 least {lowest:.2f}" + ("" if alive else ", but the network is at or near chance"))
     for baseline in ("bare", "batchnorm", "weight_decay"):
@@ -148,7 +160,7 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     n = int(runs.groupby(["baseline", "al2"]).seed.nunique().min())
     rule = (
         f"seven parts: with AL2 ≥ {floor:.4f} − {MARGIN} at the seven table epochs, every seed, and a final accuracy above "
-        "twice chance (a dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
+        f"{DEAD} × chance (a dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
     )
     judged = of_parts(held, n) if len(held) == 7 else f"not run: {len(held)} of 7 parts have finished runs"
     return Judged(printed, "; ".join(said), n, rule, judged)
@@ -221,7 +233,7 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         of_pairs = apart.groupby(["by", "differing in"]).points.mean()
         changes, others = (of_pairs[(of_pairs.index.get_level_values("by") == "AL2") == which] for which in (True, False))
         last = _final(own[by_al2], ["seed"])
-        alive = bool((last > 200 / own.num_classes.iloc[0]).all())
+        alive = not at_chance(last, int(own.num_classes.iloc[0])).any()
         if alive and others.empty:
             continue
         found = f"by AL2 {changes.mean():.1f}, by another seed at most {others.max():.1f}"
@@ -236,8 +248,8 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return Judged("", "", 0, "", "not run: a second seed is the control, and there is none")
     rule = (
         "a cell a dropout: the mean over epochs of |mean CCA with the start, with AL2 − without|, × 100, by seed, less the "
-        "largest such difference between two seeds, without or with AL2; where a network with AL2 ends at no more than twice "
-        f"chance, or diverges, the cell does not hold; {PAIRED}"
+        "largest such difference between two seeds, without or with AL2; where a network with AL2 ends at no more than "
+        f"{DEAD} × chance, or diverges, the cell does not hold; {PAIRED}"
     )
     return Judged("", "; ".join(said), smallest_n(cells), rule, verdict(cells, measured.dropout.nunique()))
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures import COLOURS
-from lib.tables import BASELINES
+from lib.tables import BASELINES, DEAD
 from lib.tables_options import DEFAULT, published_gain
 
 
@@ -38,7 +38,7 @@ def gains(pairs: pd.DataFrame) -> Figure:
     handles = [
         plt.Line2D([], [], color="0.2", ls="--", lw=1.4, label="mean gain, default"),
         plt.Line2D([], [], **grey, marker="o", label="a seed"),
-        plt.Line2D([], [], **grey, marker="o", mfc="white", label="at most twice chance,\nwith AL2 or without"),
+        plt.Line2D([], [], **grey, marker="o", mfc="white", label=f"at most {DEAD} × chance,\nwith AL2 or without"),
     ]
     if any(pd.notna(published_gain(dataset, corruption, b)) for b in baselines):
         handles.insert(1, plt.Line2D([], [], color="0.2", ls=":", lw=1.8, label="published gain"))

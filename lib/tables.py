@@ -26,6 +26,7 @@ RELABELLED = {
     "clean": ("Bare, clean labels", "on the true labels"),
 }
 DIVERGED = "diverged"
+DEAD = 2  # × chance: at or below it a network counts as dead, since it predicts one class whatever it is shown
 MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
 
 
@@ -218,6 +219,11 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=[*keys, *columns]).sort_values(
         ["dataset", "profile", *keys[1:]], key=lambda column: column.map(order) if column.name in printed else column
     )
+
+
+def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
+    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance; so is −∞, of a run that diverged."""
+    return accuracy <= DEAD * 100 / classes
 
 
 def one_setting(runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")) -> None:

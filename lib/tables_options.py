@@ -9,13 +9,12 @@ import pandas as pd
 
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS
-from lib.tables import BASELINES, DIVERGED, mean_and_sd, of_notebook, one_setting, published
+from lib.tables import BASELINES, DIVERGED, at_chance, mean_and_sd, of_notebook, one_setting, published
 from lib.verdicts import cell_holds, differences
 
 DEFAULT, EXACT, UNIFORM = "default", "exact law", "γ ~ U(0, 1)"
 CELL = ["profile", "dataset", "corruption"]
 ROW = [*CELL, "baseline", "option"]
-DEAD = 2  # × chance: at or below it a network counts as dead, as in the claims A4 and A6
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +61,8 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     """A row an option, baseline and seed: `without` and `with_al2`, test accuracies in % at the end; `gain`; `dead`.
 
     A value is −∞ where the loss had become NaN by then, and so is its gain. `dead` says which of the two networks ends at no
-    more than `DEAD` × chance: "without AL2", "with AL2", "both", or "". Pairs of which one is not finished are left out.
+    more than `lib.tables.DEAD` × chance: "without AL2", "with AL2", "both", or "". Pairs of which one is not finished are left
+    out.
 
     Args:
         frame: as `labelled` takes it.
@@ -85,8 +85,7 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     pairs = with_al2.merge(plain, on=[*CELL, "baseline", "against", "seed"])
     finite = np.isfinite(pairs.with_al2) & np.isfinite(pairs.without)
     pairs["gain"] = (pairs.with_al2 - pairs.without).where(finite, -np.inf)
-    chance = DEAD * 100 / pairs.num_classes
-    dead = [pairs.without <= chance, pairs.with_al2 <= chance]
+    dead = [at_chance(pairs[name], pairs.num_classes) for name in ("without", "with_al2")]
     pairs["dead"] = np.select([dead[0] & dead[1], *dead], ["both", "without AL2", "with AL2"], "")
     return _sorted(pairs)[columns].reset_index(drop=True)
 
@@ -112,7 +111,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         mean over the seeds that both have; `closed`: change in % of the gap, published gain − default gain of the same seeds,
         empty where the paper prints nothing or its gain is not the larger one; `beyond_seeds`: whether the change is beyond
         the spread of its seeds, by the rule of a cell in `lib.verdicts`: "more", "less", "no", or "one seed"; `dead`: networks
-        that end at no more than twice chance in any seed. A loss that became NaN is "diverged".
+        that end at no more than `lib.tables.DEAD` × chance in any seed. A loss that became NaN is "diverged".
 
     Raises:
         ValueError: as for `gains`.

@@ -98,6 +98,13 @@ def test_a_network_at_chance_does_not_bear_out_a4():
     assert "near chance" in claims.judge(found, ["made"]).set_index("claim").loc["A4"].measured
 
 
+def test_a4_and_a6_have_one_reading_of_a_dead_network(monkeypatch):
+    made = courses().assign(test_accuracy=25.0)
+    assert a6(made).verdict == "holds" and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds"
+    monkeypatch.setattr(tables, "DEAD", 3)  # × chance: 30 %
+    assert a6(made).verdict == "does not hold" and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds in part"
+
+
 def test_the_area_agrees_where_it_moves_with_the_accuracy():
     assert verdicts_of(frame(gain=GAIN | {"dropout": 2.4}))["A5"] == "holds"
     assert verdicts_of(frame())["A5"] == "holds in part"  # no pair of similar accuracy
