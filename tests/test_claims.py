@@ -38,6 +38,14 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
     return pd.DataFrame(rows)
 
 
+def printed(seeds=(0, 1)):
+    """The eight networks with the numbers that the paper prints in Table 1, the same for all seeds."""
+    made, table = frame(seeds), tables.published("al2_table1")
+    values = table.pivot(index=["baseline", "al2", "epoch"], columns="metric", values="value")
+    here = pd.MultiIndex.from_arrays([made.baseline, made.al2, 10 * made.epoch])
+    return made.assign(**{metric: values[metric].reindex(here).to_numpy() for metric in values})
+
+
 def verdicts_of(made, **only):
     judged = claims.judge(made, ["made"])
     return dict(zip(judged.claim, judged.verdict, strict=True))
@@ -135,8 +143,34 @@ def test_a_training_longer_than_the_paper_s_is_read_at_its_last_epoch():
 
 
 def test_the_paper_s_own_numbers_bear_out_its_claims():
-    found = verdicts_of(frame())
+    found = verdicts_of(printed())
     assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
+
+
+def test_a4_compares_to_the_two_digits_that_the_paper_prints():
+    assert verdicts_of(frame(entropy=(0.01, 2.0651)))["A4"] == "holds"
+    assert verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"  # three of seven parts
+
+
+def test_a4_counts_the_seeds_of_its_seven_parts_alone():
+    def a4(made):
+        return claims.judge(made, ["made"], only=["A4"]).iloc[0]
+
+    made = frame()
+    row = a4(made[~((made.baseline == "dropout") & ~made.al2 & (made.seed == 1))])  # no part of the rule
+    assert (row.verdict, row.n) == ("holds", 2)
+    assert a4(made[~((made.baseline == "dropout") & made.al2 & (made.seed == 1))]).n == 1
+    row = a4(made[(made.baseline == "dropout") & ~made.al2])
+    assert (row.verdict, row.n) == ("not run: 0 of 7 parts have finished runs", 0)
+
+
+def test_a4_says_where_a_network_diverged():
+    made = frame()
+    bad = ((made.baseline == "bare") | (made.baseline == "dropout") & made.al2) & (made.seed == 0)
+    made = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
+    row = claims.judge(made, ["made"], only=["A4"]).iloc[0]
+    assert row.verdict == "holds in part" and "inf" not in row.measured
+    assert "DO+AL2 diverged" in row.measured and "Bare diverged" in row.measured
 
 
 def test_a_gain_that_is_a_loss_is_reported_as_such():
