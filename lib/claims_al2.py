@@ -346,16 +346,17 @@ def _a10(runs: pd.DataFrame, dataset: str) -> Judged | None:
     runs = _at_75(runs)
     if runs.empty:
         return None
-    table = stopping(runs[runs.epoch.notna()]).set_index(["baseline", "al2", "seed"]).sort_index()
+    table = stopping(runs).set_index(["baseline", "al2", "seed"]).sort_index()
     if ("dropout", False) not in table.index:
         return None
-    dropout = table.best["dropout", False]
-    cells = {b: (dropout - table.best[b, True]).dropna() for b in BASELINES if (b, True) in table.index}
+    best = table.best.where(~table.diverged, -np.inf)
+    cells = {b: differences(best["dropout", False], best[b, True]) for b in BASELINES if (b, True) in table.index}
+    cells = {b: d for b, d in cells.items() if len(d)}
     said = []
     for (baseline, al2), own in table.groupby(level=["baseline", "al2"], sort=False):
         early = "no labels held out" if own.stopped.isna().all() else f"stopped early {own.stopped.mean():.1f}"
-        name = BASELINES[baseline] + "+AL2" * al2
-        said.append(f"{name}: final {own.final.mean():.1f}, best {own.best.mean():.1f}, {early}")
+        found = f"final {own.final.mean():.1f}, best {own.best.mean():.1f}, {early}"
+        said.append(f"{BASELINES[baseline]}{'+AL2' * al2}: {DIVERGED if own.diverged.any() else found}")
     paper = published("al2_table1").query("metric == 'test_accuracy'")
     highest = paper[paper.al2].value.max(), paper[(paper.baseline == "dropout") & ~paper.al2].value.max()
     printed = f"best printed: DO {highest[1]:.2f}, highest with AL2 {highest[0]:.2f}" if dataset == "mnist" else ""

@@ -246,21 +246,26 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     700 epochs is read up to there.
 
     Args:
-        frame: runs with an epoch at least: without the row, which has none, of a run that diverged in its first.
+        frame: as `lib.store.load` gives it.
 
     Returns:
-        a row a run: profile, dataset, corruption, baseline, al2, seed, id, final, best, best_epoch, stopped, stopped_epoch.
+        a row a run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final, best, best_epoch, stopped,
+        stopped_epoch. Where the loss became NaN within the epochs read, `diverged` is true and `final` empty; the others are
+        of its finite epochs, and empty where there is none.
     """
     rows, of_run = [], ["profile", *CELL, "seed", "id"]
     for keys, run in frame.groupby(of_run, sort=False):
-        run = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch")
-        best, values = run.loc[run.test_accuracy.idxmax()], {"final": run.test_accuracy.iloc[-1]}
-        values |= {"best": best.test_accuracy, "best_epoch": int(best.epoch)}
-        if "validation_accuracy" in run and run.validation_accuracy.notna().any():
+        diverged = bool((run.diverged <= PAPER_EPOCHS).any())
+        run, values = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch"), {"diverged": diverged}
+        if len(run):
+            best = run.loc[run.test_accuracy.idxmax()]
+            values |= {"final": np.nan if diverged else run.test_accuracy.iloc[-1]}
+            values |= {"best": best.test_accuracy, "best_epoch": int(best.epoch)}
+        if len(run) and "validation_accuracy" in run and run.validation_accuracy.notna().any():
             stop = run.loc[run.validation_accuracy.idxmax()]
             values |= {"stopped": stop.test_accuracy, "stopped_epoch": int(stop.epoch)}
         rows.append(dict(zip(of_run, keys, strict=True)) | values)
-    columns = [*of_run, "final", "best", "best_epoch", "stopped", "stopped_epoch"]
+    columns = [*of_run, "diverged", "final", "best", "best_epoch", "stopped", "stopped_epoch"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
