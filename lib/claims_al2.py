@@ -115,23 +115,34 @@ def _a3(runs: pd.DataFrame, dataset: str) -> Judged | None:
     runs = _at_75(runs)
     if runs.empty:
         return None
-    values = pd.DataFrame({b: _value(runs, "activation_l2", b, False) for b in BASELINES})
-    logs = np.log10(values.where(values > 0)).dropna()  # seeds that have all four, none of them diverged
-    if logs.empty:
+    ratios = {  # one / other: the digits to print it with, and when its part holds, from log10 of the ratio by seed
+        ("batchnorm", "dropout"): (1, lambda logs: logs.round() >= 1),
+        ("bare", "dropout"): (1, lambda logs: logs.round() >= 2),
+        ("weight_decay", "dropout"): (1, lambda logs: logs.round() >= 2),
+        ("weight_decay", "bare"): (2, lambda logs: logs > np.log10(0.5)),
+    }
+    held, said, printed, n = [], [], [], []
+    for (one, other), (digits, holds) in ratios.items():
+        name = f"{BASELINES[one]}/{BASELINES[other]}"
+        paper = [_published("activation_l2", 700, baseline, False) for baseline in (one, other)]
+        printed.append(f"{name} {paper[0] / paper[1]:.{digits}f}×")
+        both = pd.concat([_value(runs, "activation_l2", b, False).dropna() for b in (one, other)], axis=1, join="inner")
+        if both.empty:
+            continue
+        whole = bool((np.isfinite(both) & (both > 0)).all(axis=None))
+        logs = np.log10(both.iloc[:, 0] / both.iloc[:, 1]) if whole else None
+        held.append(whole and bool(holds(logs).all()))
+        no_ratio = DIVERGED if np.isinf(both).any(axis=None) else "no ratio: an L_r is 0"
+        said.append(f"{name} " + (f"{10 ** logs.mean():.{digits}f}×" if whole else no_ratio))
+        n.append(len(both))
+    if not held:
         return None
-    ratios = {f"{BASELINES[b]}/DO": logs[b] - logs.dropout for b in ("batchnorm", "bare", "weight_decay")}
-    needed = {"BN/DO": 1, "Bare/DO": 2, "WD/DO": 2}
-    held = [bool((ratios[name].round() >= orders).all()) for name, orders in needed.items()]
-    decay = logs.weight_decay - logs.bare
-    held.append(bool((decay > np.log10(0.5)).all()))
-    said = "; ".join(f"{name} {10 ** d.mean():.1f}×" for name, d in ratios.items()) + f"; WD/Bare {10 ** decay.mean():.2f}×"
-    paper = {b: _published("activation_l2", 700, b, False) for b in BASELINES}
-    printed = "; ".join(f"{BASELINES[b]}/DO {paper[b] / paper['dropout']:.1f}×" for b in ("batchnorm", "bare", "weight_decay"))
-    printed += f"; WD/Bare {paper['weight_decay'] / paper['bare']:.2f}×"
     rule = (
-        "L_r without AL2, last epoch: log10 of BN/DO rounds to ≥ 1, of Bare/DO and WD/DO to ≥ 2, and WD/Bare > 0.5, every seed"
+        "four parts, L_r without AL2, last epoch, seed by seed: log10 of BN/DO rounds to ≥ 1, of Bare/DO and WD/DO to ≥ 2, and "
+        "WD/Bare > 0.5, every seed"
     )
-    return Judged(printed if dataset == "mnist" else "", said, len(decay), rule, of_parts(held, len(decay)))
+    printed = "; ".join(printed) if dataset == "mnist" else ""
+    return Judged(printed, "; ".join(said), min(n), rule, of_parts(held, min(n), len(ratios)))
 
 
 def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:

@@ -147,6 +147,32 @@ def test_the_paper_s_own_numbers_bear_out_its_claims():
     assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
 
 
+def a3(made):
+    return claims.judge(made, ["made"], only=["A3"]).iloc[0]
+
+
+def test_a3_takes_each_ratio_on_the_seeds_that_both_networks_have():
+    made = frame(seeds=(0, 1, 2))
+    assert a3(made).measured == "BN/DO 6.0×; Bare/DO 62.0×; WD/DO 56.1×; WD/Bare 0.91×"
+    row = a3(made[~((made.baseline == "batchnorm") & (made.seed == 2))])
+    assert (row.verdict, row.n) == ("holds", 2)
+    row = a3(made[made.baseline != "batchnorm"])
+    assert row.verdict == "not run: 3 of 4 parts have finished runs"
+    assert row.measured == "Bare/DO 62.0×; WD/DO 56.1×; WD/Bare 0.91×"
+    assert a3(made[made.baseline == "bare"]).verdict.startswith("not run: no finished run")
+
+
+def test_a3_does_not_hold_because_a_seed_that_diverged_is_left_out():
+    made = frame(seeds=(0, 1, 2))
+    bad = (made.baseline == "batchnorm") & ~made.al2 & (made.seed == 0)
+    lost = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
+    row = a3(lost)
+    assert (row.verdict, row.n) == ("holds in part", 3) and row.measured.startswith("BN/DO diverged; Bare/DO 62.0×")
+    made.loc[(made.baseline == "dropout") & (made.seed == 1), "activation_l2"] = 0.0
+    row = a3(made)
+    assert row.verdict == "does not hold" and row.measured.startswith("BN/DO no ratio: an L_r is 0; ")
+
+
 def test_a4_compares_to_the_two_digits_that_the_paper_prints():
     assert verdicts_of(frame(entropy=(0.01, 2.0651)))["A4"] == "holds"
     assert verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"  # three of seven parts
