@@ -291,6 +291,8 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     kinds = runs[runs.al2 & runs.schedule.isin(["geometric", "linear"])]
     one_setting(kinds, f"{dataset}, schedules", but=("seed", "schedule", "rate"))
     with_al2 = with_al2.assign(total=with_al2.id.map(totals(runs)))
+    if with_al2.total.isna().all():
+        return Judged("", "", 0, "", "not run: Σλ at ×1 is not known before a geometric or linear series is finished")
     for (kind, total), own in with_al2.groupby(["schedule", "total"]):
         one_setting(own, f"{dataset}, {kind} ×{total:g}", but=("seed",))
     final = _final(with_al2, ["schedule", "total", "seed"])
@@ -310,7 +312,7 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if (paper <= 0).any():
         why = "not run: AL2 with its own schedule gains nothing here, so there is nothing to keep"
         return Judged("", "; ".join(said), len(paper), rule, why)
-    held, seeds = [], [len(paper)]
+    held, seeds, judged = [], [len(paper)], set()
     for (kind, total), own in gains.groupby(level=["schedule", "total"]):
         if kind in ("al2", "geometric") and 1 / NEAR <= total <= NEAR and (kind, total) != ("al2", 1.0):
             own = own.droplevel(["schedule", "total"])
@@ -318,7 +320,11 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
             if len(both):
                 held.append(bool((own[both] >= paper[both] / 2).all()))
                 seeds.append(len(both))
-    return Judged("", "; ".join(said), min(seeds), rule, of_parts(held, min(seeds), 1))
+                judged.add(kind)
+    found = of_parts(held, min(seeds))
+    if "geometric" not in judged:
+        found = f"not run: no geometric series within a factor {NEAR:g} is finished"
+    return Judged("", "; ".join(said), min(seeds), rule, found)
 
 
 def _mean_gain(gains: pd.Series) -> str:

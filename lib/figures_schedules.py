@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lib.data import noise_floor
 from lib.figures import AXES, COLOURS
-from lib.losses import SCHEDULES, schedule
-from lib.tables import MARGIN, one_setting, stopping, totals
+from lib.losses import SCHEDULES
+from lib.tables import MARGIN, one_setting, stopping, totals, weights
 
 # purple, brown, light blue, grey: none of the baselines' colours
 KIND_COLOURS = dict(zip(SCHEDULES, (sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)), strict=True))
@@ -60,7 +60,7 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["id", "weight_decay", "al2", "schedule", "speed", "rate", "epochs", "seed"]
     table = runs.drop_duplicates("id")[keys].set_index("id")
     table["total"] = totals(runs) if table.al2.any() else np.nan
-    table["last_weight"] = [_weights(run)[-1] if run.al2 else np.nan for run in table.itertuples()]
+    table["last_weight"] = [weights(run)[-1] if run.al2 else np.nan for run in table.itertuples()]
     curves = runs[runs.epoch.notna()]
     stops = stopping(curves).set_index("id")
     last = curves[curves.epoch == curves.epochs].set_index("id")
@@ -197,12 +197,6 @@ def memorising(frame: pd.DataFrame) -> Figure:
     _legend(fig, kinds, marks=False)
     fig.suptitle(_title(frame, "mean and range"))
     return fig
-
-
-def _weights(run) -> np.ndarray:
-    """λ_e of a row of `outcomes`."""
-    rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
-    return schedule(run.schedule, int(run.epochs), run.speed, rate)
 
 
 def _floor(frame: pd.DataFrame) -> float:

@@ -269,26 +269,25 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
+def weights(run) -> np.ndarray:
+    """λ_e of a run's schedule, [epochs]; `run` is a row with the columns schedule, epochs, speed and rate."""
+    rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
+    return schedule(run.schedule, int(run.epochs), run.speed, rate)
+
+
 def totals(runs: pd.DataFrame) -> pd.Series:
     """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the study's own speed; AL2 runs only.
 
-    The study's own speed is that of its geometric and linear schedules, whose rate is varied instead; without any, the middle
-    one of its schedules `al2`. Half-way through a campaign there may be neither: then no multiple is known (NaN). To two
-    digits, since a rate that is stated with six can move the sum by some thousandths.
+    The study's own speed is that of its geometric and linear schedules, whose rate is varied instead. Half-way through a
+    campaign there may be none: then no multiple is known (NaN), since a schedule `al2` may be of any speed. To two digits,
+    since a rate that is stated with six can move the sum by some thousandths.
     """
     al2 = runs[runs.al2].drop_duplicates("id").set_index("id")
-    own, varied = (al2[al2.schedule.isin(kinds)].speed for kinds in (("geometric", "linear"), ("al2",)))
-    if own.empty and varied.empty:
+    own = al2[al2.schedule.isin(["geometric", "linear"])].speed
+    if own.empty:
         return pd.Series(np.nan, index=al2.index)
-    speed = float(own.iloc[0] if len(own) else varied.quantile(interpolation="higher"))
-
-    whole = schedule("al2", int(al2.epochs.iloc[0]), speed).sum()
-
-    def total(run: pd.Series) -> float:
-        rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
-        return float(f"{schedule(run.schedule, int(run.epochs), run.speed, rate).sum() / whole:.2g}")
-
-    return al2.apply(total, axis=1)
+    whole = schedule("al2", int(al2.epochs.iloc[0]), float(own.iloc[0])).sum()
+    return al2.apply(lambda run: float(f"{weights(run).sum() / whole:.2g}"), axis=1)
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:

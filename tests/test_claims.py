@@ -458,12 +458,25 @@ def test_totals_are_multiples_of_the_paper_s_series_whatever_the_kind():
 
 
 @pytest.mark.parametrize(
-    ("kinds", "wanted"), [(["al2"], [0.1, 1.0, 3.0]), (["al2", "constant"], [0.1, 1.0, 3.0] * 2), (["constant"], [np.nan] * 3)]
+    ("kinds", "known"), [(["al2"], False), (["al2", "constant"], False), (["al2", "linear"], True), (["geometric"], True)]
 )
-def test_without_a_growing_rate_the_middle_speed_is_the_study_s_own(kinds, wanted):
+def test_without_a_geometric_or_linear_series_no_multiple_is_known(kinds, known):
+    """Of the schedules al2 alone, of which some are finished, none can be told to be that of ×1."""
     made = study(shares=(0.1, 1.0, 3.0), seeds=[0])
     found = tables.totals(made[~made.al2 | made.schedule.isin(kinds)])
-    assert list(found) == pytest.approx(wanted, nan_ok=True)
+    assert list(found) == pytest.approx([0.1, 1.0, 3.0] * len(kinds) if known else [np.nan] * 3 * len(kinds), nan_ok=True)
+
+
+def test_a7_is_not_run_before_a_geometric_series_is_judged():
+    def finished(*of_al2):
+        made = study()
+        total = made.id.map(tables.totals(made))
+        kept = made.schedule.eq("al2") & total.isin(of_al2) | made.schedule.eq("linear") & total.eq(1) & ("linear" in of_al2)
+        return a7(made[~made.al2 | kept])
+
+    assert finished(0.3, 1).verdict == "not run: Σλ at ×1 is not known before a geometric or linear series is finished"
+    row = finished(0.3, 1, "linear")
+    assert row.verdict == "not run: no geometric series within a factor 3.5 is finished" and "al2: ×0.3 +40.0" in row.measured
 
 
 def test_a7_holds_where_the_exponential_series_keep_half_of_the_gain():
@@ -488,7 +501,7 @@ def test_a7_is_not_run_where_the_paper_s_series_gains_nothing_or_there_is_no_oth
     assert a7(study({("al2", 1.0): -1.0})).verdict.startswith("not run: AL2 with its own schedule gains nothing")
     made = study()
     alone = made[~made.al2 | (made.id.map(tables.totals(made)).eq(1) & made.schedule.eq("al2"))]
-    assert a7(alone).verdict == "not run: 0 of 1 parts have finished runs"
+    assert a7(alone).verdict.startswith("not run: Σλ at ×1 is not known")
     assert a7(made[~made.al2]).verdict.startswith("not run: no finished run")
 
 

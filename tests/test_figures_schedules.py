@@ -163,7 +163,7 @@ def test_cross_entropy_has_a_panel_a_total():
 MADE = {
     "one seed": lambda: study(seeds=[0]),
     "no weight decay": lambda: study(weight_decays=[], shares=[0.1, 1.0], diverged=[("al2", 0.1, 0), ("", 0, 1)]),
-    "bare is not there yet": lambda: study(kinds=["al2"], shares=[1.0])[lambda f: f.al2 | (f.weight_decay > 0)],
+    "bare is not there yet": lambda: study(kinds=["al2", "geometric"], shares=[1.0])[lambda f: f.al2 | (f.weight_decay > 0)],
     "no areas": lambda: study(shares=[1.0]).drop(columns="ablation_auc"),
 }
 
@@ -179,10 +179,13 @@ def test_what_is_not_there_yet_does_not_keep_a_figure_from_being_drawn(name, wha
 
 
 def test_half_way_through_a_campaign_totals_may_not_be_known():
-    made = study()[lambda f: ~f.al2 | (f.schedule == "constant")]
-    assert means(drawing.schedules(made).axes[-1], drawing.KIND_COLOURS["constant"])
-    with pytest.raises(ValueError, match="none of these runs has AL2"):
-        drawing.memorising(made)
+    for kind in ("constant", "al2"):
+        made = study()[lambda f, kind=kind: ~f.al2 | (f.schedule == kind)]
+        assert means(drawing.schedules(made).axes[-1], drawing.KIND_COLOURS[kind])
+        assert not means(drawing.schedules(made).axes[0], drawing.KIND_COLOURS[kind])  # against a total
+        assert drawing.weight_decays(made)
+        with pytest.raises(ValueError, match="none of these runs has AL2"):
+            drawing.memorising(made)
 
 
 def test_no_kind_has_the_colour_of_a_baseline():
