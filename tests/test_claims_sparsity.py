@@ -226,6 +226,24 @@ def test_s2_reads_the_last_epoch_that_all_networks_have():
     assert "+37.0 % of ln D" in judged("S2", made).measured  # (2 · 10 + 3 · 55) / 5: 0.95 against 0.90 − 0.05 and − 0.5
 
 
+def late(before, after, at=100):
+    """A curve that changes after an epoch, the last that the tables read unless given."""
+    return lambda e: np.where(e <= at, before, after)
+
+
+def test_s2_and_s9_read_a_cell_of_200_epochs_as_far_as_the_tables_do():
+    over = {name: dict.fromkeys(LAYERS, late(0.95, 0.1)) for name in ("dropNet", "normNet")}
+    over |= {name: {"correlation fc1": late(0.2, 0.9)} for name in ("sr1Net", "sr2Net")}
+    made = cell(S, over=over, epochs=200)
+    assert verdict("S2", made) == verdict("S9", made) == "holds"
+
+
+def test_s1_alone_reads_all_of_200_epochs():
+    at_150 = {"loss": lambda e: 1 + (e - 150) ** 2 / 1000} | dict.fromkeys(DEEP, lambda e: cliff(e, at=150))
+    made = cell({"vanillaNet": 30}, over=vanilla(**at_150), epochs=200)
+    assert "from epoch 140 to 160" in judged("S1", made).measured and verdict("S1", made) == "holds"
+
+
 # ---- S3: the validation loss
 
 
@@ -361,6 +379,15 @@ def test_s8_judges_the_networks_that_were_trained_with_other_seeds_than_each_oth
     assert verdict("S8", frame(cell(S, seeds=TWO), adam(few, seeds=ONE))) == "indicative: 7 of 7 parts hold, one seed"
     mixed = frame(cell(S), adam({"vanillaNet": 38.4, "normNet": 52.9}), adam({"sr2Net": 40.3, "sr3Net": 40.8}, seeds=TWO))
     assert verdict("S8", mixed) == "holds"
+
+
+def test_s8_reads_both_optimisers_at_the_same_epoch():
+    falling = dict.fromkeys(DEEP, lambda e: 0.9 - 0.02 * e)
+    slow = {"vanillaNet": IN_ADAM["vanillaNet"] | dict.fromkeys(DEEP, lambda e: 0.89 - 0.02 * e)}
+    for sgd, with_adam in ((40, 20), (20, 40), (200, 20)):
+        made = frame(cell(S, over=vanilla(**falling), epochs=sgd), adam(over=slow, epochs=with_adam))
+        assert verdict("S8", made) == "holds", (sgd, with_adam)
+        assert "after epoch 2 entropy has fallen by 15.0 % of ln D (SGD 14.0)" in judged("S8", made).measured
 
 
 def test_s8_without_sgd_beside_it_lacks_a_part():
