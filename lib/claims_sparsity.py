@@ -192,7 +192,7 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
                 held.append(all(isinstance(m, int) for m in moments.values()))
             elif network in SR:
                 held.append(all(m is None for m in moments.values()))
-            n.append(len(moments))
+            n += [len(moments)] * (network not in ("dropNet", "normNet"))  # said, not judged
     if not held:
         return None
     rule = (

@@ -262,6 +262,12 @@ def test_s3_sparsity_keeps_the_loss_from_rising(over, wanted):
     assert verdict("S3", cell(S, over=over)) == wanted
 
 
+def test_s3_counts_the_seeds_of_the_networks_that_it_judges():
+    made = frame(cell({k: v for k, v in S.items() if k != "normNet"}), cell({"normNet": 36.3}, seeds=ONE))
+    found = judged("S3", made)
+    assert (found.verdict, found.n) == ("holds", 3) and "normNet-s never of 20" in found.measured
+
+
 def test_s3_looks_at_all_epochs_trained():
     late = cell({"sr2Net": 30}, over={"sr2Net": {"loss": lambda e: 1 + (e - 25) ** 2 / 100}}, epochs=40)
     found = judged("S3", frame(late, cell({k: v for k, v in S.items() if k != "sr2Net"})))
