@@ -1,6 +1,6 @@
 """Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was found out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,9 @@ from lib.tables import (
     DEAD,
     DIVERGED,
     MARGIN,
+    NOT_RUN,
     RELABELLED,
     at_chance,
-    at_published_epochs,
     one_setting,
     published,
     stopping,
@@ -77,14 +77,18 @@ def _published_pairs(dataset: str, metric: str) -> str:
     )
 
 
-def _pairs(runs: pd.DataFrame, metric: str, names: Iterable[str] = BASELINES) -> str:
-    table = at_published_epochs(runs, [metric], [700])
+def _pairs(runs: pd.DataFrame, metric: str) -> str:
+    """Means without → with AL2 over the seeds that both have, as the verdict pairs them; else over those that there are."""
 
-    def mean(baseline: str, al2: bool) -> str:
-        values = table[(table.baseline == baseline) & (table.al2 == al2)].measured
-        return "not run" if values.empty else values.iloc[0] if isinstance(values.iloc[0], str) else f"{values.iloc[0]:.1f}"
+    def of(baseline: str) -> str:
+        pair = [_value(runs, metric, baseline, al2).dropna() for al2 in (False, True)]
+        both = pair[0].index.intersection(pair[1].index)
+        pair = [own.loc[both] if len(both) else own for own in pair]
+        if all(own.empty for own in pair):
+            return NOT_RUN
+        return " → ".join(NOT_RUN if own.empty else f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED for own in pair)
 
-    return "; ".join(f"{BASELINES[b]} {mean(b, False)} → {mean(b, True)}" for b in names)
+    return "; ".join(f"{short} {of(b)}" for b, short in BASELINES.items())
 
 
 def _a1(runs: pd.DataFrame, dataset: str) -> Judged | None:

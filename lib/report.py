@@ -273,7 +273,8 @@ def _al2_headline(report: Report) -> str:
     rows = [["published", "mnist", 1, *_arrows(tables.published("al2_table1").rename(columns={"value": "measured"}))]]
     for (profile, dataset, corruption), runs in _cells(tables.label_randomization_runs(report.frame)):
         if corruption == 0.75:
-            n = runs.groupby(["baseline", "al2"]).seed.nunique().min()
+            seeds = runs.groupby(["baseline", "al2"]).seed.nunique()
+            n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))  # "1–3" where some networks have fewer
             measured = tables.at_published_epochs(runs, ["test_accuracy"])
             rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
     if len(rows) == 1:
@@ -319,7 +320,8 @@ def _percent(row: pd.Series) -> str:
 def _arrows(measured: pd.DataFrame) -> list[str]:
     rows = measured[(measured.metric == "test_accuracy") & (measured.epoch == tables.PAPER_EPOCHS)]
     printed = tables.as_printed(rows, "test_accuracy")
-    return [printed.loc[short, tables.PAPER_EPOCHS].replace(" / ", " → ") for short in tables.BASELINES.values()]
+    pairs = [printed.loc[short, tables.PAPER_EPOCHS].replace(" / ", " → ") for short in tables.BASELINES.values()]
+    return [tables.NOT_RUN if pair == f"{tables.NOT_RUN} → {tables.NOT_RUN}" else pair for pair in pairs]
 
 
 def _cells(frame: pd.DataFrame):

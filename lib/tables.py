@@ -25,7 +25,7 @@ RELABELLED = {
     "bare": ("Bare, the labels that Bare predicts", "on its own labels"),
     "clean": ("Bare, clean labels", "on the true labels"),
 }
-DIVERGED = "diverged"
+DIVERGED, NOT_RUN = "diverged", "not run"
 DEAD = 2  # × chance: at or below it a network counts as dead, since it predicts one class whatever it is shown
 MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
 
@@ -312,7 +312,7 @@ def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataF
 
 def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
     if rows.empty or pd.isna(rows[column].iloc[0]):
-        return "not run"
+        return NOT_RUN
     value = rows[column].iloc[0]
     if value == DIVERGED:
         return DIVERGED

@@ -44,6 +44,16 @@ def test_the_headline_gives_mean_spread_and_n_of_al2():
     assert f"| {3:<3} |" in text
 
 
+def test_the_headline_says_how_many_seeds_there_are_and_once_what_was_not_run():
+    made = al2_frame(seeds=(0, 1, 2))
+    made = made[((made.seed == 0) | (made.baseline == "bare")) & (made.baseline != "dropout")]
+    made = made[~((made.baseline == "weight_decay") & made.al2)]
+    (line,) = [line for line in report.headline(assembled(made)).splitlines() if "measured, made" in line]
+    assert [value.strip() for value in line.strip("|").split("|")][2:] == [
+        "1–3", "27.0 ± 1.0 → 69.0 ± 1.0", "26.0 → 81.0", "not run", "25.0 → not run",
+    ]  # fmt: skip
+
+
 def test_the_headline_of_no_runs_has_the_papers_rows_and_says_not_run():
     text = report.headline(assembled())
     assert "25.8 → 68.5" in text and text.count("not run") >= 10
