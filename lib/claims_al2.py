@@ -15,6 +15,8 @@ from lib.tables import (
     NOT_RUN,
     RELABELLED,
     at_chance,
+    epochs_read,
+    mean_text,
     one_setting,
     published,
     stopping,
@@ -44,7 +46,7 @@ def paired(runs: pd.DataFrame, metric: str, one: dict, other: dict, epoch: int |
 
 def _value(runs: pd.DataFrame, metric: str, baseline: str, al2: bool, epoch: int | None = None) -> pd.Series:
     """By seed; −∞ where the loss had become NaN by then, so that no cell holds because such a run is left out."""
-    here = epoch_measured(epoch or 700, int(runs.epochs.iloc[0]))
+    here = epoch_measured(epoch or 700, epochs_read(runs))
     mine = runs[(runs.baseline == baseline) & (runs.al2 == al2)]
     values = mine[mine.epoch == here].set_index("seed")[metric]
     diverged = [seed for seed in mine[mine.diverged <= here].seed.unique() if seed not in values.index]
@@ -86,7 +88,7 @@ def _pairs(runs: pd.DataFrame, metric: str) -> str:
         pair = [own.loc[both] if len(both) else own for own in pair]
         if all(own.empty for own in pair):
             return NOT_RUN
-        return " → ".join(NOT_RUN if own.empty else f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED for own in pair)
+        return " → ".join(NOT_RUN if own.empty else mean_text(own) for own in pair)
 
     return "; ".join(f"{short} {of(b)}" for b, short in BASELINES.items())
 
@@ -108,7 +110,7 @@ def _a2(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     cells = {b: paired(runs, "test_accuracy", dropout, {"baseline": b, "al2": False}) for b in BASELINES if b != "dropout"}
     cells = {b: d for b, d in cells.items() if len(d)}
-    said = "; ".join(f"DO − {BASELINES[b]} {d.mean():+.1f}" for b, d in cells.items())
+    said = "; ".join(f"DO − {BASELINES[b]} {mean_text(d, '+.1f')}" for b, d in cells.items())
     printed = {b: _published("test_accuracy", 700, b, False) for b in BASELINES}
     paper = "; ".join(f"DO − {BASELINES[b]} {printed['dropout'] - printed[b]:+.1f}" for b in cells)
     rule = f"three cells: d = accuracy of DO − another baseline, without AL2, last epoch; {PAIRED}"
@@ -156,7 +158,7 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     classes = int(runs.num_classes.iloc[0])
     floor, held, said, n = noise_floor(0.75, classes), [], [], []
     least = round(floor - MARGIN, 2)  # as the paper prints it: 2.07 against 2.2103 − 0.14 = 2.0703
-    epochs = [epoch_measured(e, int(runs.epochs.iloc[0])) for e in range(100, 701, 100)]
+    epochs = [epoch_measured(e, epochs_read(runs)) for e in range(100, 701, 100)]
     for baseline, short in BASELINES.items():
         mine = runs[(runs.baseline == baseline) & runs.al2]
         last = _value(runs, "test_accuracy", baseline, True)
@@ -200,7 +202,7 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
             continue
         if abs(change.mean()) <= SIMILAR:
             cells[f"DO at {epoch}"], expected = area, expected + 1
-        said.append(f"DO+AL2 − DO at {epoch}: area {area.mean():+.1f}, accuracy {change.mean():+.1f}")
+        said.append(f"DO+AL2 − DO at {epoch}: area {mean_text(area, '+.1f')}, accuracy {mean_text(change, '+.1f')}")
         area, change = (
             _published(m, epoch, "dropout", True) - _published(m, epoch, "dropout", False)
             for m in ("ablation_auc", "test_accuracy")
@@ -220,14 +222,14 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells, said = {}, []
-    levels = (
-        (0, 0.25, 0.5) if dataset in ("mnist", "digits") else (0, 0.25, 0.5, 0.75)
-    )  # MNIST at 75 % is A1; digits are nobody's
+    levels = [0, 0.25, 0.5] + [0.75] * (dataset not in ("mnist", "digits"))  # MNIST at 75 % is A1; digits are nobody's
     for corruption, level in runs[runs.corruption.isin(levels)].groupby("corruption"):
         if not (gains := _gains(level, "test_accuracy")):
             continue
         cells |= {f"{b} {corruption}": d for b, d in gains.items()}
-        said.append(f"{100 * corruption:.0f} %: " + ", ".join(f"{BASELINES[b]} {d.mean():+.1f}" for b, d in gains.items()))
+        said.append(
+            f"{100 * corruption:.0f} %: " + ", ".join(f"{BASELINES[b]} {mean_text(d, '+.1f')}" for b, d in gains.items())
+        )
     if not cells:
         return None
     rule = f"a cell a level and baseline: d = accuracy with AL2 − without, last epoch; {PAIRED}"
@@ -306,7 +308,7 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     paper = gains["al2", 1.0]
     said = [
-        f"{kind}: " + ", ".join(f"×{total:g} {_mean_gain(own)}" for total, own in of_kind.groupby(level="total"))
+        f"{kind}: " + ", ".join(f"×{total:g} {mean_text(own, '+.1f')}" for total, own in of_kind.groupby(level="total"))
         for kind, of_kind in gains.groupby(level="schedule", sort=False)
     ]
     rule = (
@@ -331,10 +333,6 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged("", "; ".join(said), min(seeds), rule, found)
 
 
-def _mean_gain(gains: pd.Series) -> str:
-    return f"{gains.mean():+.1f}" if np.isfinite(gains).all() else "diverged"
-
-
 def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     runs = runs[runs.corruption.isin((0, 0.75))]
     if not runs.relabelled_by.notna().any() and not runs.diverged.notna().any():
@@ -351,11 +349,7 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
         values[labels] = values[labels].reindex(values[labels].index.union(lost), fill_value=-np.inf)
     cells = {f"AL2's − {other}": differences(values["al2"], values[other]) for other in ("noisy", "bare")}
     cells = {name: d for name, d in cells.items() if len(d)}
-    said = "; ".join(
-        f"{RELABELLED[labels][1]} " + (f"{own.mean():.1f}" if np.isfinite(own).all() else DIVERGED)
-        for labels, own in values.items()
-        if len(own)
-    )
+    said = "; ".join(f"{RELABELLED[labels][1]} {mean_text(own)}" for labels, own in values.items() if len(own))
     rule = (
         "two cells at 75 % corruption: d = final accuracy of bare trained on the labels that bare+AL2 predicts − on the noisy "
         f"labels, and − on those that bare itself predicts; {PAIRED}"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lib import measures, models
 from lib.studies import VARIANTS
-from lib.tables import DIVERGED, SIZES, SPARSITY_EPOCHS, best_accuracies, published
+from lib.tables import DIVERGED, SIZES, SPARSITY_EPOCHS, best_accuracies, mean_text, published
 from lib.verdicts import PAIRED, Judged, cell_holds, differences, of_parts, smallest_n, verdict
 
 DEEP, SHALLOW = ("conv3", "conv4", "fc1"), ("conv1", "conv2")
@@ -100,14 +100,9 @@ def _printed_of(dataset: str, sizes: Iterable[str]) -> str:
     return "; ".join(f"{size}: {values}" for size, values in printed.items() if values)
 
 
-def _mean(values: pd.Series, form: str = ".1f") -> str:
-    """The mean over seeds; in words where a run has no number."""
-    return format(values.mean(), form) if np.isfinite(values).all() else DIVERGED
-
-
 def _accuracies(best: pd.DataFrame, size: str, optimizer: str, networks: Iterable[str] = VARIANTS) -> str:
     values = {name: _best(best, name, size, optimizer) for name in networks}
-    return ", ".join(f"{name} {_mean(own)}" for name, own in values.items() if len(own))
+    return ", ".join(f"{name} {mean_text(own)}" for name, own in values.items() if len(own))
 
 
 def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
@@ -165,8 +160,8 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
             ]
             if len(d := pd.concat(pairs, axis=1, join="inner").mean(axis=1)):
                 cells[f"{network}-{size}"] = d
-                layers = ", ".join(f"{k} {_mean(p, '+.0f')}" for k, p in zip((*SHALLOW, *DEEP), pairs, strict=True))
-                said.append(f"{network}-{size} {_mean(d, '+.1f')} % of ln D ({layers})")
+                layers = ", ".join(f"{k} {mean_text(p, '+.0f')}" for k, p in zip((*SHALLOW, *DEEP), pairs, strict=True))
+                said.append(f"{network}-{size} {mean_text(d, '+.1f')} % of ln D ({layers})")
     if not cells:
         return None
     rule = (
@@ -248,7 +243,7 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
         cells[f"sr2 − sr1, {size}, Adam"] = _pair(best, "sr2Net", "sr1Net", size, "adam")
     if not cells:
         return None
-    said.append(", ".join(f"{name} {_mean(d, '+.1f')}" for name, d in cells.items() if len(d)))
+    said.append(", ".join(f"{name} {mean_text(d, '+.1f')}" for name, d in cells.items() if len(d)))
     rule = (
         "a cell a size, and one for Adam where both were trained: d = best accuracy of sr2Net − sr1Net; on the set of 100 "
         f"classes with SGD also sr3Net − the best of the five others; {PAIRED}"
@@ -262,12 +257,12 @@ def _s6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         d = _pair(best, network, "vanillaNet", "s")
         if len(d):
             held.append(bool(np.isfinite(d).all()) and _beats(d) == gains)
-            said.append(f"{network}-s − vanillaNet-s {_mean(d, '+.1f')}")
+            said.append(f"{network}-s − vanillaNet-s {mean_text(d, '+.1f')}")
             n.append(len(d))
     lenet = differences(_best(best, "LeNet", regularized=True), _best(best, "LeNet", regularized=False))
     if len(lenet):
         held.append(bool(0 < lenet.mean() <= 2))
-        said.append(f"LeNet {_mean(lenet, '+.1f')}")
+        said.append(f"LeNet {mean_text(lenet, '+.1f')}")
         n.append(len(lenet))
     if not held:
         return None
@@ -287,7 +282,7 @@ def _s7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if d.empty:
         return None
     rule = f"a cell a data set: d = best accuracy with SparsityReg on all layers but the last − without; {PAIRED}"
-    measured = f"AlexNet {_mean(without)} → {_mean(with_sr)}"
+    measured = f"AlexNet {mean_text(without)} → {mean_text(with_sr)}"
     return Judged(_table3(dataset, "AlexNet"), measured, len(d), rule, verdict({"AlexNet": d}, 1))
 
 
@@ -304,7 +299,7 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
             if len(d := differences(adam, sgd)):
                 entropy.append(bool((d > 0).all()))
                 n.append(len(d))
-                fallen = f"after epoch {tenth} entropy has fallen by {_mean(adam)} % of ln D (SGD {_mean(sgd)})"
+                fallen = f"after epoch {tenth} entropy has fallen by {mean_text(adam)} % of ln D (SGD {mean_text(sgd)})"
                 said.append(f"{size}: {fallen}")
         for name in SR:
             for other, better in (("vanillaNet", True), ("dropNet", False), ("normNet", False)):
@@ -319,7 +314,7 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
                 parts.append(bool((d > least).all()))
                 n.append(len(d))
                 said.append(
-                    f"{size}: rms correlation in {layer}: " + ", ".join(f"{k} {_mean(v, '.2f')}" for k, v in rms.items())
+                    f"{size}: rms correlation in {layer}: " + ", ".join(f"{k} {mean_text(v, '.2f')}" for k, v in rms.items())
                 )
     if not sizes:
         return None
@@ -349,7 +344,7 @@ def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
             if all(map(len, rises.values())):
                 held.append(all(bool((np.isfinite(d) & (d <= 0.02)).all()) for d in rises.values()))
                 n.append(min(map(len, rises.values())))
-                said.append(f"{network}-{size} " + ", ".join(f"{layer} {_mean(d, '+.3f')}" for layer, d in rises.items()))
+                said.append(f"{network}-{size} " + ", ".join(f"{layer} {mean_text(d, '+.3f')}" for layer, d in rises.items()))
     if not held:
         return None
     rule = (

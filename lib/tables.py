@@ -87,11 +87,21 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(labels=labels)[labels != ""]
 
 
+def epochs_read(runs: pd.DataFrame) -> int:
+    """How many epochs of each of these runs are read: as many as the shortest has, at most the paper's 700.
+
+    Args:
+        runs: of the networks that are compared: one profile, data set and level.
+    """
+    return int(min(runs.epochs.min(), PAPER_EPOCHS))
+
+
 def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()) -> pd.DataFrame:
     """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number of runs.
 
     Args:
-        frame: as `lib.store.load` gives it, of one profile or several.
+        frame: as `lib.store.load` gives it, of one profile or several. Longer trainings are read as far as `epochs_read` of
+            their profile, data set and level.
         metrics: columns of the frame.
         epochs: the paper's epochs, of 700; default 100, 200, … 700.
 
@@ -101,10 +111,11 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
     """
     rows = []
     if not frame.empty:
+        lengths = {level: epochs_read(runs) for level, runs in frame.groupby(["profile", "dataset", "corruption"])}
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
             one_setting(cell, keys, but=("seed",))
             for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
-                here = epoch_measured(epoch, int(cell.epochs.iloc[0]))
+                here = epoch_measured(epoch, lengths[keys[:3]])
                 diverged = bool((cell.diverged <= here).any())
                 for metric in metrics:
                     values = cell.loc[cell.epoch == here, metric].dropna() if metric in cell else pd.Series(dtype=float)
@@ -319,6 +330,11 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
     if value and round(value, digits) == 0:
         return f"{value:.0e}"
     return mean_and_sd(value, rows.sd.iloc[0] if "sd" in rows else float("nan"), digits)
+
+
+def mean_text(values: pd.Series, form: str = ".1f") -> str:
+    """The mean over seeds as text; "diverged" where a value is not finite, that of a run whose loss became NaN."""
+    return format(values.mean(), form) if np.isfinite(values).all() else DIVERGED
 
 
 def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:

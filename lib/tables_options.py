@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS
-from lib.tables import BASELINES, DIVERGED, at_chance, mean_and_sd, of_notebook, one_setting, published
+from lib.tables import BASELINES, DIVERGED, at_chance, epochs_read, mean_and_sd, of_notebook, one_setting, published
 from lib.verdicts import cell_holds, differences
 
 DEFAULT, EXACT, UNIFORM = "default", "exact law", "γ ~ U(0, 1)"
@@ -26,8 +26,8 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `option`: what is changed, see above. `against`: the option whose network without AL2 a gain is reckoned from: a series
         has none of its own, so that of the default. `read`: the epoch that counts, the last, but not past the shortest
-        training's where a training is no whole multiple of it (dropout may go on for Figure 1 of the paper). Half-way through a
-        campaign the default's series may not be known; runs of which it cannot be told are left out.
+        training's, or the paper's 700, where it is no whole multiple of that (dropout may go on for Figure 1 of the paper).
+        Half-way through a campaign the default's series may not be known; runs of which it cannot be told are left out.
     """
     rows = of_notebook(frame, "15_al2_options")
     if rows.empty:
@@ -37,7 +37,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """`labelled` of one cell. The default is read off the runs: fewest epochs, the series of bare, or of a law or scale."""
-    shortest = int(rows.epochs.min())
+    shortest = epochs_read(rows)
     times, al2 = rows.epochs // shortest, rows.al2.astype(bool)
     against = pd.Series(DEFAULT, rows.index)
     against[rows.corruption_law == "exact"] = EXACT

@@ -280,6 +280,8 @@ def test_a_diverged_run_is_named_in_words():
     row = claims.judge(made, ["made"]).set_index("claim").loc["A1"]
     assert "diverged" in row.measured
     assert row.verdict == "holds in part"  # three of four: a run without a number does not make its cell hold
+    judged = claims.judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"]).set_index("claim").measured
+    assert judged[["A1", "A5", "A8"]].str.contains("diverged").all() and not judged.str.contains("inf|nan").any()
 
 
 def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
@@ -289,6 +291,18 @@ def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
     made = made[(made.baseline != "weight_decay") & ~((made.baseline == "dropout") & made.al2)]
     row = claims.judge(made, ["made"], only=["A1"]).iloc[0]
     assert row.measured == "Bare 26.5 → 68.5; BN 26.0 → 82.0; DO 55.5 → not run; WD not run"
+
+
+@pytest.mark.parametrize("first", ["dropout", "bare"])
+def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
+    made = frame()
+    more = made[(made.baseline == "dropout") & (made.epoch > 50)].assign(test_accuracy=1.0)  # dropout goes on to epoch 90
+    made = pd.concat([made, more.assign(epoch=more.epoch + 20)])
+    made.loc[made.baseline == "dropout", "epochs"] = 90
+    made = pd.concat([made[made.baseline == first], made[made.baseline != first]])
+    assert "DO 55.5 → 91.5" in claims.judge(made, ["made"], only=["A1"]).iloc[0].measured
+    table = tables.at_published_epochs(made, ["test_accuracy"], [700])
+    assert table[(table.baseline == "dropout") & table.al2].measured.tolist() == [91.5]
 
 
 def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():

@@ -74,6 +74,12 @@ def test_dropout_that_goes_on_for_figure_1_is_the_default_read_where_the_others_
     assert pairs.loc[("dropout", "exact law")].gain == AL2["dropout"] - PLAIN["dropout"]
 
 
+def test_dropout_of_750_epochs_is_read_at_the_paper_s_700_though_nothing_else_is_finished():
+    made = study(seeds=[0], longer=None, totals=[], epochs=700, dropout_epochs=750, baselines=["dropout"])
+    made = made[made.epochs == 750]
+    assert set(opt.labelled(made).read) == {700}
+
+
 def test_without_the_default_series_a_run_with_al2_cannot_be_told():
     made = study(baselines=["batchnorm", "dropout"], longer=None)
     made = made[(made.corruption_law == "bernoulli") & (made.bn_gamma == "ones")]  # half-way through a campaign

@@ -144,6 +144,16 @@ def test_a_longer_training_is_read_at_the_papers_own_epochs():
     assert measured.measured.tolist() == pytest.approx([e / 10 for e in POINTS])
 
 
+def test_a_longer_training_is_read_as_far_as_the_shortest_beside_it():
+    """Or dropout, which may go on for Figure 1, would be compared at another epoch than in the claims."""
+    runs = frame(tidy(Run("mnist", epochs=7)), tidy(Run("mnist", epochs=9, dropout=0.5), lambda e: e))
+    other = tidy(Run("mnist", epochs=9, dropout=0.5, corruption=0.5), lambda e: e)  # of another level
+    measured = tables.at_published_epochs(frame(runs, other), ["test_accuracy"]).set_index(["corruption", "baseline"])
+    assert measured.measured[0.75, "dropout"].tolist() == list(range(1, 8))
+    assert measured.epoch_measured[0.5, "dropout"].tolist() == [1, 3, 4, 5, 6, 8, 9]
+    assert (tables.epochs_read(runs), tables.epochs_read(tidy(Run("mnist", epochs=750)))) == (7, 700)
+
+
 def test_a_diverged_run_is_text_from_the_epoch_on_at_which_it_diverged():
     runs = frame(tidy(Run("mnist", epochs=7), 90.0), tidy(Run("mnist", epochs=7, seed=1), 80.0, diverged=4))
     measured = tables.at_published_epochs(runs, ["test_accuracy"])
