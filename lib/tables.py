@@ -96,6 +96,11 @@ def epochs_read(runs: pd.DataFrame) -> int:
     return int(min(runs.epochs.min(), PAPER_EPOCHS))
 
 
+def precisions(runs: pd.DataFrame) -> str:
+    """In what the runs compute their products: "bfloat16", or "bfloat16, float32" of a mixture; empty where it is not known."""
+    return ", ".join(sorted(runs.precision.dropna().unique())) if "precision" in runs else ""
+
+
 def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()) -> pd.DataFrame:
     """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number of runs.
 
@@ -106,14 +111,15 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
         epochs: the paper's epochs, of 700; default 100, 200, … 700.
 
     Returns:
-        columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured, measured, sd, n. `measured` is
-        the text "diverged" where the loss of a run had become NaN by then; `sd` is empty for n = 1.
+        columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured, measured, sd, n, precision.
+        `measured` is the text "diverged" where the loss of a run had become NaN by then; `sd` is empty for n = 1.
     """
     rows = []
     if not frame.empty:
         lengths = {level: epochs_read(runs) for level, runs in frame.groupby(["profile", "dataset", "corruption"])}
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
             one_setting(cell, keys, but=("seed",))
+            computed_in = precisions(cell)
             for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
                 here = epoch_measured(epoch, lengths[keys[:3]])
                 diverged = bool((cell.diverged <= here).any())
@@ -122,8 +128,8 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
                     measured = DIVERGED if diverged else values.mean()
                     spread = values.std() if len(values) > 1 and not diverged else float("nan")
                     count = cell.id.nunique() if diverged else len(values)
-                    rows.append([*keys, epoch, metric, here, measured, spread, count])
-    columns = ["profile", *CELL, "epoch", "metric", "epoch_measured", "measured", "sd", "n"]
+                    rows.append([*keys, epoch, metric, here, measured, spread, count, computed_in])
+    columns = ["profile", *CELL, "epoch", "metric", "epoch_measured", "measured", "sd", "n", "precision"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -131,7 +137,7 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A published AL2 table with what was measured beside it: a row a profile for each of its rows, and more.
 
     A data set that the paper has no number for (a stand-in, another corruption level) gets rows of its own, with
-    `published` empty; a published row that no run answers has `measured` empty.
+    `published` empty; a published row that no run answers has `measured` empty. `precision` is that of the row's runs.
     """
     if name not in AL2_TABLES:
         raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
@@ -140,7 +146,7 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
     table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")  # a row a profile
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
-    columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n"]
+    columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n", "precision"]
     return table.reindex(columns=columns).sort_values(
         ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
     )
@@ -196,7 +202,8 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
     A data set that the paper has no number for gets rows of its own, with `published` empty; a published row that no run
     answers has `measured` empty. `measured` is the mean over n seeds of the best epoch, `sd` their standard deviation, and
-    `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN.
+    `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN. `precision` is that of the
+    row's runs.
 
     Raises:
         ValueError: for another table.
@@ -207,10 +214,21 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     paper = published(name).rename(columns={"best_accuracy": "published"})
     runs = sparsity_runs(frame)
     runs = runs[(runs["size"] == "") == (name == "sparsity_table3")] if len(runs) else runs
-    columns = ["profile", "dataset_measured", "epoch_measured", "published", "measured", "sd", "n", "measured_last"]
+    columns = [
+        "profile",
+        "dataset_measured",
+        "epoch_measured",
+        "published",
+        "measured",
+        "sd",
+        "n",
+        "measured_last",
+        "precision",
+    ]
     rows = []
     for keyed, cell in best_accuracies(runs).groupby(["profile", *keys], sort=False) if len(runs) else []:
-        one_setting(runs[runs.id.isin(cell.id)], keyed)
+        own = runs[runs.id.isin(cell.id)]
+        one_setting(own, keyed)
         diverged = bool(cell.best.isna().any())
         rows.append(
             [
@@ -221,6 +239,7 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
                 float("nan") if diverged or len(cell) < 2 else cell.best.std() / 100,
                 len(cell),
                 float("nan") if diverged else cell["last"].mean() / 100,
+                precisions(own),
             ]
         )
     measured = pd.DataFrame(rows, columns=["profile", *keys, *[c for c in columns if c not in ("profile", "published")]])

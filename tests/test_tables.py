@@ -276,6 +276,22 @@ def test_diverged_stands_in_the_table_as_text():
     assert bare.tolist() == [50.0] * 3 + ["diverged"] * 4
 
 
+def mixed(runs):
+    """The runs, those of seed 1 in bfloat16."""
+    return runs.assign(precision=np.where(runs.seed == 1, "bfloat16", "float32"))
+
+
+def test_no_mixture_of_precisions_is_silent():
+    one, both = eight(seeds=(1,)), eight(seeds=(0, 1))
+    for runs, said in ((mixed(one), "bfloat16"), (mixed(both), "bfloat16, float32"), (both.drop(columns="precision"), "")):
+        assert set(tables.at_published_epochs(runs, ["test_accuracy"]).precision) == {said}
+        assert set(tables.beside_published("al2_table1", runs).precision) == {said}
+    made = mixed(frame(cell({"sr1Net": 30.0}, seeds=(0, 1)), cell({"sr2Net": 30.0}, seeds=[0])))
+    table = tables.sparsity_beside_published("sparsity_table2", made).set_index("network")
+    table = table[table.measured.notna()]
+    assert table.precision.to_dict() == {"sr1Net": "bfloat16, float32", "sr2Net": "float32"}
+
+
 # ---- as printed
 
 
