@@ -25,6 +25,7 @@ SETTINGS = {
     "classes": "classes",
     "precision": "precision of a step's products",
 }
+NOT_GIVEN = {"image_size": "the set's own"}  # what the default None of a setting means, where it does not mean all
 PAPERS_PRECISION = {"precision": "float32"}  # what both papers' frameworks compute in where nothing is said
 
 
@@ -85,19 +86,19 @@ def _papers_settings(claim: str) -> dict[str, str]:
     names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):
         run = Run("mnist", al2=True)
-        return {name: _text(getattr(run, name)) for name in names} | PAPERS_PRECISION
-    said = {name: _text(SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in names} | PAPERS_PRECISION
+        return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION
+    said = {name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in names} | PAPERS_PRECISION
     optimizers = "sgd, adam" if claim == "S8" else "sgd"
     return said | {"optimizer": optimizers, "learning_rate": "0.01 (SGD), not given (Adam)" if claim == "S8" else "0.01"}
 
 
 def _values(runs: pd.DataFrame, name: str) -> str:
     used = {"speed": runs[runs.al2.astype(bool)], "momentum": runs[runs.optimizer == "sgd"]}.get(name, runs)  # where it acts
-    values = sorted({_text(value) for value in used[name]} or {"–"}, key=lambda text: (len(text), text))
+    values = sorted({_text(name, value) for value in used[name]} or {"–"}, key=lambda text: (len(text), text))
     return ", ".join(values) if len(values) <= 4 else f"{values[0]} … {values[-1]}"
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
-    return "all" if value is None or pd.isna(value) else f"{value:g}"
+    return NOT_GIVEN.get(name, "all") if value is None or pd.isna(value) else f"{value:g}"

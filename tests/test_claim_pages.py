@@ -50,6 +50,12 @@ def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
     ]
 
 
+def test_an_image_size_that_is_not_given_is_the_set_s_own():
+    said = claim_pages.deviations("A1", al2_frame(image_size=20))
+    rows = [[value.strip() for value in line.strip("|").split("|")] for line in said.splitlines()[2:]]
+    assert ["image size (pixels)", "the set's own", "20"] in rows
+
+
 def test_runs_as_the_paper_s_deviate_in_nothing_and_stand_ins_are_named():
     frame = cell(dict.fromkeys(VARIANTS, 30.0), epochs=100)
     said = claim_pages.deviations("S2", frame)
