@@ -69,9 +69,9 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
     return curves.iloc[-1] if not curves.empty else pd.Series(dtype=float)
 
 
-def _moments(runs: pd.DataFrame, network: str, size: str, optimizer: str = "sgd") -> dict[int, int | str | None]:
-    """Moment of overfitting by seed, over all epochs trained; "diverged" where the loss became NaN on the way."""
-    own = runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == optimizer)]
+def _moments(runs: pd.DataFrame, network: str, size: str) -> dict[int, int | str | None]:
+    """Moment of overfitting by seed with SGD, over all epochs trained; "diverged" where the loss became NaN on the way."""
+    own = runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")]
     return {
         seed: DIVERGED
         if run.diverged.notna().any()
@@ -100,8 +100,8 @@ def _printed_of(dataset: str, sizes: Iterable[str]) -> str:
     return "; ".join(f"{size}: {values}" for size, values in printed.items() if values)
 
 
-def _accuracies(best: pd.DataFrame, size: str, optimizer: str, networks: Iterable[str] = VARIANTS) -> str:
-    values = {name: _best(best, name, size, optimizer) for name in networks}
+def _accuracies(best: pd.DataFrame, size: str, optimizer: str) -> str:
+    values = {name: _best(best, name, size, optimizer) for name in VARIANTS}
     return ", ".join(f"{name} {mean_text(own)}" for name, own in values.items() if len(own))
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.data import noise_floor
-from lib.tables import BASELINES, RELABELLED
+from lib.tables import AL2_TABLES, BASELINES, RELABELLED
 
 COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
 _RELABELLED_COLOURS = dict(zip(("al2", "bare", "clean"), (sns.color_palette("colorblind")[k] for k in (4, 5, 7)), strict=True))
@@ -65,16 +65,14 @@ def small_png(fig: Figure) -> Image:
     return picture
 
 
-def training_curves(
-    frame: pd.DataFrame, metrics: Sequence[str] = ("test_accuracy", "cross_entropy", "activation_l2")
-) -> Figure:
-    """Metrics against epochs, a column a baseline, without and with AL2; a line the mean over seeds, a band their range.
+def training_curves(frame: pd.DataFrame) -> Figure:
+    """Table 1's metrics against epochs, a column a baseline, without and with AL2: mean over seeds (line) and range (band).
 
     Args:
         frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
-        metrics: columns of the frame, a row of the figure each.
     """
     _one_cell(frame)
+    metrics = AL2_TABLES["al2_table1"]
     corruption, classes, seeds = frame.corruption.iloc[0], int(frame.num_classes.iloc[0]), frame.seed.nunique()
     baselines = [b for b in BASELINES if b in set(frame.baseline)]
     fig, axes = plt.subplots(
@@ -92,7 +90,7 @@ def training_curves(
             for al2 in (False, True):
                 runs = frame[(frame.baseline == baseline) & (frame.al2 == al2)]
                 _line(ax, runs, metric, COLOURS[baseline], "-" if al2 else "--")
-            ax.set_ylabel(AXES.get(metric, metric) if column == 0 else "")
+            ax.set_ylabel(AXES[metric] if column == 0 else "")
             if metric == "cross_entropy":
                 ax.axhline(noise_floor(corruption, classes), color="0.3", lw=1, ls=":")
             if metric == "test_accuracy":
@@ -155,13 +153,13 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
     return fig
 
 
-def ablation_areas(frame: pd.DataFrame, column: str = "ablation_auc") -> Figure:
+def ablation_areas(frame: pd.DataFrame) -> Figure:
     """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over seeds."""
     _one_cell(frame)
-    measured = frame[frame[column].notna()]
+    measured = frame[frame.ablation_auc.notna()]
     fig, ax = plt.subplots(figsize=(7, 3.4))
     for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
-        _line(ax, runs, column, COLOURS[baseline], "-" if al2 else "--", marker="o")
+        _line(ax, runs, "ablation_auc", COLOURS[baseline], "-" if al2 else "--", marker="o")
     ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
     _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
     return fig

@@ -80,9 +80,9 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
     return fig
 
 
-def correlations(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
+def correlations(runs: pd.DataFrame, until: int | None = None) -> Figure:
     """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2 in one number an epoch."""
-    layers = list(layers) or layers_measured(runs, "correlation")
+    layers = layers_measured(runs, "correlation")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):

@@ -314,7 +314,7 @@ def _sparsity_headline(report: Report) -> str:
 def _percent(row: pd.Series) -> str:
     if row.measured == tables.DIVERGED:
         return tables.DIVERGED
-    return f"{100 * row.measured:.1f}" + ("" if pd.isna(row.sd) else f" ± {100 * row.sd:.1f}")
+    return tables.mean_and_sd(100 * row.measured, 100 * row.sd)
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:

@@ -58,9 +58,9 @@ DRAW = {
 def test_curves_are_drawn_whatever_the_runs(made):
     runs = MADE[made]()
     for name, draw in DRAW.items():
-        fig = drawn(draw(runs, **({} if name == "losses" else {"layers": ["fc1"]})))
-        (ax,) = fig.axes
-        assert ax.get_title() and ax.get_xlabel() == "epoch" and ax.get_ylabel()
+        fig = drawn(draw(runs, **({"layers": ["fc1"]} if name == "entropies" else {})))
+        assert len(fig.axes) == (len(LAYERS) if name == "correlations" else 1)
+        assert all(ax.get_title() and ax.get_xlabel() == "epoch" and ax.get_ylabel() for ax in fig.axes)
         assert list(legend(fig))[: runs.network.nunique()] == [n for n in VARIANTS if n in set(runs.network)]
 
 
