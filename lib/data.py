@@ -119,7 +119,7 @@ def load(
     if normalize not in ("al2", "unit"):
         raise ValueError(f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, 1])")
     root = Path(root).expanduser() if root is not None else paths.data_dir()
-    source = _source(name, root)
+    source = source_of(name, root)
     options = _checked_options(name, source, options)
     size = options.pop("size", None)  # of digits, which are enlarged after decoding
     try:
@@ -241,7 +241,8 @@ def _checked_fraction(fraction: float, num_classes: int) -> float:
 # ---- names and options ----------------------------------------------------------------------------------------------
 
 
-def _source(name: str, root: Path) -> _Source:
+def source_of(name: str, root: Path) -> _Source:
+    """How that data set is found and read. ValueError: neither built in nor an image folder in `root`."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)  # no path, nothing hidden

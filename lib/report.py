@@ -24,18 +24,21 @@ from lib import (
     tables,
     tables_across,
     tables_options,
+    task,
 )
 from lib.run import Run
 from lib.studies import VARIANTS
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
+NOT_REACHABLE = "not run: data set not reachable here"
 HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")  # networks whose filter correlations are drawn
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was assembled: the runs by id and their frame, what the profiles state and lack, the tables by name, the claims."""
+    """What was assembled: the runs by id and their frame, what the profiles state and lack (and why, where a data set is
+    not there), the tables by name, the claims."""
 
     frame: pd.DataFrame
     runs: dict[str, Run]
@@ -62,7 +65,8 @@ def gather(profiles: Sequence[str]) -> Report:
         for dataset in dict.fromkeys(r.dataset for r in stated.values()):
             runs = [r for r in stated.values() if r.dataset == dataset]
             done = store.available(runs)
-            progress.append([profile, dataset, len(done), len(runs)])
+            absent = not done and not task.is_reachable(runs[0])  # a stored run needs no data set
+            progress.append([profile, dataset, len(done), len(runs), NOT_REACHABLE * absent])
             finished |= {r.id: r for r in done}
             if done:
                 frame = store.load(done).assign(profile=profile)
@@ -71,7 +75,7 @@ def gather(profiles: Sequence[str]) -> Report:
     return Report(
         frame=frame,
         runs=finished,
-        progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated"]),
+        progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated", "note"]),
         tables=_tables(frame),
         claims=claims.judge(frame, profiles),
     )
