@@ -69,12 +69,14 @@ def deviations(claim: str, frame: pd.DataFrame) -> str:
         return "No run of it is stored."
     if claim.startswith("S") and claim != "S8":
         runs = runs[runs.optimizer == "sgd"]  # Adam has a claim of its own
+    if claim.startswith("S") and claim not in ("S6", "S7"):
+        runs = runs[runs["size"] != ""]  # LeNet and AlexNet have claims of their own
     paper = _papers_settings(claim)
     rows = []
     for name, label in SETTINGS.items():
-        found = {profile: _values(own, name) for profile, own in runs.groupby("profile", sort=False)}
+        found = {f"profile {profile}": _values(own, name) for profile, own in runs.groupby("profile", sort=False)}
         if any(values not in (paper[name], "–") for values in found.values()):
-            rows.append({"setting": label, "paper": paper[name], **found})
+            rows.append({"setting": label, "in the paper": paper[name], **found})
     stand_ins = sorted({name for name in runs.dataset if name.endswith(("_jpeg", "_32"))})
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else "In no setting of the training."
     sets = f"\n\nStand-ins for data sets that could not be had: {', '.join(f'`{name}`' for name in stand_ins)}."

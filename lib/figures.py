@@ -29,7 +29,7 @@ AXES = {
     "test_accuracy": "test accuracy (%)",
     "train_accuracy": "training accuracy (%),\ncorrupted labels",
     "cross_entropy": "training\ncross-entropy (nats)",
-    "activation_l2": "L_r = mean of φ²",
+    "activation_l2": "Lᵣ = mean of φ²",
     "ablation_auc": "area under the\nablation curve",
     "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
 }
@@ -229,7 +229,8 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
     measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
     cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
-    panels = [("published", "mnist", 0.75), *cells.itertuples(index=False, name=None)]
+    answered = sorted(cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75))  # stable
+    panels = [("published", "mnist", 0.75), *answered]
     width = min(4, len(panels))
     height = -(-len(panels) // width)
     fig, axes = plt.subplots(height, width, figsize=(max(7, 3 * width), 2.9 * height), sharex=True, sharey=True, squeeze=False)
@@ -246,13 +247,14 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
             mean, sd = line[column].astype(float), line.sd.astype(float).fillna(0) * (column == "measured")
             ax.plot(line.epoch, mean, color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
             ax.fill_between(line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0)
-        count = "" if profile == "published" else f", n = {int(own.n.min())}"
-        ax.set_title(f"{profile}{count}\n{dataset}, {100 * corruption:.0f} %")
+        title = profile if profile == "published" else f"measured, profile {profile}, n = {int(own.n.min())}"
+        ax.set_title(f"{title}\n{dataset}, {100 * corruption:.0f} %")
         ax.set_xlabel("epoch of the paper's 700")
         ax.xaxis.set_tick_params(labelbottom=True)  # also above a panel that was removed
     for ax in axes[:, 0]:
         ax.set_ylabel(AXES.get(metric, metric))
-    _al2_legend(fig, baselines=list(BASELINES))
+    drawn = set(paper.baseline) | set(measured.baseline)
+    _al2_legend(fig, baselines=[baseline for baseline in BASELINES if baseline in drawn])
     return fig
 
 

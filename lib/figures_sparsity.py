@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from lib import measures, models, tables
 from lib.studies import VARIANTS
 
-# blue, orange, green, red, pink, grey: six that can be told apart
-COLOURS = dict(zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 1, 2, 3, 4, 7)), strict=True))
+# blue, green, orange, red, pink, grey: dropout and batch norm as in the AL2 paper's figures (`lib.figures.COLOURS`)
+COLOURS = dict(zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 2, 1, 3, 4, 7)), strict=True))
 # LeNet and AlexNet are never drawn beside the ConvNets: without and with SparsityReg they have vanilla's and sr1's colours
 COLOURS |= {f"{name}{sr}": COLOURS["sr1Net" if sr else "vanillaNet"] for name in ("LeNet", "AlexNet") for sr in ("", "+sr")}
 
@@ -20,8 +20,8 @@ COLOURS |= {f"{name}{sr}": COLOURS["sr1Net" if sr else "vanillaNet"] for name in
 def validation_losses(runs: pd.DataFrame) -> Figure:
     """Validation loss against epochs, a panel a data set, size and optimiser (Fig. 3 and 6): smoothed, penalties left out.
 
-    The line is the mean over seeds of the curves smoothed with σ = 2 epochs, the band their range; a dot marks each
-    network's moment of overfitting, where it has one (of the seeds' mean curve).
+    The line is the mean over seeds of the curves smoothed with σ = 2 epochs, the band their range; a dot marks the moment of
+    overfitting of each seed that has one, on its own curve.
 
     Args:
         runs: as `lib.tables.sparsity_runs` gives them.
@@ -35,39 +35,38 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
                 continue
             curves = losses.apply(measures.smoothed, axis=0, result_type="broadcast")
             _line(ax, curves, COLOURS[network])
-            moment = measures.moment_of_overfitting(losses.mean(axis=1))
-            if moment is not None:
-                ax.plot(moment, curves.mean(axis=1)[moment], "o", color=COLOURS[network], ms=6, mec="white")
+            for seed, moment in _moments(losses).items():
+                ax.plot(moment, curves[seed][moment], "o", color=COLOURS[network], ms=6, mec="white")
         ax.set_title(f"{_panel_name(dataset, size, optimizer)}\n{profile}, {_seeds(panel)}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    _legend(fig, runs, "moment of overfitting")
+    marked = any(line.get_marker() == "o" for ax in axes for line in ax.lines)
+    _legend(fig, runs, "moment of overfitting, each seed" * marked)
     return fig
 
 
-def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None = None) -> Figure:
+def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
     """Mean entropy of a layer's activation vectors over training, a panel a layer (Fig. 5).
 
-    The line is the mean over seeds, the band their range, from before training (epoch 0) on; a dashed vertical line is a
-    network's moment of overfitting, where it has one (of the seeds' mean curve, over all epochs trained); grey dots: ln D.
+    The line is the mean over seeds, the band their range, from before training (epoch 0) on; a dashed vertical line is the
+    moment of overfitting of each seed that has one; grey dots: ln D.
 
     Args:
         runs: one profile, data set, size and optimiser, as `lib.tables.sparsity_runs` gives them.
         layers: which; none given: all that were measured.
-        until: last epoch shown; None: all.
     """
     layers = list(layers) or layers_measured(runs, "entropy")
     fig, axes = _grid(len(layers), 3.0, 2.7)
+    marked = False
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
-            curves = _from_start(own, layer, _curves(own, f"entropy {layer}", until))
+            curves = _from_start(own, layer, _curves(own, f"entropy {layer}"))
             if curves.empty:
                 continue
             _line(ax, curves, COLOURS[network])
-            losses = _curves(own, "test_cross_entropy")
-            moment = measures.moment_of_overfitting(losses.mean(axis=1)) if len(losses) else None
-            if moment is not None and moment <= (until or moment):
+            for moment in _moments(_curves(own, "test_cross_entropy")).values():
                 ax.axvline(moment, color=COLOURS[network], lw=1.2, ls="--")
+                marked = True
         ax.set_title(layer)
         if size := runs["size"].iloc[0]:  # a ConvNet
             highest = math.log(models.convnet_filters(size)[layer])
@@ -76,17 +75,17 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = (), until: int | None 
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     _title(fig, runs)
-    _legend(fig, runs, "moment of overfitting", vertical=True)
+    _legend(fig, runs, "moment of overfitting, each seed" * marked, vertical=True)
     return fig
 
 
-def correlations(runs: pd.DataFrame, until: int | None = None) -> Figure:
+def correlations(runs: pd.DataFrame) -> Figure:
     """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2 in one number an epoch."""
     layers = layers_measured(runs, "correlation")
     fig, axes = _grid(len(layers), 3.0, 2.7)
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
-            curves = _curves(own, f"correlation {layer}", until)
+            curves = _curves(own, f"correlation {layer}")
             if curves.empty:
                 continue
             _line(ax, curves, COLOURS[network])
@@ -149,11 +148,16 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def _curves(runs: pd.DataFrame, column: str, until: int | None = None) -> pd.DataFrame:
+def _moments(losses: pd.DataFrame) -> dict[int, int]:
+    """The moment of overfitting of each seed that has one, from validation losses with a column a seed."""
+    found = {seed: measures.moment_of_overfitting(losses[seed]) for seed in losses}
+    return {seed: moment for seed, moment in found.items() if moment is not None}
+
+
+def _curves(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """A column a seed that measured it, over the epochs that all of these have; empty where there are none."""
     there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
-    curves = there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
-    return curves if until is None else curves.loc[:until]
+    return there.pivot(index="epoch", columns="seed", values=column).dropna() if len(there) else pd.DataFrame()
 
 
 def _line(ax: plt.Axes, curves: pd.DataFrame, colour) -> None:

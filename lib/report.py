@@ -100,7 +100,8 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         found[name] = lambda runs=runs: figures.training_curves(runs)
     for profile in report.frame.profile.unique() if len(report.frame) else []:
         for name, table, metric in (("al2_table1", table1, "test_accuracy"), ("al2_table2", table2, "ablation_auc")):
-            own = table[table.profile.isna() | (table.profile == profile)]
+            # the published curves whole, whichever profile answers them
+            own = table.assign(measured=table.measured.where(table.profile == profile))
             found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(own, metric)
     found |= _cca_drawings(report) | _schedule_drawings(report) | _relabelling_drawings(report) | _option_drawings(report)
     return found | _sparsity_drawings(report) | _across_drawings(report)
@@ -172,12 +173,11 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         found[f"sparsity_losses-{profile}"] = lambda own=own: figures_sparsity.validation_losses(own)
     for cell, own in runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []:
         mark = "-".join(cell)
-        read = int(min(tables.SPARSITY_EPOCHS, own.epochs.min()))
         if figures_sparsity.layers_measured(own, "entropy"):
-            found[f"sparsity_entropy-{mark}"] = lambda own=own, read=read: figures_sparsity.entropies(own, until=read)
+            found[f"sparsity_entropy-{mark}"] = lambda own=own: figures_sparsity.entropies(own)
         if not figures_sparsity.layers_measured(own, "correlation"):
             continue
-        found[f"sparsity_correlation-{mark}"] = lambda own=own, read=read: figures_sparsity.correlations(own, until=read)
+        found[f"sparsity_correlation-{mark}"] = lambda own=own: figures_sparsity.correlations(own)
         for run in (report.runs[i] for i in own.id.unique() if i in report.runs):
             if "heat map epochs" in store.arrays(run):
                 name = f"sparsity_maps-{mark}-{run.variant}-{run.seed}"

@@ -92,15 +92,25 @@ def test_the_moment_of_overfitting_is_a_dot_or_a_dashed_line_of_the_networks_tha
     for ax in figures_sparsity.entropies(runs).axes:
         assert [lines(ax, n, "--")[0].get_xdata()[0] for n in ("vanillaNet", "dropNet")] == [8, 8]
         assert not lines(ax, "sr1Net", "--")
-    assert "moment of overfitting" in legend(figures_sparsity.entropies(runs))
+    assert "moment of overfitting, each seed" in legend(figures_sparsity.entropies(runs))
+    assert not any("moment" in text for text in legend(figures_sparsity.entropies(frame(cell({"sr1Net": 30.0})))))
+
+
+def test_each_seed_has_a_moment_of_overfitting_of_its_own():
+    later = {"vanillaNet": {"loss": lambda epoch: rising(epoch - 4)}}
+    runs = frame(cell({"vanillaNet": 30.0}, seeds=[0]), cell({"vanillaNet": 30.0}, seeds=[1], over=later))
+    (ax,) = figures_sparsity.validation_losses(runs).axes
+    assert [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"] == [[8], [12]]
+    for ax in figures_sparsity.entropies(runs).axes:
+        assert [line.get_xdata()[0] for line in lines(ax, "vanillaNet", "--")] == [8, 12]
 
 
 def test_the_line_is_the_mean_over_seeds_and_the_band_their_range():
     over = {"sr1Net": {"fc1": 0.5}}
     runs = frame(cell({"sr1Net": 30.0}, seeds=[0], over=over), cell({"sr1Net": 30.0}, seeds=[1], over={"sr1Net": {"fc1": 0.7}}))
-    (ax,) = figures_sparsity.entropies(runs, layers=["fc1"], until=12).axes
+    (ax,) = figures_sparsity.entropies(runs, layers=["fc1"]).axes
     (line,) = lines(ax, "sr1Net")
-    assert list(line.get_xdata()) == list(range(1, 13))
+    assert list(line.get_xdata()) == list(range(1, 21))
     assert line.get_ydata() == pytest.approx(0.6 * np.log(64))
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert [band.min(), band.max()] == pytest.approx([0.5 * np.log(64), 0.7 * np.log(64)])

@@ -125,18 +125,6 @@ def test_the_schedule_study_is_drawn_where_it_has_several_series_or_strengths():
     assert [len(found[name]().axes) for name in both] == [6, 5]
 
 
-def test_entropy_is_drawn_as_far_as_the_tables_read(monkeypatch):
-    asked = []
-    monkeypatch.setattr(report.figures_sparsity, "entropies", lambda runs, until: asked.append(until))
-    for made in (
-        pd.concat([cell({"vanillaNet": 30.0}, epochs=40), cell({"sr2Net": 30.0})], ignore_index=True),
-        cell({"vanillaNet": 30.0}, epochs=130, seeds=[0]),
-    ):
-        found = report.drawings(assembled(made))
-        next(draw for name, draw in found.items() if name.startswith("sparsity_entropy"))()
-    assert asked == [20, 100]
-
-
 def followed(seeds=(0, 1), **settings):
     """Runs with canonical correlations, and their frame as `gather` makes it."""
     runs = representations("mnist", seeds=seeds, epochs=20, **settings)
