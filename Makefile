@@ -48,7 +48,7 @@ bench: setup  ## time the trainer beside plain loops and the floor, into results
 
 .PHONY: precision
 precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data)
-	$(PY) -m lib.bench_precision --jobs $(JOBS)
+	$(PY) -m lib.bench.precision --jobs $(JOBS)
 
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs

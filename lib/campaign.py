@@ -31,7 +31,7 @@ import papermill
 import yaml
 
 from lib import budget, paths, record, store, studies, transfer
-from lib.download import DataError, DataNotFoundError
+from lib.data.sources import DataError, DataNotFoundError
 from lib.run import Run
 
 PLANS: dict[str, Callable[..., list[Run]]] = {
@@ -202,7 +202,7 @@ def render(entry: Entry, profile: str) -> Path:
     source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
     values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]
-    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir(), *(paths.ROOT / "lib").glob("*.py")]
+    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir(), *(paths.ROOT / "lib").rglob("*.py")]
     made_from += entry.metrics()
     if "bench" in values:
         made_from += (paths.ROOT / values["bench"]).glob("*")

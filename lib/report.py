@@ -8,26 +8,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import (
-    campaign,
-    claim_pages,
-    claims,
-    figures,
-    figures_across,
-    figures_options,
-    figures_schedules,
-    figures_sparsity,
-    heat_maps,
-    models,
-    paths,
-    store,
-    tables,
-    tables_across,
-    tables_options,
-    task,
-)
+from lib import campaign, claims, figures, heat_maps, models, paths, store, tables, task
+from lib.claims import pages as claim_pages
+from lib.figures import across as figures_across
+from lib.figures import options as figures_options
+from lib.figures import schedules as figures_schedules
+from lib.figures import sparsity as figures_sparsity
 from lib.run import Run
 from lib.studies import VARIANTS
+from lib.tables import across as tables_across
+from lib.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"

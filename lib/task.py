@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import data, losses, models, paths, record
-from lib.download import DataNotFoundError
+from lib.data.sources import DataNotFoundError
 from lib.run import Run, generator
 
 

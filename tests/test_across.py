@@ -9,10 +9,12 @@ from made import cliff, kept, rising, stored
 from matplotlib.colors import to_rgb
 from test_report import assembled
 
-from lib import claims, figures_across, figures_sparsity, measures, models, report, tables
-from lib import tables_across as across
+from lib import claims, measures, models, report, tables
+from lib.figures import across as figures_across
+from lib.figures import sparsity as figures_sparsity
 from lib.run import Run
 from lib.studies import across as study
+from lib.tables import across
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 NOISY, CLEAN = ("trunk.conv1", "trunk.conv2", "head.fc1"), ("conv1", "conv2", "conv3", "conv4", "fc1")

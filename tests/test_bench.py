@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench, bench_cpu, bench_plain, bench_rows, campaign, models, record
-from lib.bench_cpu import Row
+from lib import bench, campaign, models, record
+from lib.bench import cpu as bench_cpu
+from lib.bench import gpu_rows as bench_rows
+from lib.bench import plain as bench_plain
+from lib.bench.cpu import Row
 from lib.run import Run, generator
 
 BATCH, SIZE = 6, 20

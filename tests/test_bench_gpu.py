@@ -4,10 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench_gpu, bench_rows, models
+from lib import models
+from lib.bench import gpu as bench_gpu
+from lib.bench import gpu_rows as bench_rows
+from lib.bench.stacked import SUMS, WAYS, Feed, Stack
 from lib.data import Split
 from lib.run import Run, generator
-from lib.stacked import SUMS, WAYS, Feed, Stack
 from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 

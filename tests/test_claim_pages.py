@@ -8,7 +8,8 @@ from made import ALL_CLAIMS, cell
 from test_claims import frame as al2_frame
 from test_report import assembled
 
-from lib import claim_pages, claims, paths, report
+from lib import claims, paths, report
+from lib.claims import pages as claim_pages
 from lib.studies import VARIANTS
 
 DRAWN = ("al2_curves-made-mnist-75", "al2_curves-made-mnist-50", "al2_table1-made", "sparsity_table2")

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import claims, tables, verdicts
+from lib import claims, tables
+from lib.claims import verdicts
 from lib.losses import SCHEDULES
 from lib.studies import label_randomization, relabelling, representations, schedules
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from made import DEEP, LAYERS, STAND_IN, cell, cliff, kept, pair, paper, rising
 
-from lib import claims, record, store, verdicts
-from lib.claims_sparsity import RULES
+from lib import claims, record, store
+from lib.claims import verdicts
+from lib.claims.sparsity import RULES
 from lib.studies import VARIANTS, sparsity_networks
 from lib.tables import sparsity_runs
 

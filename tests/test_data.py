@@ -1,4 +1,4 @@
-"""lib.data, lib.readers and lib.download: names, scales, splits, label corruption, cache, faults. No network."""
+"""lib.data, lib.data.readers and lib.data.sources: names, scales, splits, label corruption, cache, faults. No network."""
 
 import gzip
 import hashlib
@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import data, download, paths, readers
-from lib.data import DataError, Split, corrupt_labels, load, noise_floor, stratified_permutation, subset
-from lib.download import DataNotFoundError, DownloadError, fetch
+from lib import data, paths
+from lib.data import DataError, Split, corrupt_labels, load, noise_floor, readers, stratified_permutation, subset
+from lib.data import sources as download
+from lib.data.sources import DataNotFoundError, DownloadError, fetch
 
 
 @pytest.fixture(autouse=True)
@@ -555,7 +556,7 @@ def test_mnist_with_one_file_missing(root, mnist):
 
 
 def test_cifar_through_torchvision(root, monkeypatch):
-    from lib.vision import torchvision
+    from lib.data.vision import torchvision
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
     contents = {

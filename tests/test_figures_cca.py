@@ -13,7 +13,7 @@ from test_claims import a6
 from test_claims import courses as mean_cca_courses
 
 from lib import figures, measures
-from lib import figures_cca as drawing
+from lib.figures import cca as drawing
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 REFERENCE = measures.Similarities(measures.CanonicalCorrelations(torch.tensor([0.8, 0.2]), 0, 0), 0.45, 0.55, 0.65)

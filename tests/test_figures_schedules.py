@@ -8,8 +8,8 @@ from test_claims import frame as eight
 from test_claims import study
 
 from lib import figures
-from lib import figures_schedules as drawing
 from lib.data import noise_floor
+from lib.figures import schedules as drawing
 from lib.losses import SCHEDULES, al2_weights
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]

@@ -6,8 +6,9 @@ import pytest
 from made import LAYERS, STAND_IN, cell, pair, paper, rising
 from matplotlib.colors import to_rgb
 
-from lib import figures_sparsity, tables
-from lib.figures_sparsity import COLOURS
+from lib import tables
+from lib.figures import sparsity as figures_sparsity
+from lib.figures.sparsity import COLOURS
 from lib.studies import VARIANTS
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]

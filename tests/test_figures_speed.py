@@ -4,7 +4,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib import bench, bench_cpu, figures_speed
+from lib import bench
+from lib.bench import cpu as bench_cpu
+from lib.figures import speed as figures_speed
 
 FLOP = 13_182_000
 # images a second and core in the made table: every change of the ladder brings its factor, threads in common lose half

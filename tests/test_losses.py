@@ -306,7 +306,7 @@ def test_removed_it_measures_nothing_any_more():
 @pytest.fixture(scope="module")
 def alexnets():
     """torchvision's AlexNet as it is (ReLU in place), a copy with ReLU out of place, and images; a small classifier."""
-    from lib.vision import torchvision
+    from lib.data.vision import torchvision
 
     with torch.device("meta"):  # no time for 58 million weights that are not used here
         model = torchvision.models.alexnet(weights=None)
@@ -797,7 +797,7 @@ def test_filter_layers_are_the_convolutions_and_linear_layers_in_order():
 @pytest.fixture(scope="module")
 def resnet():
     """torchvision's ResNet-18 with small random weights, in eval mode, and images."""
-    from lib.vision import torchvision
+    from lib.data.vision import torchvision
 
     with torch.device("meta"):
         model = torchvision.models.resnet18(weights=None, num_classes=5)

@@ -337,7 +337,7 @@ def test_a_linear_layer_s_filters_are_last_wherever_its_positions_are():
 
 
 def test_hidden_layers_of_torchvision_s_networks_leave_out_the_classifier():
-    from lib.vision import torchvision
+    from lib.data.vision import torchvision
 
     with torch.device("meta"):
         resnet, alexnet = torchvision.models.resnet18(weights=None), torchvision.models.alexnet(weights=None)

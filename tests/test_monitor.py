@@ -205,7 +205,7 @@ def test_images_follow_the_network_s_precision(tmp_path, net):
 
 
 def test_it_works_on_torchvision_s_resnet(tmp_path):
-    from lib.vision import torchvision
+    from lib.data.vision import torchvision
 
     model = torchvision.models.resnet18(num_classes=4).train()
     images = torch.randn(2, 3, 64, 64, generator=source())

@@ -6,9 +6,10 @@ import pytest
 from made import stored
 from test_report import assembled
 
-from lib import claims, figures_options, report, tables
-from lib import tables_options as opt
+from lib import claims, report, tables
+from lib.figures import options as figures_options
 from lib.studies import label_randomization, options
+from lib.tables import options as opt
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 PLAIN, AL2 = {"bare": 27.0, "batchnorm": 28.0, "dropout": 37.0}, {"bare": 51.0, "batchnorm": 40.0, "dropout": 11.0}

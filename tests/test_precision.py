@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench_precision, budget, models, paths, record, store, trainer
+from lib import budget, models, paths, record, store, trainer
+from lib.bench import precision as bench_precision
 from lib.run import Run
 
 DIGITS = Run("digits", image_size=16, n_train=640, test_images=300, epochs=12, learning_rate=0.02, momentum=0.9, corruption=0.5)

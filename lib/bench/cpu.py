@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lib import bench_plain, bench_rows, fast, models, observe, record
-from lib.bench_rows import SHAPES
+from lib import fast, models, observe, record
+from lib.bench import gpu_rows as bench_rows
+from lib.bench import plain as bench_plain
+from lib.bench.gpu_rows import SHAPES
+from lib.bench.stacked import WAYS
 from lib.data import Split
 from lib.run import Run, generator
-from lib.stacked import WAYS
 from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 import pandas as pd
 import yaml
 
-from lib import claims_al2, claims_sparsity, paths
+from lib import paths
+from lib.claims import al2 as claims_al2
+from lib.claims import sparsity as claims_sparsity
 from lib.tables import CELL, SPARSITY_CELL, label_randomization_runs, of_notebook, one_setting, relabelling_runs, sparsity_runs
 
 COLUMNS = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "rule", "verdict"]

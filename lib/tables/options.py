@@ -7,10 +7,10 @@ batch norm, Σ λ_e, or the number of epochs. The *gain* is the final test accur
 import numpy as np
 import pandas as pd
 
+from lib.claims.verdicts import cell_holds, differences
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS
 from lib.tables import BASELINES, DIVERGED, at_chance, epochs_read, mean_and_sd, of_notebook, one_setting, published
-from lib.verdicts import cell_holds, differences
 
 DEFAULT, EXACT, UNIFORM = "default", "exact law", "γ ~ U(0, 1)"
 CELL = ["profile", "dataset", "corruption"]
@@ -110,8 +110,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         (points), means over the seeds with their standard deviations `…_sd`; `gain_published`; `change`: gain − default gain,
         mean over the seeds that both have; `closed`: change in % of the gap, published gain − default gain of the same seeds,
         empty where the paper prints nothing or its gain is not the larger one; `beyond_seeds`: whether the change is beyond
-        the spread of its seeds, by the rule of a cell in `lib.verdicts`: "more", "less", "no", or "one seed"; `dead`: networks
-        that end at no more than `lib.tables.DEAD` × chance in any seed. A loss that became NaN is "diverged".
+        the spread of its seeds, by the rule of a cell in `lib.claims.verdicts`: "more", "less", "no", or "one seed"; `dead`:
+        networks that end at no more than `lib.tables.DEAD` × chance in any seed. A loss that became NaN is "diverged".
 
     Raises:
         ValueError: as for `gains`.

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.bench_cpu import HALF
+from lib.bench.cpu import HALF
 
 PARTS = dict(zip(("DataLoader", "tensors", "stacked", "ours", "floor"), sns.color_palette("colorblind", 5), strict=True))
 WAYS = {  # of `networks` curves, in the order of the legend
@@ -190,7 +190,7 @@ def processors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def precisions(curves: pd.DataFrame) -> Figure:
-    """Test accuracy by epoch, a panel a network, a line a seed and precision (`lib.bench_precision`)."""
+    """Test accuracy by epoch, a panel a network, a line a seed and precision (`lib.bench.precision`)."""
     networks = list(dict.fromkeys(curves.network))
     rows = -(-len(networks) // 3)
     fig, axes = plt.subplots(rows, 3, figsize=(10.5, 2.6 * rows), squeeze=False)

@@ -1,4 +1,4 @@
-"""The one way to torchvision in this project: `from lib.vision import torchvision`.
+"""The one way to torchvision in this project: `from lib.data.vision import torchvision`.
 
 torchvision's wheels are linked to CUDA. Next to a CPU-only torch its compiled operators cannot be loaded, and its import
 then stops at "operator torchvision::nms does not exist", because it describes two of them (`nms`, `qnms`) without looking

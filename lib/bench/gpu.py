@@ -1,4 +1,4 @@
-"""Which way of training is the fastest on this device: `python -m lib.bench_gpu --seconds 2 --out DIR`.
+"""Which way of training is the fastest on this device: `python -m lib.bench.gpu --seconds 2 --out DIR`.
 
 Measures, on random data of the sets' shapes, every way in which the AL2 study's networks could be trained (part `al2`) and
 the ConvNet-xxl of the targeted-sparsity study without and with its penalties (part `sparsity`), after the device's own peak
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from lib import fast, paths, trainer
-from lib.bench_rows import Made, Row, rows
+from lib.bench.gpu_rows import Made, Row, rows
 
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
 SLICES, CHECKED = 7, 20
@@ -35,7 +35,7 @@ COLUMNS += "penalty_overhead_% tflops loss_after_20 peak_memory_gb setup_s probl
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m lib.bench_gpu", description="Time the ways of training on this device.")
+    parser = argparse.ArgumentParser(prog="python -m lib.bench.gpu", description="Time the ways of training on this device.")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time of a row, at most")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds for everything; rows that come later are not run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table")
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             print("the device is lost to this process: going on in a new one", flush=True)
             rest = max(0.0, options.limit - (time.monotonic() - begun) - 10)
             again = [*arguments, "--skip", str(number + 1), "--limit", f"{rest:.0f}"]  # the last of two options counts
-            os.execv(sys.executable, [sys.executable, "-m", "lib.bench_gpu", *again])
+            os.execv(sys.executable, [sys.executable, "-m", "lib.bench.gpu", *again])
     with pd.option_context(
         "display.width", 250, "display.max_rows", None, "display.max_columns", None, "display.max_colwidth", 60
     ):

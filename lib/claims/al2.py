@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from lib.claims.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
 from lib.data import noise_floor
 from lib.run import epoch_measured
 from lib.tables import (
@@ -22,8 +23,7 @@ from lib.tables import (
     stopping,
     totals,
 )
-from lib.tables_cca import differences as course_differences
-from lib.verdicts import PAIRED, Judged, differences, of_parts, smallest_n, verdict
+from lib.tables.cca import differences as course_differences
 
 SIMILAR = 2.5  # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and 2.1)
 

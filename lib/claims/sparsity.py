@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from lib import measures, models
+from lib.claims.verdicts import PAIRED, Judged, cell_holds, differences, of_parts, smallest_n, verdict
 from lib.studies import VARIANTS
 from lib.tables import DIVERGED, SIZES, SPARSITY_EPOCHS, best_accuracies, mean_text, published
-from lib.verdicts import PAIRED, Judged, cell_holds, differences, of_parts, smallest_n, verdict
 
 DEEP, SHALLOW = ("conv3", "conv4", "fc1"), ("conv1", "conv2")
 SR = ("sr1Net", "sr2Net", "sr3Net")

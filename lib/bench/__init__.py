@@ -5,7 +5,7 @@ processes of its own, so that a machine that drifts hits all rows alike. Ratios 
 or not at all, `cpu.csv` (tidy: what, its settings, median and range over the rounds, unit), `profile.csv` (operators of a
 training step before and after) and `machine.json`. About six minutes on two idle cores.
 
-On a GPU (`--device cuda`) `lib.bench_gpu` measures, into `cuda.csv`.
+On a GPU (`--device cuda`) `lib.bench.gpu` measures, into `cuda.csv`.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,9 +23,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lib import bench_cpu, bench_gpu, models, paths, trainer
-from lib.bench_cpu import BATCH, LITE, RUN, Row
-from lib.bench_rows import SHAPES
+from lib import models, paths, trainer
+from lib.bench import cpu as bench_cpu
+from lib.bench import gpu as bench_gpu
+from lib.bench.cpu import BATCH, LITE, RUN, Row
+from lib.bench.gpu_rows import SHAPES
 
 EPOCH = 60000  # images
 ROUNDS = 5
@@ -223,7 +224,7 @@ def tidy(about: dict[str, Any], values: Sequence[float], unit: str) -> pd.DataFr
 
 
 def call(kept: bool, n: int, function: Callable, *arguments) -> list:
-    """What n new processes answer that call a function of `lib.bench_cpu`, begun together, each timing itself.
+    """What n new processes answer that call a function of `lib.bench.cpu`, begun together, each timing itself.
 
     New ones each time: what a loop leaves behind in a process (the C library's thresholds, threads, compiled kernels) would
     speed up the next. They are forked from a server that has imported everything, in a fraction of a second.
@@ -235,7 +236,7 @@ def call(kept: bool, n: int, function: Callable, *arguments) -> list:
         RuntimeError: if a process fails; with its message.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lib.bench_cpu"])
+    context.set_forkserver_preload(["lib.bench.cpu"])
     barrier, pipes, started = context.Barrier(n), [], []
     try:
         for _ in range(n):
@@ -270,7 +271,3 @@ def describe(folder: Path, device: str, values: dict[str, Any]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     with paths.replacing(path) as part:
         part.write_text(json.dumps(known | {device: values}, indent=2, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

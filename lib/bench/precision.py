@@ -1,4 +1,4 @@
-"""Whether training in bfloat16 changes what the study measures: `make precision`, or `python -m lib.bench_precision`.
+"""Whether training in bfloat16 changes what the study measures: `make precision`, or `python -m lib.bench.precision`.
 
 Each network is trained in float32 and in bfloat16, each seed in both: the same first weights, labels, batches and coins. What
 the precision changes is set against what another seed changes. Written is `precision.csv`: network, seed, precision, epoch and
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lib import paths, trainer
 from lib.bench import describe, machine, write
-from lib.bench_cpu import LITE
+from lib.bench.cpu import LITE
 from lib.run import SPARSITY_NETWORKS, Run
 from lib.studies import SPARSITY_DEFAULTS
 
@@ -84,7 +84,7 @@ def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
-    parser = argparse.ArgumentParser(prog="python -m lib.bench_precision", description="Compare float32 and bfloat16.")
+    parser = argparse.ArgumentParser(prog="python -m lib.bench.precision", description="Compare float32 and bfloat16.")
     parser.add_argument("--out", type=Path, default=paths.ROOT / "results" / "bench", help="folder (default: results/bench)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="training processes on a CPU (default: all cores)")
     parser.add_argument("--only", default="", help="networks whose name holds this text; nothing is written")

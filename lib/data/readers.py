@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lib.download import IDX_MD5, DataError, DataNotFoundError
+from lib.data.sources import IDX_MD5, DataError, DataNotFoundError
 
 #: Training images uint8 [N, C, H, W], their labels [N], the same for testing, and the class names.
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
@@ -72,7 +72,7 @@ def find_cifar(folder: str, root: Path) -> list[Path]:
 
 def read_cifar(folder: str, files: list[Path]) -> Arrays:
     """CIFAR-10 or CIFAR-100, read and hash-checked by torchvision."""
-    from lib.vision import torchvision  # takes seconds: only where it is needed
+    from lib.data.vision import torchvision  # takes seconds: only where it is needed
 
     kind, root = getattr(torchvision.datasets, _CIFAR[folder]), files[0].parent.parent
     try:

@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib import paths, readers
-from lib.download import FILES, DataError, fetch
+from lib import paths
+from lib.data import readers
+from lib.data.sources import FILES, DataError, fetch
 
 _CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are not read
 
@@ -393,7 +394,3 @@ def main(arguments: list[str] | None = None) -> None:
         download(given.name, root=given.root)
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

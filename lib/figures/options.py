@@ -1,4 +1,4 @@
-"""What options of the protocol change of AL2's gain, beside the paper's: from the tidy frame of `lib.tables_options.gains`."""
+"""What options of the protocol change of AL2's gain, beside the paper's: from the tidy frame of `lib.tables.options.gains`."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lib.figures import COLOURS
 from lib.tables import BASELINES, DEAD
-from lib.tables_options import DEFAULT, published_gain
+from lib.tables.options import DEFAULT, published_gain
 
 
 def gains(pairs: pd.DataFrame) -> Figure:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.figures import COLOURS
 from lib.measures import Similarities
-from lib.tables_cca import differences, dropouts
+from lib.tables.cca import differences, dropouts
 
 Curves = Mapping[str, Tensor | np.ndarray]
 REFERENCE = "0.35"  # grey: what nobody trained

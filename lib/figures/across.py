@@ -1,4 +1,4 @@
-"""Figures of both penalties under both tests, drawn from the tidy frames of `lib.tables_across.labelled`.
+"""Figures of both penalties under both tests, drawn from the tidy frames of `lib.tables.across.labelled`.
 
 Blue without SparsityReg, pink with it, as vanillaNet and sr2Net elsewhere; solid with AL2, dashed without, as everywhere.
 """
@@ -8,9 +8,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib import figures_sparsity, measures
+from lib import measures
 from lib.data import noise_floor
-from lib.tables_across import CONTROL, FALLEN, METHODS, entropy, fall_epoch, filters, of_runs
+from lib.figures import sparsity as figures_sparsity
+from lib.tables.across import CONTROL, FALLEN, METHODS, entropy, fall_epoch, filters, of_runs
 
 PLAIN, REGULARISED = (figures_sparsity.COLOURS[name] for name in ("vanillaNet", "sr2Net"))
 COLOURS = dict(zip(METHODS, (PLAIN, PLAIN, REGULARISED, REGULARISED), strict=True)) | {CONTROL: "0.35"}
@@ -23,7 +24,7 @@ def memorisation(rows: pd.DataFrame) -> Figure:
     """The label-randomisation test: test accuracy, training cross-entropy and entropies, a column a method.
 
     A line is the mean over seeds, a band their range. Vertical lines, one a seed: where the training cross-entropy goes below
-    the noise floor (dotted), and where accuracy has its peak (dash-dotted, see `lib.tables_across.turn`). Dots: where a layer's
+    the noise floor (dotted), and where accuracy has its peak (dash-dotted, see `lib.tables.across.turn`). Dots: where a layer's
     entropy has fallen by `FALLEN` % of ln D. The horizontal dotted lines are chance and the noise floor.
 
     Args:

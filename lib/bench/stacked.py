@@ -1,7 +1,7 @@
 """Several AL2 networks trained in one step: their parameters stacked, [k, …] each, and four ways to run such a stack.
 
 What each way computes is what the networks would compute alone (`lib.trainer`), up to rounding: every network has its own
-loss, λ, weight decay, dropout or batch norm. `lib.bench_gpu` measures which way is the fastest.
+loss, λ, weight decay, dropout or batch norm. `lib.bench.gpu` measures which way is the fastest.
 """
 
 from collections.abc import Callable, Sequence

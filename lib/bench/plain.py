@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lib import models
+from lib.data.vision import torchvision
 from lib.run import Run
-from lib.vision import torchvision
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST, as everybody has them
 

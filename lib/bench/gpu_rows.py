@@ -1,4 +1,4 @@
-"""What `lib.bench_gpu` measures: the rows of its table, and how each is made ready to be timed."""
+"""What `lib.bench.gpu` measures: the rows of its table, and how each is made ready to be timed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib import losses, models
+from lib.bench.stacked import PRECISIONS, WAYS, Feed, Stack
 from lib.data import Split
 from lib.run import Run
-from lib.stacked import PRECISIONS, WAYS, Feed, Stack
 from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 
