@@ -294,6 +294,9 @@ def _sparsity_headline(report: Report) -> str:
     for (profile, dataset, size, optimizer), cell in measured.groupby(["profile", *tables.SPARSITY_CELL[:3]], sort=False):
         printed = cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
         rows.append([f"measured, {profile}", dataset, size, optimizer, int(cell.n.min()), *printed])
+    for (profile, dataset, size, optimizer, epochs), cell in _longer(report.frame):
+        printed = cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
+        rows.append([f"measured, {profile}, {epochs} epochs", dataset, size, optimizer, int(cell.n.min()), *printed])
     if measured.empty:
         rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
     frame = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
@@ -303,6 +306,22 @@ def _sparsity_headline(report: Report) -> str:
         + frame.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
+
+
+def _longer(frame: pd.DataFrame):
+    """Networks of the ConvNets trained longer than the table reads, best accuracy over all their epochs, by cell and length."""
+    runs = tables.sparsity_runs(frame)
+    if runs.empty:
+        return []
+    read = runs.groupby(["profile", *tables.SPARSITY_CELL[:3]]).epochs.transform("min").clip(upper=tables.SPARSITY_EPOCHS)
+    longer = runs[(runs["size"] != "") & (runs.epochs > read)]
+    best = longer.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs", "network", "seed"])
+    best = best.agg(best=("test_accuracy", "max"), diverged=("diverged", "max")).reset_index()
+    best["best"] = best.best.mask(best.diverged.notna()) / 100
+    cells = best.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs", "network"]).best
+    found = cells.agg(measured=lambda values: values.mean(skipna=False), sd="std", n="size").reset_index()
+    found["measured"] = found.measured.astype(object).where(found.measured.notna(), tables.DIVERGED)
+    return found.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs"], sort=False)
 
 
 def _percent(row: pd.Series) -> str:

@@ -64,6 +64,18 @@ def test_the_headline_of_no_runs_has_the_papers_rows_and_says_not_run():
     assert [row[:2] for row in rows[3:]] == [["measured", "not run"]] and rows[3][5:] == ["not run"] * 6
 
 
+def test_the_headline_reads_longer_trainings_whole_in_rows_of_their_own():
+    long = cell({"vanillaNet": 31.0, "sr2Net": 36.0}, epochs=40, diverged={("sr2Net", 1): 39})
+    short = cell({name: 30.0 for name in VARIANTS if name not in ("vanillaNet", "sr2Net")})
+    _, _, *rows = rows_of(report.headline(assembled(pd.concat([long, short], ignore_index=True))))
+    assert rows[3][0] == "measured, made" and rows[3][5] == "31.0 ± 0.0"
+    assert rows[4] == [
+        "measured, made, 40 epochs", STAND_IN, "s", "sgd", "3",
+        "31.0 ± 0.0", "not run", "not run", "not run", "diverged", "not run",
+    ]  # fmt: skip
+    assert len(rows) == 5
+
+
 def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_was_not_run():
     few = {name: 30.0 for name in VARIANTS if name != "dropNet"}
     made = pd.concat(
