@@ -242,7 +242,8 @@ def _train(
             folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
             todo.append(run.with_measures(record.read_run(folder)) if record.is_begun(folder) else run)
             folders.append(folder)
-        trainer.fit(todo, folders, on_epoch=on_epoch, deadline=deadline)
+        if todo:
+            trainer.fit(todo, folders, on_epoch=on_epoch, deadline=deadline)
     return [run for run in runs if run not in held]
 
 
