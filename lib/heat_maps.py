@@ -62,7 +62,11 @@ def heat_map_figure(
     figure.set_layout_engine("constrained")
     first = 0 if images is None else 1
     _, height, width = next(iter(maps.values())).shape
-    figure.set_size_inches(1.3 * (first + len(maps)) + 0.2, 1.3 * count * height / width + 0.8)
+    side = (
+        1.3  # inches, of a map; its width is what the labels leave, and what else is high has to be added, or bands stay blank
+    )
+    across = side * (first + len(maps)) + 0.08 * max(map(len, rows), default=0) + 0.1
+    figure.set_size_inches(across, side * count * GAP * height / width + 0.75 + 0.25 * bool(title))
     # the colour bars have a row of their own, so that images and maps line up; a column is one pair of axes: they are dear
     axes = figure.subplots(2, first + len(maps), height_ratios=[1, 0.05 / count], squeeze=False)
     if images is not None:
@@ -74,6 +78,7 @@ def heat_map_figure(
         axes[0, column].set_title(name, size="small")
         entropy_bar(figure, drawn, filters[name], cax=axes[1, column], orientation="horizontal")
     axes[0, 0].set_yticks(np.arange(len(rows)) * GAP + 0.5, rows, size="small")
+    figure.supxlabel("entropy", size="x-small")
     if title:
         figure.suptitle(title, size="medium")
     return figure

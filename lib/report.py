@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 from lib import campaign, claims, figures, heat_maps, models, paths, store, tables, task
 from lib.claims import pages as claim_pages
 from lib.figures import across as figures_across
+from lib.figures import cca as figures_cca
 from lib.figures import options as figures_options
 from lib.figures import schedules as figures_schedules
 from lib.figures import sparsity as figures_sparsity
 from lib.run import Run
 from lib.studies import VARIANTS
 from lib.tables import across as tables_across
+from lib.tables import cca as tables_cca
 from lib.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
@@ -131,7 +133,7 @@ def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 
 def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout."""
+    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout; and what claim A6 is judged by."""
     runs, found = tables.of_notebook(report.frame, "12_al2_cca"), {}
     if runs.empty or "mean_cca init" not in runs:
         return found
@@ -140,6 +142,9 @@ def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         title = f"{dataset}, 75 % of the labels corrupted, dropout {dropout:g}, profile {profile}"
         ids = own.drop_duplicates("id").sort_values("seed")[["seed", "al2", "id"]].to_numpy().tolist()
         found[f"al2_cca-{profile}-{dataset}-{dropout:g}"] = lambda ids=ids, title=title: _sequences(report, ids, title)
+        if len(tables_cca.differences(own)):
+            name = f"al2_cca_differences-{profile}-{dataset}-{dropout:g}"
+            found[name] = lambda own=own: figures_cca.difference_curves(own)
     return found
 
 
@@ -313,8 +318,7 @@ def _longer(frame: pd.DataFrame):
     runs = tables.sparsity_runs(frame)
     if runs.empty:
         return []
-    read = runs.groupby(["profile", *tables.SPARSITY_CELL[:3]]).epochs.transform("min").clip(upper=tables.SPARSITY_EPOCHS)
-    longer = runs[(runs["size"] != "") & (runs.epochs > read)]
+    longer = runs[(runs["size"] != "") & (runs.epochs > tables.sparsity_epochs_read(runs))]
     best = longer.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs", "network", "seed"])
     best = best.agg(best=("test_accuracy", "max"), diverged=("diverged", "max")).reset_index()
     best["best"] = best.best.mask(best.diverged.notna()) / 100
@@ -327,7 +331,7 @@ def _longer(frame: pd.DataFrame):
 def _percent(row: pd.Series) -> str:
     if row.measured == tables.DIVERGED:
         return tables.DIVERGED
-    return tables.mean_and_sd(100 * row.measured, 100 * row.sd)
+    return tables.mean_and_sd(round(100 * row.measured, 6), 100 * row.sd)  # a fraction may lie a bit below the % it was made of
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:
@@ -366,7 +370,7 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
                 "## Tables",
                 *[f"- [`tables/{name}.csv`](tables/{name}.csv)" for name in report.tables],
                 "## Figures",
-                *[f"### {name}\n\n![{name}](figures/{name}.png)" for name in drawn],
+                *[f"### {name}\n\n{claim_pages.picture(name, 'figures')}" for name in drawn],
             ]
         )
         + "\n"

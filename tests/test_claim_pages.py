@@ -38,6 +38,21 @@ def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
     assert re.findall(r"tables/(\w+)", text) == ["al2_table1"]  # not one that was not written
 
 
+def test_a_figure_has_a_caption_that_says_what_it_shows_and_of_what():
+    text = page("A1", al2_frame())
+    assert "*The metrics of AL2's Table 1 over all epochs." in text and "(`made-mnist-75`)*" in text
+    assert claim_pages.picture("sparsity_table2", "figures").startswith(
+        "![sparsity_table2](figures/sparsity_table2.png)\n\n*Best"
+    )
+    patterns = {pattern.split("-")[0] for said in claims.CLAIMS.values() for pattern in said["figures"]}
+    assert patterns <= set(claim_pages.CAPTIONS)
+
+
+def test_only_a_page_with_pairs_explains_them():
+    assert "without → with" in page("A1", al2_frame())
+    assert "→" not in page("A2", al2_frame()).split("## How")[0].split("## Verdict")[1]
+
+
 def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
     rows = [
         [value.strip() for value in line.strip("|").split("|")]

@@ -168,7 +168,7 @@ def test_a_seed_that_is_not_there_without_and_with_al2_is_compared_with_nothing(
 def test_difference_curves_are_coloured_by_what_differs():
     fig = drawing.difference_curves(made())
     assert legend(fig) == ["by AL2 (a line a seed)", "by another seed, without AL2", "by another seed, with AL2"]
-    by_al2, grey = to_rgb(drawing.DIFFERENCES["AL2"][0]), to_rgb("0.45")
+    by_al2, grey = to_rgb(drawing.DIFFERENCES["AL2"][0]), to_rgb(drawing.DIFFERENCES["seed, with AL2"][0])
     for ax in fig.axes:
         assert drawn(ax) == {(by_al2, "-"): 2, (grey, "--"): 1, (grey, "-"): 1}
         assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([10, 10, 2, 2])

@@ -188,6 +188,7 @@ def test_half_way_through_a_campaign_totals_may_not_be_known():
             drawing.memorising(made)
 
 
-def test_no_kind_has_the_colour_of_a_baseline():
+def test_the_paper_s_series_has_bare_s_colour_and_no_other_kind_a_baseline_s():
     colours = [to_rgb(c) for c in (*drawing.KIND_COLOURS.values(), *figures.COLOURS.values())]
-    assert len(set(colours)) == 8 and len(set(drawing.KIND_MARKS.values())) == 4
+    assert drawing.KIND_COLOURS["al2"] == figures.COLOURS["bare"]
+    assert len(set(colours)) == 7 and len(set(drawing.KIND_MARKS.values())) == 4

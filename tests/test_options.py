@@ -209,6 +209,60 @@ def test_a_figure_of_two_levels_or_of_none_is_refused():
             figures_options.gains(pairs)
 
 
+def test_a_course_a_line_an_option_of_networks_with_al2_the_default_black():
+    fig = figures_options.courses(study())
+    for ax, (baseline, options_of) in zip(fig.axes, TRIED.items(), strict=True):
+        lines = [line for line in ax.lines if len(line.get_xdata()) > 2]
+        assert [line.get_label() for line in lines] == options_of
+        assert [line.get_color() == "0.15" for line in lines] == [name == "default" for name in options_of]
+        assert all(line.get_xdata()[-1] == 100 and line.get_ydata()[-1] == AL2[baseline] + 0.5 for line in lines)
+        assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in lines}) == len(lines)
+    fig.canvas.draw()
+
+
+def test_the_series_of_dropout_by_option_and_their_figure():
+    weights = opt.weights_by_option(study(), "dropout")
+    assert list(weights) == ["default", "Σλ × 0.1", "Σλ × 0.3", "epochs × 2"]
+    assert [len(w) for w in weights.values()] == [80, 80, 80, 160]
+    sums = [w.sum() / weights["default"].sum() for w in weights.values()]
+    assert sums[:3] == pytest.approx([1, 0.1, 0.3], rel=0.02) and weights["epochs × 2"][-1] == pytest.approx(
+        weights["default"][-1]
+    )
+    (ax,) = figures_options.series(study()).axes
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "-", "--"]
+    assert [text.get_text() for text in ax.texts] == list(weights) and ax.get_xlim() == (0, 200)
+
+
+@pytest.mark.parametrize("draw", [figures_options.courses, figures_options.series])
+def test_courses_and_series_of_two_levels_or_of_none_are_refused(draw):
+    for frame in (pd.concat([study(), study(corruption=0.5)], ignore_index=True), pd.DataFrame()):
+        with pytest.raises(ValueError, match="one profile, data set and corruption level"):
+            draw(frame)
+
+
+# ---- the answer
+
+
+def said(**changes):
+    return opt.answer(opt.table(study(**changes)))
+
+
+def test_an_option_that_makes_up_half_of_the_gap_in_all_seeds_and_is_alive_closes_it():
+    bare, norm, dropout, higher = said(rules=[(is_weaker, 40.0)])
+    assert bare.startswith("Bare: ") and norm.startswith("BN: closed at least by half by: none of the options tried")
+    assert dropout == "DO: closed at least by half by: Σλ × 0.1, Σλ × 0.3"
+    assert higher == "Higher accuracy with AL2 than by default: DO Σλ × 0.1, DO Σλ × 0.3"
+    assert said(rules=[(is_weaker, 4.0)])[2].endswith("none of the options tried")  # less than half
+    one = said(seeds=[0], rules=[(is_weaker, 40.0)])
+    assert one[2].endswith("none of the options tried (one seed: nothing can be beyond its spread)") and one[3] == higher
+
+
+def test_an_answer_without_printed_numbers_or_of_diverged_runs_says_so():
+    assert said(dataset="digits")[0] == "Bare: the paper prints no number for this data set and level"
+    lost = said(lost=[is_weaker], rules=[(is_weaker, 40.0)])
+    assert lost[2].endswith("none of the options tried") and lost[3].endswith(": none")
+
+
 # ---- report and claims
 
 

@@ -154,9 +154,10 @@ def test_figure_1_is_drawn_of_each_dropout_a_row_a_seed(monkeypatch):
     monkeypatch.setattr(report.store, "arrays", lambda run: sequences | {"run": run})
     monkeypatch.setattr(report.figures, "canonical_correlations", lambda panels, title: asked.append((panels, title)))
     found = report._cca_drawings(assembled(frame, runs))
-    assert list(found) == ["al2_cca-made-mnist-0", "al2_cca-made-mnist-0.5"]
-    for draw in found.values():
-        draw()
+    sequences_of = ["al2_cca-made-mnist-0", "al2_cca-made-mnist-0.5"]
+    assert sorted(found) == [*sequences_of, *(name.replace("cca", "cca_differences") for name in sequences_of)]
+    for name in sequences_of:
+        found[name]()
     for (panels, title), dropout in zip(asked, ("dropout 0", "dropout 0.5"), strict=True):
         assert f"mnist, 75 % of the labels corrupted, {dropout}, profile made" == title
         assert {name: list(row) for name, row in panels.items()} == {"seed 0": [False, True], "seed 1": [False, True]}
@@ -168,7 +169,10 @@ def test_figure_1_is_drawn_of_notebook_12_s_runs_with_correlations_alone():
     assert not report._cca_drawings(assembled(frame.assign(**{"mean_cca init": np.nan}), runs))
     assert not report._cca_drawings(assembled(al2_frame()))
     half = frame[~(frame.al2 & (frame.seed == 1))]
-    assert list(report._cca_drawings(assembled(half, runs))) == ["al2_cca-made-mnist-0.5"]
+    assert list(report._cca_drawings(assembled(half, runs))) == [
+        f"al2_{kind}-made-mnist-0.5" for kind in ("cca", "cca_differences")
+    ]
+    assert list(report._cca_drawings(assembled(frame[~frame.al2], runs))) == ["al2_cca-made-mnist-0.5"]  # no pair
 
 
 # ---- files

@@ -16,7 +16,7 @@ from lib.tables.across import CONTROL, FALLEN, METHODS, entropy, fall_epoch, fil
 PLAIN, REGULARISED = (figures_sparsity.COLOURS[name] for name in ("vanillaNet", "sr2Net"))
 COLOURS = dict(zip(METHODS, (PLAIN, PLAIN, REGULARISED, REGULARISED), strict=True)) | {CONTROL: "0.35"}
 DASHES = dict(zip(METHODS, ("--", "-", "--", "-"), strict=True)) | {CONTROL: "--"}
-LAYERS = [sns.color_palette("colorblind")[k] for k in (1, 2, 9)]  # of the AL2 CNN: orange, green, light blue
+LAYERS = sns.color_palette("copper_r", 3)  # of the AL2 CNN, light to dark: no method's colours
 CROSSING, TURN = (0, (1, 1)), "-."
 
 

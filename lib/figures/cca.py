@@ -4,7 +4,7 @@ The figure of the paper itself is `lib.figures.canonical_correlations`.
 """
 
 from collections.abc import Mapping
-from itertools import product
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,10 +20,11 @@ from lib.tables.cca import differences, dropouts
 Curves = Mapping[str, Tensor | np.ndarray]
 REFERENCE = "0.35"  # grey: what nobody trained
 DIFFERENCES = {  # in what two networks differ: colour, dashes
-    "AL2": (sns.color_palette("colorblind")[3], "-"),
-    "seed, without AL2": ("0.45", "--"),
-    "seed, with AL2": ("0.45", "-"),
+    "AL2": ("0", "-"),
+    "seed, without AL2": ("0.55", "--"),
+    "seed, with AL2": ("0.55", "-"),
 }
+COMPARED = [sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)]  # pink, brown, light blue, grey: no network's colours
 COURSES = {"mean_cca init": "mean CCA", "svcca init": "SVCCA", "pwcca init": "PWCCA", "dead": "dead channels"}
 
 
@@ -35,7 +36,7 @@ def by_channel_and_direction(channels: Curves, directions: Curves) -> Figure:
         directions: canonical correlations, descending, by the same names.
     """
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for name, colour in zip(channels, sns.color_palette("colorblind", len(channels)), strict=True):
+    for name, colour in zip(channels, cycle(COMPARED), strict=False):
         for ax, values in zip(axes, (channels[name], directions[name]), strict=True):
             ax.plot(range(1, len(values) + 1), values, color=colour, label=name)
     axes[0].set(title="channel by channel", xlabel="channel, the best first", ylabel="|correlation| with the start")
@@ -80,7 +81,7 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
 def difference_curves(frame: pd.DataFrame) -> Figure:
     """The `differences` of such a frame against epochs, a panel a dropout: by AL2 a line a seed, by another seed grey."""
     apart, panels = differences(frame), dropouts(frame)
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(max(7, 4.4 * len(panels)), 3.2), sharey=True, squeeze=False)
     for ax, network in zip(axes[0], [f"dropout {dropout:g}" for dropout in panels], strict=True):
         for (by, _), curve in apart[apart.network == network].groupby(["by", "differing in"], sort=False):
             colour, dashes = DIFFERENCES[by]

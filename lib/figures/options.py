@@ -1,13 +1,17 @@
 """What options of the protocol change of AL2's gain, beside the paper's: from the tidy frame of `lib.tables.options.gains`."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.figures import COLOURS
+from lib.figures import AXES, COLOURS
 from lib.tables import BASELINES, DEAD
-from lib.tables.options import DEFAULT, published_gain
+from lib.tables.options import CELL, DEFAULT, labelled, place_of, published_gain, weights_by_option
+
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 3)))  # the default's first
 
 
 def gains(pairs: pd.DataFrame) -> Figure:
@@ -22,10 +26,8 @@ def gains(pairs: pd.DataFrame) -> Figure:
     Raises:
         ValueError: for none, or several.
     """
-    cells = pairs[["profile", "dataset", "corruption"]].drop_duplicates()
-    if len(cells) != 1:
-        raise ValueError(f"a figure shows one profile, data set and corruption level, not {cells.to_numpy().tolist()}")
-    profile, dataset, corruption = cells.iloc[0]
+    _one_cell(pairs)
+    profile, dataset, corruption = pairs[CELL].iloc[0]
     baselines = [b for b in BASELINES if b in set(pairs.baseline)]
     widths = [pairs.option[pairs.baseline == b].nunique() + 1 for b in baselines]
     size = (max(0.78 * sum(widths) + 1, 7), 4.0)
@@ -49,6 +51,63 @@ def gains(pairs: pd.DataFrame) -> Figure:
     seeds = f"{n} seeds: mean and each (dots)" if n > 1 else "one seed"
     fig.suptitle(f"{dataset}, {100 * corruption:.0f} % of the labels corrupted, profile {profile}, {seeds}", fontsize="medium")
     return fig
+
+
+def courses(frame: pd.DataFrame) -> Figure:
+    """Test accuracy with AL2 against the share of the training that is done, a panel a baseline, a line an option.
+
+    A line is the mean over seeds, black where nothing is changed. Dotted: chance.
+
+    Args:
+        frame: as `lib.tables.options.labelled` takes it, of one profile, data set and corruption level.
+
+    Raises:
+        ValueError: for none, or several.
+    """
+    rows = labelled(frame)
+    _one_cell(rows)
+    rows = rows[rows.al2.astype(bool) & (rows.epoch <= rows.read)]
+    baselines = [b for b in BASELINES if b in set(rows.baseline)]
+    fig, axes = plt.subplots(1, len(baselines), figsize=(max(3.6 * len(baselines), 7), 3.8), sharey=True, squeeze=False)
+    for ax, baseline in zip(axes[0], baselines, strict=True):
+        own = rows[rows.baseline == baseline]
+        for name, dashes in zip(sorted(set(own.option), key=place_of), cycle(DASHES), strict=False):
+            one = own[own.option == name]
+            mean = one.groupby(100 * one.epoch / one.read).test_accuracy.mean()
+            ax.plot(mean.index, mean, color="0.15" if name == DEFAULT else COLOURS[baseline], ls=dashes, lw=1.6, label=name)
+        ax.axhline(100 / int(rows.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
+        ax.set(title=f"{BASELINES[baseline]}+AL2", xlabel="epochs done (%)", ylim=(0, 101))
+        ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    axes[0, 0].set_ylabel(AXES["test_accuracy"])
+    return fig
+
+
+def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
+    """The λ series of a baseline with AL2 by option, a longer training dashed.
+
+    Args:
+        frame: as for `courses`.
+        baseline: whose.
+
+    Raises:
+        ValueError: as `courses`.
+    """
+    _one_cell(labelled(frame))
+    own = weights_by_option(frame, baseline)
+    fig, ax = plt.subplots(figsize=(6.5, 3.4))
+    for (name, weights), shade in zip(own.items(), np.linspace(1, 0.35, len(own)), strict=True):
+        dashes = "--" if len(weights) > len(own[DEFAULT]) else "-"
+        ax.plot(range(1, len(weights) + 1), weights, lw=2, ls=dashes, color=COLOURS[baseline], alpha=shade)
+        ax.annotate(name, (len(weights), weights[-1]), xytext=(5, -3), textcoords="offset points", fontsize="small")
+    ax.set(xlabel="epoch", ylabel="λ", yscale="log", title=f"the λ series of {BASELINES[baseline]}+AL2")
+    ax.set_xlim(0, 1.25 * max(map(len, own.values())))
+    return fig
+
+
+def _one_cell(rows: pd.DataFrame) -> None:
+    cells = rows[CELL].drop_duplicates()
+    if len(cells) != 1:
+        raise ValueError(f"a figure shows one profile, data set and corruption level, not {cells.to_numpy().tolist()}")
 
 
 def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:

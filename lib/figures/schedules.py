@@ -14,8 +14,11 @@ from lib.figures import AXES, COLOURS
 from lib.losses import SCHEDULES
 from lib.tables import MARGIN, one_setting, stopping, totals, weights
 
-# purple, brown, light blue, grey: none of the baselines' colours
-KIND_COLOURS = dict(zip(SCHEDULES, (sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)), strict=True))
+# the paper's series has bare's colour, as bare+AL2 everywhere; then brown, light blue, grey: none of the baselines' colours
+KIND_COLOURS = {
+    "al2": COLOURS["bare"],
+    **dict(zip(SCHEDULES[1:], (sns.color_palette("colorblind")[k] for k in (5, 9, 7)), strict=True)),
+}
 KIND_MARKS = dict(zip(SCHEDULES, "osD^", strict=True))
 PAPER_DECAY = 5e-4  # AL2, section 4: found by a search
 PANELS = {

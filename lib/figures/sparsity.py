@@ -104,7 +104,7 @@ def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
 
 
 def best_beside_paper(table: pd.DataFrame) -> Figure:
-    """Best accuracies of Table 2 or 3, measured (a mark a profile, a bar ± standard deviation) and published (crosses).
+    """Best accuracies of Table 2 or 3 in %, measured (a mark a profile, a bar ± standard deviation) and published (crosses).
 
     A panel a cell of the table; a network of which a run diverged has that word in place of its mark.
 
@@ -126,7 +126,7 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     marks = dict(zip(table.profile.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
         paper = cell[cell.published.notna()].drop_duplicates("name")
-        ax.plot(paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3)
+        ax.plot(100 * paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3)
         ax.locator_params(axis="x", nbins=5)
         own = cell[cell.measured.notna()]
         for row in own.itertuples(index=False):
@@ -136,10 +136,10 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
                 continue
             mark, spread = marks[row.profile], 0 if pd.isna(row.sd) else row.sd
             y += 0.3 * list(marks).index(row.profile) / len(marks)  # of one network one below the other
-            ax.errorbar(float(row.measured), y, xerr=spread, fmt=mark, color=colour, capsize=3)
+            ax.errorbar(100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3)
         profiles = ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")) or "not run"
         ax.set_title(f"{_panel_name(*keys)}\n{profiles}")
-        ax.set(xlabel="best accuracy", yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
+        ax.set(xlabel="best accuracy (%)", yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
     handles = [plt.Line2D([], [], color="0.2", marker="x", ls="", label="published")]
     for profile, mark in (marks or {"": "o"}).items():
         label = f"measured, {profile} (mean ± standard deviation)" if len(marks) > 1 else "measured (mean ± standard deviation)"

@@ -84,7 +84,8 @@ def bars(table: pd.DataFrame) -> Figure:
     ax.hlines(y, found.low, found.high, color="0.2", lw=1.2)
     for position, row in zip(y, found.to_dict("records"), strict=True):
         text = f" × {row[BEST_FACTOR]:.2f}, {row[SHARE]:.0f} %"
-        ax.text(max(row["high"], row[HOURLY]), position, text, va="center", fontsize=8)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the dashed line below the words
+        ax.text(max(row["high"], row[HOURLY]), position, text, va="center", fontsize=8, bbox=paper)
     best = best_loader(found)
     ax.axvline(best[HOURLY], color="0.2", ls="--", lw=1)
     ax.annotate(BEST, (best[HOURLY], -0.6), xytext=(3, 2), textcoords="offset points", fontsize=8, va="bottom")

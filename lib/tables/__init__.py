@@ -170,11 +170,19 @@ def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
+    """How many epochs of its run a table reads, for each row of `runs`.
+
+    As many as the shortest training of the row's profile, data set, size and optimiser has, at most the paper's 100.
+    """
+    shortest = runs.groupby(["profile", *SPARSITY_CELL[:3]]).epochs.transform("min")
+    return shortest.clip(upper=SPARSITY_EPOCHS).astype(int)
+
+
 def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     """For each run its test accuracy in % at its best epoch and at the last of those that the table reads.
 
-    A table reads as many epochs as the shortest training of its profile, data set, size and optimiser has, at most the paper's
-    100: a longer training is read as far as that.
+    A longer training than the table reads (`sparsity_epochs_read`) counts as far as that.
 
     Args:
         runs: as `sparsity_runs` gives them.
@@ -183,12 +191,11 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         a row a run: profile, dataset, size, optimizer, network, regularized, seed, id, epochs_read, best, best_epoch, last.
         Empty `best` and `last` where the loss became NaN by then.
     """
-    shared = ["profile", "dataset", "size", "optimizer"]
-    columns = [*shared, "network", "regularized", "seed", "id"]
+    columns = ["profile", "dataset", "size", "optimizer", "network", "regularized", "seed", "id"]
     if runs.empty:
         return pd.DataFrame(columns=[*columns, "epochs_read", "best", "best_epoch", "last"])
     rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
-    rows = rows.assign(epochs_read=rows.groupby(shared).epochs.transform("min").clip(upper=SPARSITY_EPOCHS).astype(int))
+    rows = rows.assign(epochs_read=sparsity_epochs_read(rows))
     found = rows.drop_duplicates(["profile", "id"])[[*columns, "epochs_read"]]
     read = rows[(rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)].sort_values(["profile", "id", "epoch"])
     of_run = read.groupby(["profile", "id"]).test_accuracy

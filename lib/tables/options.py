@@ -10,9 +10,10 @@ import pandas as pd
 from lib.claims.verdicts import cell_holds, differences
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS
-from lib.tables import BASELINES, DIVERGED, at_chance, epochs_read, mean_and_sd, of_notebook, one_setting, published
+from lib.tables import BASELINES, DIVERGED, at_chance, epochs_read, mean_and_sd, of_notebook, one_setting, published, weights
 
 DEFAULT, EXACT, UNIFORM = "default", "exact law", "γ ~ U(0, 1)"
+HALF_OF_IT = 50  # % of the gap to the paper, from which on an option closes it
 CELL = ["profile", "dataset", "corruption"]
 ROW = [*CELL, "baseline", "option"]
 
@@ -31,7 +32,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = of_notebook(frame, "15_al2_options")
     if rows.empty:
-        return rows.assign(option="", against="", read=0)
+        return pd.DataFrame(columns=[*rows, *(name for name in (*CELL, "option", "against", "read") if name not in rows)])
     return pd.concat([_labelled(own) for _, own in rows.groupby(CELL, sort=False)], ignore_index=True)
 
 
@@ -55,6 +56,20 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _total(speed: float, epochs: int) -> float:
     return float(schedule("al2", epochs, speed).sum())
+
+
+def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarray]:
+    """λ_e [epochs] of a baseline with AL2, by option, the default first; where its corruption law is changed it has no series.
+
+    Args:
+        frame: as `labelled` takes it, of one profile, data set and corruption level.
+        baseline: whose.
+    """
+    rows = labelled(frame)
+    own = rows[rows.al2.astype(bool) & (rows.baseline == baseline) & ~rows.option.isin([EXACT, UNIFORM])].drop_duplicates(
+        "option"
+    )
+    return {row.option: weights(row) for row in sorted(own.itertuples(), key=lambda row: place_of(row.option))}
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
@@ -134,6 +149,33 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=[*columns, "change", "closed", "beyond_seeds", "dead"])
 
 
+def answer(table: pd.DataFrame) -> list[str]:
+    """Whether an option closes the gap to the paper, in a sentence a baseline; last, where accuracy with AL2 itself is higher.
+
+    An option closes the gap if it makes up half of it or more, if the change is beyond the seeds, and if none of its networks
+    ends dead.
+
+    Args:
+        table: as `table` gives it, of one profile, data set and corruption level.
+    """
+    default, changed = table[table.option == DEFAULT], table[table.option != DEFAULT]
+    said = []
+    for baseline, own in changed.groupby("baseline", sort=False):
+        if own.gain_published.isna().all():
+            words = "the paper prints no number for this data set and level"
+        elif own.closed.isna().all():
+            words = "there is no gap that could be closed, or no run to say so"
+        else:
+            closing = own[(own.closed >= HALF_OF_IT) & (own.beyond_seeds == "more") & (own.dead == "")]
+            words = f"closed at least by half by: {', '.join(closing.option) or 'none of the options tried'}"
+            words += " (one seed: nothing can be beyond its spread)" * (set(own.beyond_seeds) == {"one seed"})
+        said.append(f"{BASELINES[baseline]}: {words}")
+    alone = default.set_index("baseline").with_al2
+    finite = [row for row in changed.itertuples() if DIVERGED not in (row.with_al2, alone.get(row.baseline, DIVERGED))]
+    higher = [f"{BASELINES[row.baseline]} {row.option}" for row in finite if row.with_al2 > alone[row.baseline]]
+    return [*said, f"Higher accuracy with AL2 than by default: {', '.join(higher) or 'none'}"]
+
+
 def _against_default(gain: pd.Series, default: pd.Series, wanted: float) -> dict[str, object]:
     change = differences(gain, default)
     if change.empty:
@@ -154,20 +196,21 @@ def _networks(dead: pd.Series) -> str:
 
 def _sorted(pairs: pd.DataFrame) -> pd.DataFrame:
     """By cell, baselines as the paper prints them, options in the order default, laws, scale, Σλ upwards, epochs."""
-    kinds = [DEFAULT, EXACT, UNIFORM]
 
     def key(column: pd.Series) -> pd.Series:
         if column.name == "baseline":
             return column.map(list(BASELINES).index)
         if column.name == "option":
-            return column.map(lambda name: kinds.index(name) if name in kinds else 10**6 * (name[0] == "e") + 3 + _number(name))
+            return column.map(place_of)
         return column
 
     return pairs.sort_values([*ROW, "seed"], key=key, kind="stable")
 
 
-def _number(option: str) -> float:
-    return float(option.split("×")[1])
+def place_of(option: str) -> float:
+    """The place of an option among all: default, laws, scale, Σλ upwards, epochs upwards."""
+    kinds = [DEFAULT, EXACT, UNIFORM]
+    return kinds.index(option) if option in kinds else 10**6 * (option[0] == "e") + 3 + float(option.split("×")[1])
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
