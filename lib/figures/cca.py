@@ -81,7 +81,7 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
 def difference_curves(frame: pd.DataFrame) -> Figure:
     """The `differences` of such a frame against epochs, a panel a dropout: by AL2 a line a seed, by another seed grey."""
     apart, panels = differences(frame), dropouts(frame)
-    fig, axes = plt.subplots(1, len(panels), figsize=(max(7, 4.4 * len(panels)), 3.2), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(8.8, 3.4), sharey=True, squeeze=False)
     for ax, network in zip(axes[0], [f"dropout {dropout:g}" for dropout in panels], strict=True):
         for (by, _), curve in apart[apart.network == network].groupby(["by", "differing in"], sort=False):
             colour, dashes = DIFFERENCES[by]
@@ -89,6 +89,7 @@ def difference_curves(frame: pd.DataFrame) -> Figure:
         ax.set(title=network, xlabel="epoch")
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("|difference| in mean CCA\nwith the start (points)")
+    fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted")
     labels = ("by AL2 (a line a seed)", "by another seed, without AL2", "by another seed, with AL2")
     _legend_of_lines(fig, dict(zip(labels, DIFFERENCES.values(), strict=True)))
     return fig
