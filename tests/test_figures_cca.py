@@ -75,9 +75,14 @@ def test_courses_have_a_row_a_dropout_a_column_a_measure_and_a_line_a_seed():
     fig = drawing.courses(frame, REFERENCE)
     assert legend(fig) == ["without AL2", "with AL2", "another start"]
     rows = np.reshape(fig.axes, (2, 4))
-    assert [ax.get_title() for ax in rows[0]] == ["mean CCA", "SVCCA", "PWCCA", "dead channels"]
-    assert [row[0].get_ylabel() for row in rows] == ["dropout 0.5\nwith the start", "dropout 0\nwith the start"]
-    assert [ax.get_xlabel() for ax in rows[1]] == ["epoch"] * 4 and fig.get_suptitle() == "mnist, a line a seed"
+    assert [ax.get_title() for ax in rows[0]] == ["mean CCA", "SVCCA", "PWCCA", "dead channels of φ"]
+    assert [row[0].get_ylabel() for row in rows] == [
+        "dropout 0.5\nsimilarity to the start",
+        "dropout 0\nsimilarity to the start",
+    ]
+    assert [ax.get_xlabel() for ax in rows[1]] == [
+        "epoch"
+    ] * 4 and fig.get_suptitle() == "mnist, 75 % of the labels corrupted, a line a seed"
     for row, colour in zip(rows, (DROPOUT, BARE), strict=True):
         networks = {(to_rgb(colour), "--"): 3, (to_rgb(colour), "-"): 3}
         for ax, value in zip(row, (0.45, 0.55, 0.65), strict=False):

@@ -30,7 +30,7 @@ AXES = {
     "train_accuracy": "training accuracy (%),\ncorrupted labels",
     "cross_entropy": "training\ncross-entropy (nats)",
     "activation_l2": "Lᵣ = mean of φ²",
-    "ablation_auc": "area under the\nablation curve",
+    "ablation_auc": "area under the\nablation curve (%)",
     "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
 }
 GREY_DASHES = (":", "-.", "--")

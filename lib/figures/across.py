@@ -116,7 +116,7 @@ def overfitting(rows: pd.DataFrame) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     handles = [plt.Line2D([], [], color=COLOURS[m], ls=DASHES[m], label=m, lw=2) for m in methods]
-    handles.append(plt.Line2D([], [], color="0.3", ls="", marker="o", label="moment of overfitting"))
+    handles.append(plt.Line2D([], [], color="0.3", ls="", marker="o", label="moment of overfitting (mean loss)"))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     name = rows.network.iloc[0].replace("convnet_", "ConvNet-")
     fig.suptitle(f"{name}, {rows.dataset.iloc[0]}, true labels, {_who(rows)}", fontsize="medium")

@@ -25,7 +25,7 @@ DIFFERENCES = {  # in what two networks differ: colour, dashes
     "seed, with AL2": ("0.55", "-"),
 }
 COMPARED = [sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)]  # pink, brown, light blue, grey: no network's colours
-COURSES = {"mean_cca init": "mean CCA", "svcca init": "SVCCA", "pwcca init": "PWCCA", "dead": "dead channels"}
+COURSES = {"mean_cca init": "mean CCA", "svcca init": "SVCCA", "pwcca init": "PWCCA", "dead": "dead channels of φ"}
 
 
 def by_channel_and_direction(channels: Curves, directions: Curves) -> Figure:
@@ -66,7 +66,7 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
             if column != "dead":
                 ax.axhline(getattr(reference, column.removesuffix(" init")), color=REFERENCE, ls=":", lw=1.4)
                 ax.set_ylim(0, 1)
-        row[0].set_ylabel(f"dropout {dropout:g}\nwith the start")
+        row[0].set_ylabel(f"dropout {dropout:g}\nsimilarity to the start")
     for ax, name in zip(axes[0], COURSES.values(), strict=True):
         ax.set_title(name)
     for ax in axes[-1]:
@@ -74,7 +74,7 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
     axes[0, -1].yaxis.get_major_locator().set_params(integer=True)
     lines = {"without AL2": ("0.2", "--"), "with AL2": ("0.2", "-"), "another start": (REFERENCE, ":")}
     _legend_of_lines(fig, lines)
-    fig.suptitle(f"{frame.dataset.iloc[0]}, a line a seed")
+    fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted, a line a seed")
     return fig
 
 

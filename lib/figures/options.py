@@ -27,7 +27,7 @@ def gains(pairs: pd.DataFrame) -> Figure:
         ValueError: for none, or several.
     """
     _one_cell(pairs)
-    profile, dataset, corruption = pairs[CELL].iloc[0]
+    _, dataset, corruption = pairs[CELL].iloc[0]
     baselines = [b for b in BASELINES if b in set(pairs.baseline)]
     widths = [pairs.option[pairs.baseline == b].nunique() + 1 for b in baselines]
     size = (max(0.78 * sum(widths) + 1, 7), 4.0)
@@ -47,16 +47,14 @@ def gains(pairs: pd.DataFrame) -> Figure:
     if not np.isfinite(pairs.gain).all():
         handles.append(plt.Line2D([], [], **grey, marker="x", label="diverged"))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    n = pairs.seed.nunique()
-    seeds = f"{n} seeds: mean and each (dots)" if n > 1 else "one seed"
-    fig.suptitle(f"{dataset}, {100 * corruption:.0f} % of the labels corrupted, profile {profile}, {seeds}", fontsize="medium")
+    fig.suptitle(_title(pairs, "mean and each (dots)"), fontsize="medium")
     return fig
 
 
 def courses(frame: pd.DataFrame) -> Figure:
     """Test accuracy with AL2 against the share of the training that is done, a panel a baseline, a line an option.
 
-    A line is the mean over seeds, black where nothing is changed. Dotted: chance.
+    A line is the mean over seeds, black where nothing is changed, the later options the lighter. Dotted: chance.
 
     Args:
         frame: as `lib.tables.options.labelled` takes it, of one profile, data set and corruption level.
@@ -71,14 +69,18 @@ def courses(frame: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, len(baselines), figsize=(max(3.6 * len(baselines), 7), 3.8), sharey=True, squeeze=False)
     for ax, baseline in zip(axes[0], baselines, strict=True):
         own = rows[rows.baseline == baseline]
-        for name, dashes in zip(sorted(set(own.option), key=place_of), cycle(DASHES), strict=False):
+        names = sorted(set(own.option), key=place_of)
+        for k, (name, dashes) in enumerate(zip(names, cycle(DASHES), strict=False)):
             one = own[own.option == name]
             mean = one.groupby(100 * one.epoch / one.read).test_accuracy.mean()
-            ax.plot(mean.index, mean, color="0.15" if name == DEFAULT else COLOURS[baseline], ls=dashes, lw=1.6, label=name)
+            shade = 1 if name == DEFAULT else 1 - 0.55 * (k - 1) / max(len(names) - 2, 1)  # the later, the lighter
+            colour = "0.15" if name == DEFAULT else COLOURS[baseline]
+            ax.plot(mean.index, mean, color=colour, alpha=shade, ls=dashes, lw=1.6, label=name)
         ax.axhline(100 / int(rows.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
         ax.set(title=f"{BASELINES[baseline]}+AL2", xlabel="epochs done (%)", ylim=(0, 101))
         ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     axes[0, 0].set_ylabel(AXES["test_accuracy"])
+    fig.suptitle(_title(rows) + "; dotted: chance", fontsize="medium")
     return fig
 
 
@@ -108,6 +110,12 @@ def _one_cell(rows: pd.DataFrame) -> None:
     cells = rows[CELL].drop_duplicates()
     if len(cells) != 1:
         raise ValueError(f"a figure shows one profile, data set and corruption level, not {cells.to_numpy().tolist()}")
+
+
+def _title(rows: pd.DataFrame, of_seeds: str = "mean") -> str:
+    (profile, dataset, corruption), n = rows[CELL].iloc[0], rows.seed.nunique()
+    seeds = f"{n} seeds: {of_seeds}" if n > 1 else "one seed"
+    return f"{dataset}, {100 * corruption:.0f} % of the labels corrupted, profile {profile}, {seeds}"
 
 
 def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:
