@@ -122,7 +122,7 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
         table.groupby(groups), key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]]
     )
     fig, axes = _grid(len(panels), 3.4, 2.6)
-    fig.get_layout_engine().set(w_pad=0.12)  # inches, between a panel and the next one's names
+    fig.set_layout_engine("constrained", w_pad=0.12)  # inches, between a panel and the next one's names
     place = {name: k for k, name in enumerate(order)}
     marks = dict(zip(table.profile.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
