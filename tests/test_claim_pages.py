@@ -50,6 +50,7 @@ def test_a_figure_has_a_caption_that_says_what_it_shows_and_of_what():
 
 def test_only_a_page_with_pairs_explains_them():
     assert "without → with" in page("A1", al2_frame())
+    assert "`indicative` means" not in page("A1", al2_frame()) and "`indicative` means" in page("A1", al2_frame(seeds=[0]))
     assert "→" not in page("A2", al2_frame()).split("## How")[0].split("## Verdict")[1]
 
 
@@ -63,6 +64,15 @@ def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
         ["epochs", "700", "70"],
         ["learning rate", "0.001", "0.005"],
         ["epochs of the λ series an epoch", "1", "10"],
+    ]
+
+
+def test_figure_1_of_the_paper_is_of_750_epochs():
+    said = claim_pages.deviations("A6", al2_frame().assign(**{"epochs": 750, "mean_cca init": 0.5}))
+    assert "| epochs " not in said.replace("| epochs of the", "")
+    assert ["epochs", "750", "70"] in [
+        [value.strip() for value in line.strip("|").split("|")]
+        for line in claim_pages.deviations("A6", al2_frame().assign(**{"mean_cca init": 0.5})).splitlines()
     ]
 
 

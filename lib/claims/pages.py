@@ -64,6 +64,7 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
     rule = next((rule for rule in rows.rule if rule), "not judged yet: no run answers it")
     tables = [name for name in said["tables"] if name in written]
     paired = bool(rows.measured.str.contains("→").any())
+    indicative = bool(rows.verdict.str.contains("indicative").any())
     figures = [name for name in drawn if any(fnmatch(name, pattern) for pattern in said["figures"])]
     parts = [
         f"# {claim}: {said['statement']}",
@@ -71,7 +72,7 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
         "## Verdict",
         rows[columns].to_markdown(index=False),
         f"**Rule.** {rule}.",
-        "Pairs read *without → with* the regulariser. " * paired + "`indicative` means one seed.",
+        "Pairs read *without → with* the regulariser. " * paired + "`indicative` means one seed." * indicative,
         "## How the runs deviate from the paper",
         deviations(claim, frame),
     ]
@@ -80,7 +81,7 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
     )
     parts += ["## Tables", *[f"- [`{name}`](../tables/{name}.csv)" for name in tables]] * bool(tables)
     parts += ["## Figures", *[picture(name, "../figures") for name in figures]] * bool(figures)
-    return "\n\n".join([*parts, "[All claims](../report.md)"]) + "\n"
+    return "\n\n".join([*filter(None, parts), "[All claims](../report.md)"]) + "\n"
 
 
 def picture(name: str, folder: str) -> str:
@@ -121,7 +122,8 @@ def _papers_settings(claim: str) -> dict[str, str]:
     names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):
         run = Run("mnist", al2=True)
-        return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION
+        epochs = {"epochs": "750"} if claim == "A6" else {}  # AL2, Figure 1: its dropout networks train a little longer
+        return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION | epochs
     said = {name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in names} | PAPERS_PRECISION
     optimizers = "sgd, adam" if claim == "S8" else "sgd"
     return said | {"optimizer": optimizers, "learning_rate": "0.01 (SGD), not given (Adam)" if claim == "S8" else "0.01"}
