@@ -59,7 +59,7 @@ def _total(speed: float, epochs: int) -> float:
 
 
 def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarray]:
-    """λ_e [epochs] of a baseline with AL2, by option, the default first; where its corruption law is changed it has no series.
+    """λ_e [epochs] of a baseline with AL2, by option, the default first; options that leave the series as it is are not listed.
 
     Args:
         frame: as `labelled` takes it, of one profile, data set and corruption level.
