@@ -1,7 +1,10 @@
 """What makes a training step faster on one CPU core, with PyTorch alone; elsewhere everything here is as PyTorch has it."""
 
 import ctypes
+import warnings
 from functools import lru_cache
+
+import torch
 
 # glibc's numbers for mallopt (malloc.h), and the largest block that its heap will take (DEFAULT_MMAP_THRESHOLD_MAX)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -23,3 +26,23 @@ def keep_memory() -> bool:
     except (OSError, TypeError, AttributeError):  # other systems and C libraries
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
+    """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop, some ten times slower than float32.
+
+    oneDNN, PyTorch's library for them, takes bfloat16 on AVX-512 and newer, even where it then computes in float32; with
+    AVX2 alone it does not (`results/bench/epyc_avx2`). Results are the same.
+
+    Returns:
+        whether it warned: never for a GPU.
+    """
+    if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    warnings.warn(
+        "this processor has no fast bfloat16: a step takes some ten times as long as in float32 (notebook 80). "
+        "Leave PRECISION unset; a checkpoint that was begun in bfloat16 goes on in it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True

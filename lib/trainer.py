@@ -173,6 +173,8 @@ def _training(
             on_epoch()
     elif folder:
         record.begin(folder, run)
+    if precision == "bfloat16":
+        fast.warn_where_bfloat16_is_slow(device)
     steps = Steps(model, optimizer, penalties, task, run, precision)
 
     started = saved = time.monotonic()

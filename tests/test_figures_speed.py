@@ -72,7 +72,9 @@ def test_operators_are_gathered_by_purpose():
     names = {
         "DataLoader and transforms": "loading",
         "aten::convolution_backward": "convolutions, backward",
+        "aten::_slow_conv2d_backward": "convolutions, backward",
         "aten::mkldnn_convolution": "convolutions, forward",
+        "aten::_slow_conv2d_forward": "convolutions, forward",
         "aten::max_pool2d_with_indices_backward": "max-pooling",
         "aten::threshold_backward": "ReLU",
         "aten::addmm": "linear layers",

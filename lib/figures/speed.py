@@ -25,7 +25,7 @@ HOURLY, BEST_FACTOR, SHARE = "epochs·networks/h", "× best DataLoader", "% of t
 # Operators of a step by what they are for: the first pattern that is found in a name
 OPERATORS = {
     "loading": r"^DataLoader and transforms$",
-    "convolutions, backward": r"convolution_backward|ConvolutionBackward",
+    "convolutions, backward": r"(convolution|conv2d)_backward|ConvolutionBackward",
     "convolutions, forward": r"convolution|conv2d",
     "max-pooling": r"max_pool|MaxPool",
     "ReLU": r"relu|Relu|clamp_min|threshold_backward",
