@@ -198,11 +198,24 @@ def moment_of_overfitting(losses: Sequence[float]) -> int | None:
     Raises:
         ValueError: for no epochs, or a loss that is not finite.
     """
+    curve = _smoothed_loss(losses)
+    return int(curve.argmin()) + 1 if curve[-1] > 1.02 * curve.min() else None
+
+
+def rise_after_least(losses: Sequence[float]) -> float:
+    """By how much the smoothed validation loss ends above its least value, in % of that: how heavy the overfitting is.
+
+    0 where the last epoch's is the least. `losses` and errors: as for `moment_of_overfitting`.
+    """
+    curve = _smoothed_loss(losses)
+    return float(100 * (curve[-1] / curve.min() - 1))
+
+
+def _smoothed_loss(losses: Sequence[float]) -> np.ndarray:
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError("a loss curve has one finite value an epoch, at least one")
-    curve = smoothed(values)
-    return int(curve.argmin()) + 1 if curve[-1] > 1.02 * curve.min() else None
+    return smoothed(values)
 
 
 class CanonicalCorrelations(NamedTuple):

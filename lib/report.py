@@ -74,9 +74,12 @@ def gather(profiles: Sequence[str]) -> Report:
 
 
 def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The papers' tables with what was measured beside it; what options change, where any was tried."""
+    """The papers' tables with what was measured beside it; when losses rise, and what options change, where a run says."""
     found = {name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
     found |= {name: tables.sparsity_beside_published(name, frame) for name in ("sparsity_table2", "sparsity_table3")}
+    overfitting = tables.overfitting(tables.sparsity_runs(frame))
+    if len(overfitting):
+        found["sparsity_overfitting"] = overfitting
     options = tables_options.table(frame) if "notebooks" in frame else pd.DataFrame()
     if len(options) and (options.option != tables_options.DEFAULT).any():
         found["al2_options"] = options

@@ -22,6 +22,7 @@ from lib.measures import (
     entropy_maps,
     hidden_layers,
     moment_of_overfitting,
+    rise_after_least,
     smoothed,
 )
 
@@ -425,6 +426,13 @@ def test_a_curve_that_does_not_rise_again_has_no_moment(curve):
     assert moment_of_overfitting(curve) is None
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.015, 0.5, 3.0])
+def test_the_rise_is_a_share_of_the_least_value(rise):
+    curve = 1 + rise * (np.arange(60) >= 30)
+    assert rise_after_least(curve) == pytest.approx(100 * rise) == pytest.approx(rise_after_least(7 * curve))
+    assert rise_after_least(curve[::-1]) == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize(("rise", "overfits"), [(0.0, False), (0.0199, False), (0.0201, True), (0.5, True)])
 def test_the_end_has_to_lie_more_than_2_percent_above_the_least(rise, overfits):
     curve = 1 + rise * (np.arange(60) >= 30)
@@ -448,5 +456,6 @@ def test_a_curve_that_only_rises_overfits_from_the_first_epoch():
 
 @pytest.mark.parametrize("curve", [[], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]], 3.0])
 def test_the_moment_of_what_is_no_curve_is_refused(curve):
-    with pytest.raises(ValueError, match="one finite value an epoch"):
-        moment_of_overfitting(curve)
+    for judge in (moment_of_overfitting, rise_after_least):
+        with pytest.raises(ValueError, match="one finite value an epoch"):
+            judge(curve)

@@ -208,7 +208,7 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
     report.write(found, out)
     figures = {"al2_table1-lite", "al2_table2-lite", "sparsity_losses-lite", "sparsity_table2"}
     figures |= {f"sparsity_{kind}-lite-digits-s-sgd" for kind in ("entropy", "correlation", "histograms")}
-    names = {*tables.AL2_TABLES, "sparsity_table2", "sparsity_table3"}
+    names = {*tables.AL2_TABLES, "sparsity_table2", "sparsity_table3", "sparsity_overfitting"}
     assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == (
         {"claims.csv", "headline.md", "report.md"}
         | {f"figures/{name}.png" for name in figures}

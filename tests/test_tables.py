@@ -534,3 +534,25 @@ def test_a_table_of_the_other_paper_is_refused():
 def test_a_mean_is_printed_with_its_standard_deviation_where_there_is_one(mean, sd, digits, text):
     assert tables.mean_and_sd(mean, sd, digits) == text
     assert tables.mean_and_sd(*pd.Series([1.0]).agg(["mean", "std"])) == "1.0"
+
+
+# ---- overfitting
+
+
+def test_overfitting_is_said_of_each_run_over_all_its_epochs():
+    step = {"sr2Net": {"loss": lambda epoch: 1 + 0.5 * (epoch > 20)}}  # the smoothed curve's ends are flat
+    made = frame(
+        cell({"vanillaNet": 30.0, "sr1Net": 30.0}, seeds=(0, 1), diverged={("vanillaNet", 1): 5}),
+        cell({"sr2Net": 30.0}, seeds=[0], epochs=40, over=step),
+    )
+    table = tables.overfitting(tables.sparsity_runs(made)).set_index(["network", "seed"])
+    assert table.moment["vanillaNet", 0] == 8 and table.moment.drop(["vanillaNet", "sr2Net"]).isna().all()
+    assert table.rise["sr2Net", 0] == pytest.approx(50) and table.epochs["sr2Net", 0] == 40
+    assert table.rise["sr1Net"].tolist() == [0, 0]
+    diverged = table.loc[("vanillaNet", 1)]
+    assert diverged[["moment", "rise"]].isna().all() and diverged.diverged == 5
+
+
+def test_no_runs_overfit_nowhere():
+    table = tables.overfitting(tables.sparsity_runs(pd.DataFrame()))
+    assert table.empty and "rise" in table

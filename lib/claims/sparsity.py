@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from lib import measures, models
+from lib import models
 from lib.claims.verdicts import PAIRED, Judged, cell_holds, differences, of_parts, smallest_n, verdict
 from lib.studies import VARIANTS
-from lib.tables import DIVERGED, SIZES, SPARSITY_EPOCHS, best_accuracies, mean_text, published
+from lib.tables import DIVERGED, SIZES, SPARSITY_EPOCHS, best_accuracies, mean_text, overfitting, published
 
 DEEP, SHALLOW = ("conv3", "conv4", "fc1"), ("conv1", "conv2")
 SR = ("sr1Net", "sr2Net", "sr3Net")
@@ -69,15 +69,14 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
     return curves.iloc[-1] if not curves.empty else pd.Series(dtype=float)
 
 
-def _moments(runs: pd.DataFrame, network: str, size: str) -> dict[int, int | str | None]:
-    """Moment of overfitting by seed with SGD, over all epochs trained; "diverged" where the loss became NaN on the way."""
-    own = runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")]
-    return {
-        seed: DIVERGED
-        if run.diverged.notna().any()
-        else measures.moment_of_overfitting(run.sort_values("epoch").test_cross_entropy)
-        for seed, run in own.groupby("seed")
-    }
+def _overfitting(runs: pd.DataFrame, network: str, size: str) -> pd.DataFrame:
+    """A row a seed with SGD, over all epochs trained: `moment` of overfitting and `rise` of the loss, or that it `diverged`."""
+    found = overfitting(runs)
+    return found[(found.network == network) & (found["size"] == size) & (found.optimizer == "sgd")]
+
+
+def _moment(row) -> int | str | None:
+    return DIVERGED if pd.notna(row.diverged) else int(row.moment) if pd.notna(row.moment) else None
 
 
 def _sizes(runs: pd.DataFrame, optimizer: str = "sgd", least: Iterable[str] = ("vanillaNet",)) -> list[str]:
@@ -114,7 +113,7 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
         if any(curves.empty for curves in relative.values()):
             continue
         last, judged = int(relative["fc1"].index.max()), 0
-        moments = _moments(runs, "vanillaNet", size)
+        moments = {row.seed: _moment(row) for row in _overfitting(runs, "vanillaNet", size).itertuples()}
         for seed in (seed for seed in moments if all(seed in curves for curves in relative.values())):
             moment = moments[seed]
             if moment is None or (moment != DIVERGED and moment > last):
@@ -177,16 +176,19 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
     sizes = _sizes(runs, least=("vanillaNet", "sr2Net"))
     for size in sizes:
         for network in VARIANTS:
-            moments = _moments(runs, network, size)
-            if not moments:
+            found = _overfitting(runs, network, size)
+            if found.empty:
                 continue
-            epochs = int(runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")].epochs.max())
-            at = ", ".join("never" if m is None else str(m) for m in moments.values())
-            said.append(f"{network}-{size} {at} of {epochs}")
+            moments = [_moment(row) for row in found.itertuples()]
+            at = [
+                f"{m} (+{rise:.0f} %)" if isinstance(m, int) else m or "never"
+                for m, rise in zip(moments, found.rise, strict=True)
+            ]
+            said.append(f"{network}-{size} {', '.join(at)} of {found.epochs.max()}")
             if network == "vanillaNet":
-                held.append(all(isinstance(m, int) for m in moments.values()))
+                held.append(all(isinstance(m, int) for m in moments))
             elif network in SR:
-                held.append(all(m is None for m in moments.values()))
+                held.append(all(m is None for m in moments))
             n += [len(moments)] * (network not in ("dropNet", "normNet"))  # said, not judged
     if not held:
         return None
@@ -195,7 +197,7 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
         "overfitting (the smoothed validation loss ends more than 2 % above its least), sr1–sr3 have none"
     )
     printed = "sr1–sr3 never within 200 epochs, vanillaNet at epoch 8 (xxl)" if dataset in HUNDRED[:1] else ""
-    said = "moment of overfitting by seed: " + "; ".join(said)
+    said = "moment of overfitting by seed (and how far the smoothed loss ends above its least): " + "; ".join(said)
     return Judged(printed, said, min(n), rule, of_parts(held, min(n), 4 * len(sizes)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 
-from lib import paths
+from lib import measures, paths
 from lib.losses import schedule
 from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
 from lib.studies import VARIANTS
@@ -202,6 +202,29 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]  # the first of several
     best.columns = ["profile", "id", "best", "best_epoch"]
     return found.merge(best, how="left").merge(of_run.last().rename("last").reset_index(), how="left")
+
+
+def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
+    """When and how far the validation losses of the targeted-sparsity runs rise again, over all epochs trained.
+
+    Args:
+        runs: as `sparsity_runs` gives them.
+
+    Returns:
+        a row a run: profile, dataset, size, optimizer, network, regularized, epochs, seed, `moment` (the epoch of the least
+        smoothed loss, empty where it does not overfit: `measures.moment_of_overfitting`), `rise` (`measures.rise_after_least`,
+        %). Both empty for a run whose loss became NaN, which `diverged` gives the epoch of.
+    """
+    keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "epochs", "seed"]
+    rows = []
+    for key, run in runs.groupby(keys) if len(runs) else []:
+        losses, diverged = run.sort_values("epoch").test_cross_entropy, run.diverged.max()
+        found = (
+            (measures.moment_of_overfitting(losses), measures.rise_after_least(losses)) if np.isnan(diverged) else (None, None)
+        )
+        rows.append([*key, *found, diverged])
+    table = pd.DataFrame(rows, columns=[*keys, "moment", "rise", "diverged"])
+    return table.astype({"moment": "Int64", "rise": float, "diverged": "Int64"})
 
 
 def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
