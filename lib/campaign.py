@@ -41,6 +41,7 @@ PLANS: dict[str, Callable[..., list[Run]]] = {
     "13_al2_schedules": studies.schedules,
     "14_al2_relabel": studies.relabelling,
     "15_al2_options": studies.options,
+    "16_al2_norm_scale": studies.norm_scales,
     "20_sparsity_monitor": studies.sparsity_networks,
     "21_sparsity_networks": studies.sparsity_networks,
     "22_sparsity_lenet_alexnet": studies.lenet_alexnet,

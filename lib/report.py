@@ -19,6 +19,7 @@ from lib.run import Run
 from lib.studies import VARIANTS
 from lib.tables import across as tables_across
 from lib.tables import cca as tables_cca
+from lib.tables import norm_scale
 from lib.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
@@ -83,6 +84,9 @@ def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     options = tables_options.table(frame) if "notebooks" in frame else pd.DataFrame()
     if len(options) and (options.option != tables_options.DEFAULT).any():
         found["al2_options"] = options
+    scales = norm_scale.table(frame) if "notebooks" in frame else pd.DataFrame()
+    if len(scales):
+        found["al2_norm_scale"] = scales
     return found
 
 
@@ -132,6 +136,10 @@ def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     for (profile, dataset), own in gains.groupby(["profile", "dataset"], sort=False) if len(gains) else []:
         if (own.option != tables_options.DEFAULT).any():
             found[f"al2_options-{profile}-{dataset}"] = lambda own=own: figures_options.gains(own)
+    scales = norm_scale.runs_of(report.frame) if "notebooks" in report.frame else pd.DataFrame()
+    for (profile, dataset), own in scales.groupby(["profile", "dataset"]) if len(scales) else []:
+        if own.scale.nunique() > 1:
+            found[f"al2_norm_scale-{profile}-{dataset}"] = lambda own=own: figures_options.norm_scales(own)
     return found
 
 

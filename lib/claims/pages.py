@@ -36,6 +36,7 @@ CAPTIONS = {  # of the report's figures, by what their names begin with
     "al2_weight_decay": "Weight decay of several strengths beside AL2; the shaded strength is chosen on held-out noisy labels.",
     "al2_relabel": "Bare networks trained on labels that other networks predict (AL2, section 4; A9).",
     "al2_options": "What AL2 gains where one choice of this study is changed (notebook 15).",
+    "al2_norm_scale": "Batch norm with its scale γ starting at 1 and at values from U(0, 1), beside the printed (notebook 16).",
     "sparsity_table2": "Best accuracies of targeted sparsity's Table 2, published (crosses) and measured.",
     "sparsity_table3": "Best accuracies of targeted sparsity's Table 3, published (crosses) and measured.",
     "sparsity_losses": "Validation losses without the penalties, smoothed (targeted sparsity, Figures 3 and 6).",

@@ -1,4 +1,4 @@
-"""What options of the protocol change of AL2's gain, beside the paper's: from the tidy frame of `lib.tables.options.gains`."""
+"""What options of the protocol change, beside the paper's numbers: from `lib.tables.options` and `lib.tables.norm_scale`."""
 
 from itertools import cycle
 
@@ -7,10 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.data import noise_floor
 from lib.figures import AXES, COLOURS
-from lib.tables import BASELINES, DEAD
+from lib.tables import AL2_TABLES, BASELINES, DEAD
+from lib.tables.norm_scale import SCALES, runs_of
+from lib.tables.norm_scale import table as table_of_scales
 from lib.tables.options import CELL, DEFAULT, labelled, place_of, published_gain, weights_by_option
 
+SHADES = dict(zip(SCALES.values(), (1.0, 0.45), strict=True))  # of batch norm's colour, by its first scale
 DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 3)))  # the default's first
 
 
@@ -103,6 +107,49 @@ def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
         ax.annotate(name, (len(weights), weights[-1]), xytext=(5, -3), textcoords="offset points", fontsize="small")
     ax.set(xlabel="epoch", ylabel="λ", yscale="log", title=f"the λ series of {BASELINES[baseline]}+AL2")
     ax.set_xlim(0, 1.25 * max(map(len, own.values())))
+    return fig
+
+
+def norm_scales(frame: pd.DataFrame) -> Figure:
+    """Batch norm's networks by their first scale γ: test accuracy, cross-entropy and L_r against epochs, and what is printed.
+
+    Mean over seeds; dashed without AL2, as everywhere; γ ~ U(0, 1) is the lighter. Crosses: published, where the paper
+    prints the data set and level, at the epochs that stand for the paper's. A vertical line: where the shorter training ends.
+
+    Args:
+        frame: as `lib.tables.norm_scale.runs_of` takes it, of one profile, data set and corruption level.
+
+    Raises:
+        ValueError: for none, or several.
+    """
+    rows = runs_of(frame)
+    _one_cell(rows)
+    metrics, classes = AL2_TABLES["al2_table1"], int(rows.num_classes.iloc[0])
+    printed = table_of_scales(frame).drop_duplicates(["al2", "metric", "epoch"])
+    fig, axes = plt.subplots(1, len(metrics), figsize=(10.5, 3.8))
+    for ax, metric in zip(axes, metrics, strict=True):
+        for (scale, al2), own in rows.groupby(["scale", "al2"]):
+            mean = own.groupby("epoch")[metric].mean()
+            ax.plot(mean, color=COLOURS["batchnorm"], ls="-" if al2 else "--", alpha=SHADES[scale], lw=1.6)
+        crosses = printed[(printed.metric == metric) & printed.published.notna()]
+        ax.plot(crosses.epoch_measured, crosses.published, "x", color="0.15", ms=7, mew=1.8)
+        if rows.epochs.nunique() > 1:
+            ax.axvline(rows.epochs.min(), color="0.6", lw=0.8)
+        ax.set(xlabel="epoch", ylabel=AXES[metric])
+    axes[0].axhline(100 / classes, color="0.3", lw=1, ls=":")
+    axes[1].axhline(noise_floor(rows.corruption.iloc[0], classes), color="0.3", lw=1, ls=":")
+    axes[2].set_yscale("log")
+    lines = [
+        (f"{scale}, {word} AL2", ls, shade)
+        for scale, shade in SHADES.items()
+        for word, ls in (("without", "--"), ("with", "-"))
+    ]
+    handles = [plt.Line2D([], [], color=COLOURS["batchnorm"], ls=ls, alpha=shade, label=name) for name, ls, shade in lines]
+    if printed.published.notna().any():
+        handles.append(plt.Line2D([], [], color="0.15", ls="", marker="x", label="published"))
+    handles.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label="chance; noise floor"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    fig.suptitle(f"BN, {_title(rows)}", fontsize="medium")
     return fig
 
 
