@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 from lib.losses import CENTRES, PAIRS, REDUCTIONS, SCHEDULES, schedule, schedule_of_total
@@ -26,17 +27,14 @@ def label_randomization(
     `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of `Run`. `dropout_epochs` is a
     length of its own for the dropout networks, whose training Figure 1 follows for longer; the tables read the first part.
     """
-    if fixed := {"al2", "batch_norm", "seed"} & settings.keys():
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the eight networks differ in (seeds: a list)")
+    _refuse(settings, "al2 batch_norm seed", "what the eight networks differ in (seeds: a list)")
     if not (dropout > 0 and weight_decay > 0):
         raise ValueError(f"dropout is {dropout} and weight_decay {weight_decay}; their baselines need both positive")
     longer = {} if dropout_epochs is None else {"epochs": dropout_epochs}
     baselines = [{}, {"batch_norm": True}, {"dropout": dropout} | longer, {"weight_decay": weight_decay}]
     return [
         Run.from_dict({"dataset": dataset, "seed": seed, "al2": al2, **settings, **baseline})
-        for seed in seeds
-        for baseline in baselines
-        for al2 in (False, True)
+        for seed, baseline, al2 in product(seeds, baselines, (False, True))
     ]
 
 
@@ -57,16 +55,13 @@ def representations(
     Raises:
         ValueError: for a setting in which the runs differ, and a dropout given twice.
     """
-    if fixed := {"al2", "seed", "dropout"} & settings.keys():
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds, dropouts: lists)")
+    _refuse(settings, "al2 dropout seed", "what the runs differ in (seeds, dropouts: lists)")
     if len(set(dropouts)) < len(dropouts):
         raise ValueError(f"dropouts is {list(dropouts)}; each of them once")
     shared = {"dataset": dataset, "cca": ["init"], "keep_trunk": True} | settings
     return [
         Run.from_dict(shared | {"seed": seed, "dropout": dropout, "al2": al2})
-        for seed in seeds
-        for dropout in dropouts
-        for al2 in (False, True)
+        for seed, dropout, al2 in product(seeds, dropouts, (False, True))
     ]
 
 
@@ -96,10 +91,7 @@ def schedules(
     Raises:
         ValueError: for an unknown schedule, a total that one cannot have, and a setting in which the runs differ.
     """
-    if fixed := {"al2", "seed", "weight_decay", "schedule", "rate"} & settings.keys():
-        raise ValueError(
-            f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds, kinds, totals, weight_decays)"
-        )
+    _refuse(settings, "al2 rate schedule seed weight_decay", "what the runs differ in (seeds, kinds, totals, weight_decays)")
     shared, whole = {"dataset": dataset, "epochs": epochs, **settings}, schedule("al2", epochs, speed).sum()
     varied: list[dict[str, Any]] = [{}, *({"weight_decay": strength} for strength in weight_decays)]
     for kind in kinds:
@@ -137,8 +129,8 @@ def options(
     Raises:
         ValueError: for a setting in which the runs differ, another baseline, total 1 or one no series has, a `longer` below 2.
     """
-    if fixed := {"al2", "batch_norm", "bn_gamma", "corruption_law", "schedule", "seed", "weight_decay"} & settings.keys():
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in, or what none of them has")
+    fixed = "al2 batch_norm bn_gamma corruption_law schedule seed weight_decay"
+    _refuse(settings, fixed, "what the runs differ in, or what none of them has")
     if unknown := set(baselines) - {"bare", "batchnorm", "dropout"}:
         raise ValueError(f"baselines holds {', '.join(sorted(unknown))}; allowed: bare, batchnorm, dropout")
     if 1 in totals or (longer is not None and longer < 2):
@@ -160,11 +152,10 @@ def options(
 def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), uniform_epochs: int | None = None, **settings: Any) -> list[Run]:
     """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1) as PyTorch 1.1 drew it (of `options`).
 
-    The latter train for `uniform_epochs`, along the same λ; None: for as many as the others.
+    The latter train for `uniform_epochs`, along the same λ; None: for as many as the others. ValueError if for more.
     """
     runs = options(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
-    length = uniform_epochs or runs[0].epochs
-    if length > runs[0].epochs:
+    if (length := uniform_epochs or runs[0].epochs) > runs[0].epochs:
         raise ValueError(f"uniform_epochs is {length}; at most epochs, {runs[0].epochs}, can be compared")
     return [dataclasses.replace(run, epochs=length) if run.bn_gamma == "uniform" else run for run in runs]
 
@@ -178,8 +169,7 @@ def relabelling(dataset: str, *, seeds: Iterable[int] = (0,), corruption: float 
     Raises:
         ValueError: for a setting in which the runs differ, and for labels that are not corrupted.
     """
-    if fixed := {"al2", "seed", "relabelled_by", "predictions"} & settings.keys():
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (seeds: a list)")
+    _refuse(settings, "al2 predictions relabelled_by seed", "what the runs differ in (seeds: a list)")
     if not corruption > 0:
         raise ValueError(f"corruption is {corruption}; there has to be something to repair")
     runs = []
@@ -221,10 +211,7 @@ def sparsity_networks(
     Raises:
         ValueError: for an unknown network or size, and a setting in which the networks differ.
     """
-    if fixed := {"network", "batch_norm", "sparsity", "decorrelation", "seed"} & settings.keys():
-        raise ValueError(
-            f"{', '.join(sorted(fixed))} cannot be set: it is what the networks differ in (size, seeds: arguments)"
-        )
+    _refuse(settings, "batch_norm decorrelation network seed sparsity", "what the networks differ in (size, seeds: arguments)")
     if not dropout > 0:
         raise ValueError(f"dropout is {dropout}; dropNet needs it positive")
     for name, given in (("networks", networks), ("long_networks", long_networks)):
@@ -277,10 +264,7 @@ def lenet_alexnet(
     Raises:
         ValueError: for an unknown network or choice of layers, and a setting in which the runs differ.
     """
-    if fixed := {"network", "seed", "sparsity"} & settings.keys():
-        raise ValueError(
-            f"{', '.join(sorted(fixed))} cannot be set: it is what the runs differ in (networks, seeds, layers: arguments)"
-        )
+    _refuse(settings, "network seed sparsity", "what the runs differ in (networks, seeds, layers: arguments)")
     if unknown := [name for name in networks if name not in REGULARISED]:
         raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(REGULARISED)}")
     if layers not in ("all", "targeted"):
@@ -288,9 +272,7 @@ def lenet_alexnet(
     shared = SPARSITY_DEFAULTS | {"dataset": dataset, "learning_rate": learning_rate} | settings
     return [
         Run.from_dict(shared | {"network": network, "seed": seed, "sparsity": REGULARISED[network][layers] if on else ()})
-        for seed in seeds
-        for network in networks
-        for on in (False, True)
+        for seed, network, on in product(seeds, networks, (False, True))
     ]
 
 
@@ -388,9 +370,8 @@ def across(
     Raises:
         ValueError: for a setting in which the four differ, labels that are not corrupted, and a penalty of weight 0.
     """
-    differing = ("al2", "sparsity", "network", "networks", "seed", "seeds")
-    if fixed := {name for name in settings if name.removeprefix("clean_") in differing}:
-        raise ValueError(f"{', '.join(sorted(fixed))} cannot be set: it is what the four networks differ in (seeds: a list)")
+    own = "al2 network networks seed seeds sparsity"
+    _refuse(settings, f"{own} clean_{own.replace(' ', ' clean_')}", "what the four networks differ in (seeds: a list)")
     if not (corruption > 0 and sparsity_weight > 0):
         raise ValueError(f"corruption is {corruption} and sparsity_weight {sparsity_weight}; both have to be positive")
     clean = {name.removeprefix("clean_"): value for name, value in settings.items() if name.startswith("clean_")}
@@ -409,3 +390,9 @@ def across(
         for without, as_long_as_the_rest in zip(plain, short, strict=True):
             overfitting += [without, dataclasses.replace(as_long_as_the_rest, al2=True, speed=clean_speed)]
     return memorising + overfitting
+
+
+def _refuse(settings: dict[str, Any], fixed: str, why: str) -> None:
+    """ValueError if a setting is given that a study fixes itself; their names apart by blanks."""
+    if given := sorted({*fixed.split()} & settings.keys()):
+        raise ValueError(f"{', '.join(given)} cannot be set: it is {why}")

@@ -687,10 +687,10 @@ def test_al2_works_on_the_features_of_a_convnet():
 
 def test_sparsity_regularisation_keeps_entropy_up_and_decorrelation_correlations_down(tmp_path):
     changes = [{}, {"sparsity": ("fc1",), "sparsity_weight": 3.0}, DECORR | {"decorrelation_weight": 9.0}]
-    runs = [replace(CONV, corruption=0.0, epochs=10, heat_maps=0, **change) for change in changes]
+    runs = [replace(CONV, corruption=0.0, epochs=13, heat_maps=0, **change) for change in changes]
     plain, sparse, decorrelated = (trainer.fit([run], [tmp_path / run.name]) for run in runs)
     assert sparse["entropy fc1"].tail(3).mean() > plain["entropy fc1"].tail(3).mean() + 0.05
-    assert sparse["cross_entropy"].iloc[-1] < 0.8 * np.log(10)  # it learns, too (how fast depends on the processor)
+    assert sparse["cross_entropy"].iloc[-1] < 1.5  # it learns, too
     squares = np.linspace(-0.995, 0.995, 200) ** 2
     spread = []
     for run in (runs[0], runs[2]):

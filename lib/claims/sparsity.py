@@ -71,8 +71,7 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
 
 def _overfitting(runs: pd.DataFrame, network: str, size: str) -> pd.DataFrame:
     """A row a seed with SGD, over all epochs trained: `moment` of overfitting and `rise` of the loss, or that it `diverged`."""
-    found = overfitting(runs)
-    return found[(found.network == network) & (found["size"] == size) & (found.optimizer == "sgd")]
+    return overfitting(runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")])
 
 
 def _moment(row) -> int | str | None:

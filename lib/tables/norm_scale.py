@@ -3,10 +3,11 @@
 import pandas as pd
 
 from lib.run import PAPER_EPOCHS, epoch_measured
-from lib.tables import AL2_TABLES, CELL, DIVERGED, of_notebook, one_setting, precisions, published
+from lib.tables import AL2_TABLES, CELL, DIVERGED, at_published_epochs, mean_and_sd, of_notebook, published
 from lib.tables.options import UNIFORM
 
 SCALES = {"ones": "γ = 1", "uniform": UNIFORM}  # how a run's `bn_gamma` is called
+KEYS = ["profile", "dataset", "corruption", "al2", "scale"]
 METRICS = ["test_accuracy", "cross_entropy", "activation_l2", "ablation_auc"]
 
 
@@ -38,24 +39,15 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: if runs of one row differ in more than the seed.
     """
-    keys = ["profile", "dataset", "corruption", "al2", "scale"]
-    runs, rows = runs_of(frame), []
-    for key, own in runs.groupby(keys) if len(runs) else []:
-        one_setting(own, key, but=("seed",))
-        for epoch in range(100, PAPER_EPOCHS + 1, 100):
-            here = epoch_measured(epoch, int(own.length.iloc[0]))
-            if here > own.epochs.iloc[0]:
-                break
-            lost = bool((own.diverged <= here).any())
-            for metric in METRICS:
-                values = own.loc[own.epoch == here, metric].dropna()
-                sd = values.std() if len(values) > 1 and not lost else float("nan")
-                n = own.id.nunique() if lost else len(values)
-                rows.append([*key, epoch, metric, here, DIVERGED if lost else values.mean(), sd, n, precisions(own)])
-    found = pd.DataFrame(rows, columns=[*keys, "epoch", "metric", "epoch_measured", "measured", "sd", "n", "precision"])
-    paper = pd.concat(map(published, AL2_TABLES)).query("baseline == 'batchnorm'").rename(columns={"value": "published"})
-    join = [name for name in CELL if name != "baseline"] + ["epoch", "metric"]
-    return found.merge(paper[[*join, "published"]], on=join, how="left") if len(found) else found.assign(published=[])
+    runs, parts = runs_of(frame), [at_published_epochs(pd.DataFrame(), METRICS).assign(scale=[])]
+    for (*_, scale), own in runs.groupby(["profile", "dataset", "corruption", "scale"]) if len(runs) else []:
+        length = min(int(own.length.iloc[0]), PAPER_EPOCHS)
+        reached = [e for e in range(100, PAPER_EPOCHS + 1, 100) if epoch_measured(e, length) <= own.epochs.min()]
+        parts.append(at_published_epochs(own, METRICS, reached, length).assign(scale=scale))
+    paper = pd.concat(map(published, AL2_TABLES)).rename(columns={"value": "published"})
+    found = pd.concat([part for part in parts if len(part)] or parts)
+    found = found.merge(paper, on=[*CELL, "epoch", "metric"], how="left").sort_values(KEYS, kind="stable", ignore_index=True)
+    return found.reindex(columns=[*KEYS, "epoch", "metric", "epoch_measured", "measured", "sd", "n", "precision", "published"])
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:
@@ -96,4 +88,4 @@ def _text(value: float | str, sd: float = float("nan")) -> str:
     if pd.isna(value):
         return "–"
     digits = 4 if abs(value) < 0.1 else 2 if abs(value) < 10 else 1
-    return f"{value:.{digits}f}" + (f" ± {sd:.{digits}f}" if pd.notna(sd) else "")
+    return mean_and_sd(value, sd, digits)
