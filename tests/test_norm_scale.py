@@ -115,7 +115,7 @@ def test_the_figure_has_both_scales_with_and_without_al2_and_the_printed(length)
     ]
     (crosses,) = [line for line in fig.axes[0].lines if line.get_marker() == "x"]
     assert sorted(crosses.get_ydata())[-1] == 95.47 and len(crosses.get_xdata()) == 14
-    with pytest.raises(ValueError, match="one profile, data set"):
+    with pytest.raises(ValueError, match="one profile and dataset"):
         figures_options.norm_scales(pd.concat([study(), study(corruption=0.5)]))
 
 

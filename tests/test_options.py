@@ -205,7 +205,7 @@ def test_a_figure_without_printed_numbers_has_no_published_line_and_a_diverged_p
 def test_a_figure_of_two_levels_or_of_none_is_refused():
     two = pd.concat([study(), study(corruption=0.5)], ignore_index=True)
     for pairs in (opt.gains(two), opt.gains(pd.DataFrame())):
-        with pytest.raises(ValueError, match="one profile, data set and corruption level"):
+        with pytest.raises(ValueError, match="one profile and dataset and corruption"):
             figures_options.gains(pairs)
 
 
@@ -236,7 +236,7 @@ def test_the_series_of_dropout_by_option_and_their_figure():
 @pytest.mark.parametrize("draw", [figures_options.courses, figures_options.series])
 def test_courses_and_series_of_two_levels_or_of_none_are_refused(draw):
     for frame in (pd.concat([study(), study(corruption=0.5)], ignore_index=True), pd.DataFrame()):
-        with pytest.raises(ValueError, match="one profile, data set and corruption level"):
+        with pytest.raises(ValueError, match="one profile and dataset and corruption"):
             draw(frame)
 
 

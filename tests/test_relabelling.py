@@ -451,7 +451,7 @@ def test_the_figure_shows_what_there_is(closed):
     made = tables.relabelling_runs(frame_of(relabelling("mnist", epochs=4)))
     fig = figures.relabelling_curves(made[made.labels.isin(["noisy", "al2"])])
     assert len(fig.axes[0].lines) == 3 and "one seed" in fig.get_suptitle()
-    with pytest.raises(ValueError, match="one data set and corruption level"):
+    with pytest.raises(ValueError, match="one dataset and corruption"):
         figures.relabelling_curves(pd.concat([made, made.assign(dataset="fashion_mnist")]))
 
 

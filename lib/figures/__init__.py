@@ -65,13 +65,29 @@ def small_png(fig: Figure) -> Image:
     return picture
 
 
+def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
+    """ValueError unless the columns `keys` have one combination of values: what one figure can show."""
+    cells = frame[list(keys)].drop_duplicates()
+    if len(cells) != 1:
+        raise ValueError(f"a figure shows one {' and '.join(keys)}, not {np.array(cells).tolist()}")
+
+
+def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -> None:
+    """What a metric of Table 1 is read against, dotted: chance, or the noise floor. L_r falls by decades: a log axis."""
+    references = {"test_accuracy": 100 / classes, "cross_entropy": noise_floor(corruption, classes)}
+    if metric in references:
+        ax.axhline(references[metric], color="0.3", lw=1, ls=":")
+    if metric == "activation_l2":
+        ax.set_yscale("log")
+
+
 def training_curves(frame: pd.DataFrame) -> Figure:
     """Table 1's metrics against epochs, a column a baseline, without and with AL2: mean over seeds (line) and range (band).
 
     Args:
         frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
     """
-    _one_cell(frame)
+    require_one_cell(frame)
     metrics = AL2_TABLES["al2_table1"]
     corruption, classes, seeds = frame.corruption.iloc[0], int(frame.num_classes.iloc[0]), frame.seed.nunique()
     baselines = [b for b in BASELINES if b in set(frame.baseline)]
@@ -90,13 +106,8 @@ def training_curves(frame: pd.DataFrame) -> Figure:
             for al2 in (False, True):
                 runs = frame[(frame.baseline == baseline) & (frame.al2 == al2)]
                 _line(ax, runs, metric, COLOURS[baseline], "-" if al2 else "--")
+            draw_reference(ax, metric, corruption, classes)
             ax.set_ylabel(AXES[metric] if column == 0 else "")
-            if metric == "cross_entropy":
-                ax.axhline(noise_floor(corruption, classes), color="0.3", lw=1, ls=":")
-            if metric == "test_accuracy":
-                ax.axhline(100 / classes, color="0.3", lw=1, ls=":")
-            if metric == "activation_l2":
-                ax.set_yscale("log")
         axes[-1, column].set_xlabel("epoch")
     _al2_legend(fig, dotted="noise floor; chance")
     band = f", {seeds} seeds: mean and range" if seeds > 1 else ", one seed"
@@ -113,7 +124,7 @@ def relabelling_curves(frame: pd.DataFrame) -> Figure:
         frame: one profile, data set and corruption level beside the clean labels, as `lib.tables.relabelling_runs` gives it.
     """
     noisy = frame[frame.corruption > 0]
-    _one_cell(noisy)
+    require_one_cell(noisy)
     corruption, seeds = noisy.corruption.iloc[0], frame.seed.nunique()
     fig, ax = plt.subplots(figsize=(7.5, 4.2))
     shown = [labels for labels in RELABELLING if labels in set(frame.labels)]
@@ -155,7 +166,7 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
 
 def ablation_areas(frame: pd.DataFrame) -> Figure:
     """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over seeds."""
-    _one_cell(frame)
+    require_one_cell(frame)
     measured = frame[frame.ablation_auc.notna()]
     fig, ax = plt.subplots(figsize=(7, 3.4))
     for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
@@ -272,9 +283,3 @@ def _al2_legend(fig: Figure, dotted: str = "", baselines: Sequence[str] = ()) ->
     if dotted:
         lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
     fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
-
-
-def _one_cell(frame: pd.DataFrame) -> None:
-    cells = frame[["dataset", "corruption"]].drop_duplicates()
-    if len(cells) != 1:
-        raise ValueError(f"a figure shows one data set and corruption level, not {np.array(cells).tolist()}")

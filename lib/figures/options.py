@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.data import noise_floor
-from lib.figures import AXES, COLOURS
+from lib.figures import AXES, COLOURS, draw_reference, require_one_cell
 from lib.tables import AL2_TABLES, BASELINES, DEAD
 from lib.tables.norm_scale import SCALES, runs_of
 from lib.tables.norm_scale import table as table_of_scales
@@ -30,7 +29,7 @@ def gains(pairs: pd.DataFrame) -> Figure:
     Raises:
         ValueError: for none, or several.
     """
-    _one_cell(pairs)
+    require_one_cell(pairs, CELL)
     _, dataset, corruption = pairs[CELL].iloc[0]
     baselines = [b for b in BASELINES if b in set(pairs.baseline)]
     widths = [pairs.option[pairs.baseline == b].nunique() + 1 for b in baselines]
@@ -67,7 +66,7 @@ def courses(frame: pd.DataFrame) -> Figure:
         ValueError: for none, or several.
     """
     rows = labelled(frame)
-    _one_cell(rows)
+    require_one_cell(rows, CELL)
     rows = rows[rows.al2.astype(bool) & (rows.epoch <= rows.read)]
     baselines = [b for b in BASELINES if b in set(rows.baseline)]
     fig, axes = plt.subplots(1, len(baselines), figsize=(max(3.6 * len(baselines), 7), 3.8), sharey=True, squeeze=False)
@@ -98,7 +97,7 @@ def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
     Raises:
         ValueError: as `courses`.
     """
-    _one_cell(labelled(frame))
+    require_one_cell(labelled(frame), CELL)
     own = weights_by_option(frame, baseline)
     fig, ax = plt.subplots(figsize=(6.5, 3.4))
     for (name, weights), shade in zip(own.items(), np.linspace(1, 0.35, len(own)), strict=True):
@@ -123,7 +122,7 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
         ValueError: for none, or several.
     """
     rows = runs_of(frame)
-    _one_cell(rows)
+    require_one_cell(rows, CELL)
     metrics, classes = AL2_TABLES["al2_table1"], int(rows.num_classes.iloc[0])
     printed = table_of_scales(frame).drop_duplicates(["al2", "metric", "epoch"])
     fig, axes = plt.subplots(1, len(metrics), figsize=(10.5, 3.8))
@@ -135,10 +134,8 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
         ax.plot(crosses.epoch_measured, crosses.published, "x", color="0.15", ms=7, mew=1.8)
         if rows.epochs.nunique() > 1:
             ax.axvline(rows.epochs.min(), color="0.6", lw=0.8)
+        draw_reference(ax, metric, rows.corruption.iloc[0], classes)
         ax.set(xlabel="epoch", ylabel=AXES[metric])
-    axes[0].axhline(100 / classes, color="0.3", lw=1, ls=":")
-    axes[1].axhline(noise_floor(rows.corruption.iloc[0], classes), color="0.3", lw=1, ls=":")
-    axes[2].set_yscale("log")
     lines = [
         (f"{scale}, {word} AL2", ls, shade)
         for scale, shade in SHADES.items()
@@ -151,12 +148,6 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
     fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     fig.suptitle(f"BN, {_title(rows)}", fontsize="medium")
     return fig
-
-
-def _one_cell(rows: pd.DataFrame) -> None:
-    cells = rows[CELL].drop_duplicates()
-    if len(cells) != 1:
-        raise ValueError(f"a figure shows one profile, data set and corruption level, not {cells.to_numpy().tolist()}")
 
 
 def _title(rows: pd.DataFrame, of_seeds: str = "mean") -> str:
