@@ -177,6 +177,8 @@ def test_a3_does_not_hold_because_a_seed_that_diverged_is_left_out():
 def test_a4_compares_to_the_two_digits_that_the_paper_prints():
     assert verdicts_of(frame(entropy=(0.01, 2.0651)))["A4"] == "holds"
     assert verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"  # three of seven parts
+    assert verdicts_of(frame(entropy=(0.0249, 2.15)))["A4"] == "holds"  # printed 0.02
+    assert verdicts_of(frame(entropy=(0.0251, 2.15)))["A4"] == "holds in part"  # printed 0.03
 
 
 def test_a4_counts_the_seeds_of_its_seven_parts_alone():
