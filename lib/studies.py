@@ -149,15 +149,9 @@ def options(
     return [run for run in runs if run.baseline in baselines]
 
 
-def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), uniform_epochs: int | None = None, **settings: Any) -> list[Run]:
-    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1) as PyTorch 1.1 drew it (of `options`).
-
-    The latter train for `uniform_epochs`, along the same λ; None: for as many as the others. ValueError if for more.
-    """
-    runs = options(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
-    if (length := uniform_epochs or runs[0].epochs) > runs[0].epochs:
-        raise ValueError(f"uniform_epochs is {length}; at most epochs, {runs[0].epochs}, can be compared")
-    return [dataclasses.replace(run, epochs=length) if run.bn_gamma == "uniform" else run for run in runs]
+def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
+    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1) as PyTorch 1.1 drew it: of `options`."""
+    return options(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
 
 
 def relabelling(dataset: str, *, seeds: Iterable[int] = (0,), corruption: float = 0.75, **settings: Any) -> list[Run]:

@@ -113,7 +113,7 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
     """Batch norm's networks by their first scale γ: test accuracy, cross-entropy and L_r against epochs, and what is printed.
 
     Mean over seeds; dashed without AL2, as everywhere; γ ~ U(0, 1) is the lighter. Crosses: published, where the paper
-    prints the data set and level, at the epochs that stand for the paper's. A vertical line: where the shorter training ends.
+    prints the data set and level, at the epochs that stand for the paper's.
 
     Args:
         frame: as `lib.tables.norm_scale.runs_of` takes it, of one profile, data set and corruption level.
@@ -132,8 +132,6 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
             ax.plot(mean, color=COLOURS["batchnorm"], ls="-" if al2 else "--", alpha=SHADES[scale], lw=1.6)
         crosses = printed[(printed.metric == metric) & printed.published.notna()]
         ax.plot(crosses.epoch_measured, crosses.published, "x", color="0.15", ms=7, mew=1.8)
-        if rows.epochs.nunique() > 1:
-            ax.axvline(rows.epochs.min(), color="0.6", lw=0.8)
         draw_reference(ax, metric, rows.corruption.iloc[0], classes)
         ax.set(xlabel="epoch", ylabel=AXES[metric])
     lines = [

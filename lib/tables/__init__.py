@@ -101,9 +101,7 @@ def precisions(runs: pd.DataFrame) -> str:
     return ", ".join(sorted(runs.precision.dropna().unique())) if "precision" in runs else ""
 
 
-def at_published_epochs(
-    frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = (), length: int | None = None
-) -> pd.DataFrame:
+def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()) -> pd.DataFrame:
     """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number of runs.
 
     Args:
@@ -111,7 +109,6 @@ def at_published_epochs(
             their profile, data set and level.
         metrics: columns of the frame.
         epochs: the paper's epochs, of 700; default 100, 200, … 700.
-        length: the epoch that stands for the paper's 700; default `epochs_read`.
 
     Returns:
         columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured, measured, sd, n, precision.
@@ -119,7 +116,7 @@ def at_published_epochs(
     """
     rows = []
     if not frame.empty:
-        lengths = {level: length or epochs_read(runs) for level, runs in frame.groupby(["profile", "dataset", "corruption"])}
+        lengths = {level: epochs_read(runs) for level, runs in frame.groupby(["profile", "dataset", "corruption"])}
         for keys, cell in frame.groupby(["profile", *CELL], sort=False):
             one_setting(cell, keys, but=("seed",))
             computed_in = precisions(cell)

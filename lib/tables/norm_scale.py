@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from lib.run import PAPER_EPOCHS, epoch_measured
 from lib.tables import AL2_TABLES, CELL, DIVERGED, at_published_epochs, mean_and_sd, of_notebook, published
 from lib.tables.options import UNIFORM
 
@@ -12,22 +11,17 @@ METRICS = ["test_accuracy", "cross_entropy", "activation_l2", "ablation_auc"]
 
 
 def runs_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the study and two columns: `scale`, and `length`, the epochs of the longest training beside it.
+    """The rows of the study and a column `scale`.
 
     Args:
         frame: as `lib.store.load` gives it, of one profile or several.
     """
     rows = of_notebook(frame, "16_al2_norm_scale")
-    if rows.empty:
-        return rows.assign(scale=[], length=[])
-    length = rows.groupby(["profile", "dataset", "corruption"]).epochs.transform("max")
-    return rows.assign(scale=rows.bn_gamma.map(SCALES), length=length)
+    return rows.assign(scale=rows.bn_gamma.map(SCALES) if len(rows) else [])
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The paper's metrics of batch norm by first scale, at those of its epochs that a training reaches, beside the printed.
-
-    A training of one scale may stop early, on the λ of the longer one, whose last epoch stands for the paper's 700.
+    """The paper's metrics of batch norm by first scale, at the paper's epochs, beside the printed.
 
     Args:
         frame: as for `runs_of`.
@@ -40,10 +34,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         ValueError: if runs of one row differ in more than the seed.
     """
     runs, parts = runs_of(frame), [at_published_epochs(pd.DataFrame(), METRICS).assign(scale=[])]
-    for (*_, scale), own in runs.groupby(["profile", "dataset", "corruption", "scale"]) if len(runs) else []:
-        length = min(int(own.length.iloc[0]), PAPER_EPOCHS)
-        reached = [e for e in range(100, PAPER_EPOCHS + 1, 100) if epoch_measured(e, length) <= own.epochs.min()]
-        parts.append(at_published_epochs(own, METRICS, reached, length).assign(scale=scale))
+    for scale, own in runs.groupby("scale") if len(runs) else []:
+        parts.append(at_published_epochs(own, METRICS).assign(scale=scale))
     paper = pd.concat(map(published, AL2_TABLES)).rename(columns={"value": "published"})
     found = pd.concat([part for part in parts if len(part)] or parts)
     found = found.merge(paper, on=[*CELL, "epoch", "metric"], how="left").sort_values(KEYS, kind="stable", ignore_index=True)
@@ -51,30 +43,34 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` for reading: a row a network, epoch and metric, a column what is published and each scale; mean ± sd of n seeds.
+    """`table` for reading: a row a network, metric and what is published or a scale gave, a column an epoch of the paper's.
 
-    Only epochs that all scales reach.
+    Args:
+        table: of one profile, data set and corruption level.
+
+    Returns:
+        texts, mean ± sd where there are several seeds.
     """
-    reached = table.groupby("epoch").scale.nunique() == table.scale.nunique()
-    shown = table[table.epoch.map(reached)]
-    texts = shown.assign(
-        network=shown.al2.map({False: "BN", True: "BN+AL2"}),
-        text=[_text(row.measured, row.sd) for row in shown.itertuples()],
-        published=[_text(value) for value in shown.published],
-        order=shown.metric.map(METRICS.index),
-    )
-    wide = texts.pivot(index=["network", "epoch", "order", "metric", "published"], columns="scale", values="text")
-    return wide.reindex(columns=[name for name in SCALES.values() if name in wide]).reset_index().drop(columns="order")
+    names = ["network", "metric", "of"]
+    cells = [
+        (row.network, row.metric, of, row.epoch, text)
+        for row in table.assign(network=table.al2.map({False: "BN", True: "BN+AL2"})).itertuples()
+        for of, text in (("published", _text(row.published)), (row.scale, _text(row.measured, row.sd)))
+    ]
+    shown = pd.DataFrame(cells, columns=[*names, "epoch", "text"]).drop_duplicates([*names, "epoch"])
+    wide = shown.pivot(index=names, columns="epoch", values="text")
+    order = {name: place for place, name in enumerate([*METRICS, "published", *SCALES.values()])}
+    return wide.sort_index(key=lambda level: level.map(lambda name: order.get(name, name)))
 
 
 def nearer(table: pd.DataFrame) -> tuple[int, int]:
     """At how many of the published numbers γ ~ U(0, 1) is nearer to the paper than γ = 1, and of how many (both measured).
 
-    Compared in the metric's own unit, L_r by its ratio, since it spans orders of magnitude.
+    Compared in the metric's own unit, L_r by its ratio, since it spans orders of magnitude: one printed as 0.0000 has none.
     """
-    keys = ["al2", "epoch", "metric"]
-    measured = table[table.published.notna() & (table.measured != DIVERGED)]
-    ratio = measured.metric == "activation_l2"
+    keys, ratio = ["al2", "epoch", "metric"], table.metric == "activation_l2"
+    measured = table[table.published.notna() & ~(ratio & (table.published == 0)) & (table.measured != DIVERGED)]
+    ratio = ratio[measured.index]
     distance = (measured.measured.astype(float) - measured.published).abs()
     distance[ratio] = (measured.measured[ratio].astype(float) / measured.published[ratio]).map(lambda r: max(r, 1 / r))
     wide = measured.assign(distance=distance).pivot(index=keys, columns="scale", values="distance")
