@@ -68,9 +68,10 @@ def nearer(table: pd.DataFrame) -> tuple[int, int]:
 
     Compared in the metric's own unit, L_r by its ratio, since it spans orders of magnitude: one printed as 0.0000 has none.
     """
-    keys, ratio = ["al2", "epoch", "metric"], table.metric == "activation_l2"
-    measured = table[table.published.notna() & ~(ratio & (table.published == 0)) & (table.measured != DIVERGED)]
-    ratio = ratio[measured.index]
+    keys = ["al2", "epoch", "metric"]
+    measured = table[table.published.notna() & (table.measured != DIVERGED)]
+    measured = measured[(measured.metric != "activation_l2") | (measured.published > 0)]
+    ratio = measured.metric == "activation_l2"
     distance = (measured.measured.astype(float) - measured.published).abs()
     distance[ratio] = (measured.measured[ratio].astype(float) / measured.published[ratio]).map(lambda r: max(r, 1 / r))
     wide = measured.assign(distance=distance).pivot(index=keys, columns="scale", values="distance")
