@@ -76,7 +76,7 @@ def penalties(run: Run, model: nn.Module) -> tuple[losses.ActivationL2, losses.S
     """The run's penalties, attached to its network; L_r is always measured, the others act on the layers the run names."""
     return (
         losses.ActivationL2(model, models.features_layer(run.network)),
-        losses.SparsityReg(model, dict.fromkeys(run.sparsity, run.sparsity_weight)),
+        losses.SparsityReg(model, dict.fromkeys(run.sparsity, run.sparsity_weight), run.sparsity_batch),
         losses.DecorrReg(
             model,
             dict.fromkeys(run.decorrelation, run.decorrelation_weight),
@@ -175,21 +175,17 @@ def _splits(fields: tuple, device: str, root: Path) -> tuple[list[data.Split], i
         the four splits, images in channels_last on the device and true labels on the CPU; number of classes; the data's hash.
     """
     values = dict(zip(DATA_FIELDS, fields, strict=True))
-    dataset = _load(values["dataset"], values["normalize"], values["image_size"], values["classes"], root)
-    height, width = dataset.train.images.shape[2:]
+    names = {"size": values["image_size"], "classes": values["classes"]}
+    options = {name: value for name, value in names.items() if value is not None}
+    raw = data.read(values["dataset"], root=root, normalize=values["normalize"], **options)
+    height, width = raw.scale(raw.train.images[:1]).shape[2:]
     if height != width:
         raise ValueError(f"{values['dataset']} has images of {height}×{width} pixels; the networks take square ones")
     # archives are sorted by class: in this order the first so many test images hold every class in proportion
-    test = dataset.test.take(data.stratified_permutation(dataset.test.labels))
-    parts = [*data.subset(dataset.train, values["n_train"], values["n_validation"], values["n_measure"]), test]
+    test = raw.test.take(data.stratified_permutation(raw.test.labels))
+    parts = [*data.subset(raw.train, values["n_train"], values["n_validation"], values["n_measure"]), test]
 
-    def placed(images: Tensor) -> Tensor:
-        return images.to(device).contiguous(memory_format=torch.channels_last)
+    def placed(pixels: Tensor) -> Tensor:
+        return raw.scale(pixels.to(device)).contiguous(memory_format=torch.channels_last)
 
-    return [data.Split(placed(part.images), part.labels) for part in parts], dataset.num_classes, dataset.sha256
-
-
-@lru_cache(maxsize=1)
-def _load(name: str, normalize: str, size: int | None, classes: int | None, root: Path) -> data.DataSet:
-    options = {key: value for key, value in (("size", size), ("classes", classes)) if value is not None}
-    return data.load(name, root=root, normalize=normalize, **options)
+    return [data.Split(placed(part.images), part.labels) for part in parts], raw.num_classes, raw.sha256

@@ -5,11 +5,13 @@ import hashlib
 import http.server
 import io
 import itertools
+import json
 import math
 import os
 import pickle
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -555,31 +557,146 @@ def test_mnist_with_one_file_missing(root, mnist):
         load("mnist", root=root)
 
 
-def test_cifar_through_torchvision(root, monkeypatch):
+def pixels_sha256(images):
+    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def small_cifar(request, root, monkeypatch):
+    """A CIFAR set of 400 training images and 100 test images whose hashes stand in for the published ones.
+
+    Returns its name, a function for each source that writes it, and the images as they have to come out.
+    """
     from lib.data.vision import torchvision
 
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
-    contents = {
-        "data_batch_1": {"data": pixels[:3], "labels": [1, 0, 1]},
-        "test_batch": {"data": pixels[3:], "labels": [0]},
-        "batches.meta": {"label_names": ["frog", "ship"]},
-    }
-    folder, md5 = root / "cifar-10-batches-py", {}
-    folder.mkdir()
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    kind = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(kind, "train_list", [["data_batch_1", md5["data_batch_1"]]])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
-    loaded = load("cifar10", root=root, normalize="unit")
-    assert loaded.train.images.shape == (3, 3, 32, 32) and loaded.train.labels.tolist() == [1, 0, 1]
-    assert (loaded.test.images.flatten() * 255).round().tolist() == pixels[3].tolist()
-    assert loaded.class_names == ("frog", "ship")
-    (folder / "test_batch").write_bytes(b"altered")
+    name, rng = request.param, np.random.default_rng(0)
+    is_100 = name == "cifar100"
+    cifar = replace(readers.CIFAR100) if is_100 else replace(readers.CIFAR10, train_parts=("data_batch_1", "data_batch_2"))
+    counts = {"train": 400} if is_100 else {"data_batch_1": 200, "data_batch_2": 200}
+    counts[cifar.test_parts[0]] = 100
+    labels = {part: rng.integers(0, 4, count) for part, count in counts.items()}
+    images = {part: rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for part, count in counts.items()}
+
+    def joined(parts):
+        return np.concatenate([images[part] for part in parts]), np.concatenate([labels[part] for part in parts])
+
+    splits = [joined(cifar.train_parts), joined(cifar.test_parts)]
+    if is_100:
+        splits = [(pixels[readers.canonical_order(pixels, of)], of) for pixels, of in splits]
+    names = {cifar.class_names: ["ant", "bee", "cat", "dog"]}
+
+    def pickled():
+        """As torchvision keeps it; the images of a class stand in another order than in the archive."""
+        folder, md5 = root / cifar.folder, {}
+        folder.mkdir()
+        for part in counts:
+            data_ = images[part].copy()
+            if is_100:
+                for label in range(4):
+                    places = np.flatnonzero(labels[part] == label)
+                    data_[places] = data_[rng.permutation(places)]
+            content = {"data": data_.transpose(0, 3, 1, 2).reshape(-1, 3072), cifar.labels: labels[part].tolist()}
+            (folder / part).write_bytes(pickle.dumps(content))
+        (folder / cifar.meta).write_bytes(pickle.dumps(names))
+        for file in folder.iterdir():
+            md5[file.name] = hashlib.md5(file.read_bytes()).hexdigest()
+        kind = getattr(torchvision.datasets, cifar.torchvision)
+        monkeypatch.setattr(kind, "train_list", [[part, md5[part]] for part in cifar.train_parts])
+        monkeypatch.setattr(kind, "test_list", [[part, md5[part]] for part in cifar.test_parts])
+        monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5[cifar.meta]})
+        return folder
+
+    def archived(order=slice(None), trusted=True):
+        """The lossless archive; `order` of the training images in it; `trusted`: its own hash is the expected one."""
+        files = {f"{cifar.top}/{cifar.meta}": pickle.dumps(names)}
+        for part in counts:
+            files[f"{cifar.top}/{part}.json"] = json.dumps({cifar.labels: labels[part].tolist()}).encode()
+            shown = images[part] if part in cifar.test_parts else images[part][order]
+            for k in range(0, len(shown), 100):
+                buffer = io.BytesIO()
+                strip = Image.fromarray(shown[k : k + 100].reshape(-1, 32, 3))
+                strip.save(buffer, "WEBP", lossless=True)
+                files[f"{cifar.top}/{part}/{k // 100:03}.webp"] = buffer.getvalue()
+        write(root / cifar.archive, files)
+        digest = hashlib.sha256((root / cifar.archive).read_bytes()).hexdigest() if trusted else "0" * 64
+        use(replace(known, archive_sha256=digest))
+        return root / cifar.archive
+
+    def use(spec):
+        monkeypatch.setitem(data._BUILT_IN, name, data._published(readers.find_cifar, readers.read_cifar, spec))
+
+    known = replace(cifar, pixels_sha256=tuple(pixels_sha256(pixels) for pixels, _ in splits))
+    use(known)
+    return name, pickled, archived, splits
+
+
+def test_cifar_is_the_same_from_both_sources(root, small_cifar, capsys):
+    name, pickled, archived, splits = small_cifar
+    archive = archived()
+    from_archive = load(name, root=root, normalize="unit")
+    for split, (pixels, labels) in zip((from_archive.train, from_archive.test), splits, strict=True):
+        assert (split.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy().tolist() == pixels.tolist()
+        assert split.labels.tolist() == labels.tolist()
+    assert from_archive.class_names == ("ant", "bee", "cat", "dog")
+    data.main([name, "--root", str(root)])
+    assert f"read from {archive}\n" in capsys.readouterr().out
+    folder = pickled()
+    data.main([name, "--root", str(root)])
+    assert f"read from {folder} ({archive.name} is there, too: the official files go first)" in capsys.readouterr().out
+    from_pickles = load(name, root=root, normalize="unit")
+    assert from_pickles.sha256 == from_archive.sha256
+    assert torch.equal(from_pickles.train.images, from_archive.train.images)
+    archive.unlink()
+    assert load(name, root=root).sha256 == from_archive.sha256
+
+
+def test_faults_in_cifar_files_are_named(root, small_cifar):
+    name, pickled, archived, _ = small_cifar
+    with pytest.raises(DataNotFoundError, match=r"neither .* is there(.|\n)*make data DATASET="):
+        load(name, root=root)
+    with pytest.raises(DataError, match=r"truncated or altered: its SHA-256 is [0-9a-f]{64}, not 0{64}"):
+        load(name, root=archived(trusted=False).parent)
+    archive = archived()
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(DataError, match="truncated or altered"):
+        load(name, root=root)
+    archived(order=slice(None, None, -1))  # an archive that is trusted, but in which the images stand in another order
+    with pytest.raises(DataError, match="other images than the published ones, or holds them in another order"):
+        load(name, root=root)
+    folder = pickled()
+    test_file = folder / readers.CIFAR100.test_parts[0] if name == "cifar100" else folder / "test_batch"
+    test_file.write_bytes(b"altered")
     with pytest.raises(DataError, match="missing, truncated or altered"):
-        load("cifar10", root=root)
+        load(name, root=root)
+    test_file.unlink()
+    with pytest.raises(DataNotFoundError, match=f"lacks {test_file.name}: complete it, or remove it"):
+        load(name, root=root)
+
+
+def test_images_of_cifar_100_have_one_order():
+    rng = np.random.default_rng(1)
+    images, labels = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8), rng.integers(0, 3, 30)
+    order = readers.canonical_order(images, labels)
+    assert sorted(order) == list(range(30)) and (labels[order] == labels).all()
+    for label in range(3):
+        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images[order][labels == label]]
+        assert digests == sorted(digests)
+    assert (images[order][readers.canonical_order(images[order], labels)] == images[order]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_real_archives_decode_to_the_published_pixels(name):
+    cifar = {"cifar10": readers.CIFAR10, "cifar100": readers.CIFAR100}[name]
+    if not (paths.data_dir() / cifar.archive).is_file():
+        pytest.skip(f"{cifar.archive} is not in {paths.data_dir()}; DATA_DIR names the folder that has it")
+    raw = data.read(name)
+    found = tuple(pixels_sha256(part.images.permute(0, 2, 3, 1).numpy()) for part in (raw.train, raw.test))
+    assert found == cifar.pixels_sha256
+    assert (len(raw.train), len(raw.test)) == (50_000, 10_000)
+    assert set(raw.train.labels.bincount().tolist()) == {50_000 // raw.num_classes}
+    again = data.read(name)  # from the cache
+    assert again.sha256 == raw.sha256 and torch.equal(again.test.images, raw.test.images)
 
 
 def test_real_mnist():

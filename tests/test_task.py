@@ -108,9 +108,9 @@ def test_a_data_set_is_reachable_where_its_files_are(tmp_path, monkeypatch):
 
 
 def test_images_that_are_not_square_are_refused(monkeypatch):
-    split = data.Split(torch.rand(20, 1, 16, 18), torch.arange(20) % 10)
-    wide = data.DataSet("wide", split, split, tuple("0123456789"), "0")
-    monkeypatch.setattr(data, "load", lambda *args, **more: wide)
+    split = data.Split(torch.zeros(20, 1, 16, 18, dtype=torch.uint8), torch.arange(20) % 10)
+    wide = data.RawDataSet("wide", split, split, tuple("0123456789"), "0", (), torch.Tensor.float)
+    monkeypatch.setattr(data, "read", lambda *args, **more: wide)
     with pytest.raises(ValueError, match="wide has images of 16×18 pixels"):
         task.prepare(Run("wide", batch_size=4))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import zlib
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -531,22 +532,23 @@ SIDES = {"conv1": 8, "conv2": 8, "conv3": 4, "conv4": 4}
 @pytest.fixture
 def no_ties(monkeypatch):
     """Digits' backgrounds are all 0: which of equal values a pool takes is rounding. A little noise leaves no two equal."""
-    load = data.load
+    read = data.read
 
     def noisy(*args, **more):
-        source, dataset = torch.Generator().manual_seed(0), load(*args, **more)
-        train, test = (
-            data.Split(split.images + 0.1 * torch.rand(split.images.shape, generator=source), split.labels)
-            for split in (dataset.train, dataset.test)
-        )
-        return replace(dataset, train=train, test=test)
+        raw = read(*args, **more)
 
-    monkeypatch.setattr(data, "load", noisy)
-    for kept in (task._load, task._splits):
-        kept.cache_clear()
+        def scale(pixels):
+            images = raw.scale(pixels)
+            sources = [torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes())) for image in pixels]
+            noise = [torch.rand(images.shape[1:], generator=source) for source in sources]  # an image's own, in any order
+            return images + 0.1 * torch.stack(noise)
+
+        return replace(raw, scale=scale)
+
+    monkeypatch.setattr(data, "read", noisy)
+    task._splits.cache_clear()
     yield
-    for kept in (task._load, task._splits):
-        kept.cache_clear()
+    task._splits.cache_clear()
 
 
 def plain_convnet_training(run):
@@ -935,27 +937,32 @@ def test_side_by_side_one_that_diverges_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("run", [NETWORKS["everything"], AL2], ids=["everything", "al2"])
-def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_short_one(run, monkeypatch):
-    """The record is one that makes the step anew: what is tested is which images it is given, and with which λ and coins."""
+def test_steps_are_recorded_several_at_a_time_after_the_first_ones(run, monkeypatch):
+    """The record is one that makes the steps anew: what is tested is which images it is given, and with which λ and coins."""
     replayed = []
 
     class Record:
-        def __init__(self, steps):
-            self.steps = steps
+        def __init__(self, steps, numbers):
+            self.steps, self.numbers = steps, numbers
 
         def replay(self):
-            replayed.append(len(self.steps.chosen))
-            self.steps._step(self.steps.chosen)
+            replayed.append(list(self.numbers.shape))
+            for batch in self.numbers:
+                self.steps._step(batch)
 
-    def record_step(self):
-        self.chosen, self.graph = torch.zeros(run.batch_size, dtype=torch.int64), Record(self)
+    def record(self, group):
+        numbers = torch.zeros_like(group)
+        return Record(self, numbers), numbers
 
+    run = replace(run, epochs=5)  # six batches of 32 and one of 8 an epoch
     expected = trainer.fit([run])
-    monkeypatch.setattr(steps.Steps, "_record", record_step)
+    monkeypatch.setattr(steps.Steps, "_record", record)
+    monkeypatch.setattr(steps, "STEPS_PER_GRAPH", 4)
     kept = steps.Steps.__init__
     monkeypatch.setattr(steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True))
     pd.testing.assert_frame_equal(trainer.fit([run]), expected, check_exact=True)
-    assert replayed == [32] * (6 * 3 - steps.WARM_UP)
+    first = [[2, 32]]  # four of the first epoch's six are made as they are written
+    assert replayed == first + [[4, 32], [2, 32]] * 2 + [[4, 32], [2, 32], [1, 8]] * 2
 
 
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ _CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are no
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, float32 [N, C, H, W], and their labels, int64 [N], on one device."""
+    """Images, float32 [N, C, H, W] (uint8 where they are not scaled yet), and their labels, int64 [N], on one device."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -81,6 +81,26 @@ class _Decoded(NamedTuple):
     sha256: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class RawDataSet:
+    """A data set as it is decoded, images uint8 [N, C, H, W], labels int64 [N], and how its pixels become floats.
+
+    A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here and scales that part.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    sha256: str  # see `DataSet`
+    files: tuple[Path, ...]  # what it was read from
+    scale: Callable[[torch.Tensor], torch.Tensor]  # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
 @dataclass(frozen=True)
 class _Source:
     """How one data set is found and read."""
@@ -110,13 +130,23 @@ def load(
         root: folder of the data sets, by default `$DATA_DIR` or the project's `data/`.
         normalize: `al2`, the AL2 paper's: (x - mean) / std with 0.1307, 0.3081 for mnist and 0.5, 0.5 elsewhere;
             `unit`: [0, 1], the targeted-sparsity paper's (design choice: the paper does not say).
-        options: `size` of digits (8×8 images, enlarged bilinearly, default 20); `classes` of tiny_imagenet and
-            tiny_imagenet_32 (the first n of `wnids.txt`, default 200).
+        options: `size` of digits (8×8 images, enlarged bilinearly, default 20); `classes` of tiny_imagenet (the first n of
+            `wnids.txt`, default 200).
 
     Raises:
         ValueError: unknown name, scale or option; lists those there are.
         DataNotFoundError: the files are not there. DataError: they are truncated, altered or not as expected.
     """
+    raw = read(name, root=root, normalize=normalize, **options)
+
+    def split(part: Split) -> Split:
+        return Split(raw.scale(part.images.to(device)), part.labels.to(device))
+
+    return DataSet(name, split(raw.train), split(raw.test), raw.class_names, raw.sha256)
+
+
+def read(name: str, *, root: str | os.PathLike | None = None, normalize: str = "al2", **options: int) -> RawDataSet:
+    """A data set by name, decoded but not scaled, on the CPU. Arguments and errors as `load`."""
     if normalize not in ("al2", "unit"):
         raise ValueError(f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, 1])")
     root = Path(root).expanduser() if root is not None else paths.data_dir()
@@ -131,16 +161,18 @@ def load(
         advice = source.advice.format(root=root, name=name, names=", ".join(NAMES))
         raise type(error)(f"{name}: {error}\n{advice}") from error.__cause__
 
-    def split(pixels: np.ndarray, labels: np.ndarray) -> Split:
-        images = torch.from_numpy(pixels).to(device).to(torch.float32).div_(source.white)
+    def scale(pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.to(torch.float32).div_(source.white)
         if size is not None:
             images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
         if normalize == "al2":
             images.sub_(source.mean).div_(source.std)
-        return Split(images, torch.from_numpy(labels).to(device))
+        return images
 
-    train, test = split(decoded.train_images, decoded.train_labels), split(decoded.test_images, decoded.test_labels)
-    return DataSet(name, train, test, tuple(map(str, decoded.class_names)), str(decoded.sha256))
+    train = Split(torch.from_numpy(decoded.train_images), torch.from_numpy(decoded.train_labels))
+    test = Split(torch.from_numpy(decoded.test_images), torch.from_numpy(decoded.test_labels))
+    class_names = tuple(map(str, decoded.class_names))
+    return RawDataSet(name, train, test, class_names, str(decoded.sha256), tuple(files), scale)
 
 
 # ---- what a run does to a data set ----------------------------------------------------------------------------------
@@ -334,16 +366,16 @@ _JPEG_ADVICE = (
 _CLASSES = {"classes": (200, range(2, 201))}
 
 
-def _published(find: Callable, decode: Callable, folder: str, **more) -> _Source:
-    return _Source(partial(find, folder), partial(decode, folder), _ADVICE, **more)
+def _published(find: Callable, decode: Callable, stored: str | readers.Cifar, **more) -> _Source:
+    return _Source(partial(find, stored), partial(decode, stored), _ADVICE, **more)
 
 
 _BUILT_IN = {
     "digits": _Source(lambda _: [], _decode_digits, "", white=16.0, options={"size": (20, range(8, 257))}),
     "mnist": _published(readers.find_idx, readers.read_idx, "MNIST", mean=0.1307, std=0.3081),
     "fashion_mnist": _published(readers.find_idx, readers.read_idx, "FashionMNIST"),
-    "cifar10": _published(readers.find_cifar, readers.read_cifar, "cifar-10-batches-py"),
-    "cifar100": _published(readers.find_cifar, readers.read_cifar, "cifar-100-python"),
+    "cifar10": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR10),
+    "cifar100": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR100),
     "cifar10_jpeg": _Source(
         partial(readers.find_folder, "cifar10-jpeg"),
         partial(readers.read_folder, expected=60_000),
@@ -367,7 +399,7 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
     if name == "digits":
         print("digits: nothing to download, they come inside scikit-learn")
     try:
-        data = load(name, root=root)
+        data = read(name, root=root)
     except DataError as error:
         if name not in FILES:
             raise
@@ -377,11 +409,22 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
             if path.name.endswith(".tar.gz"):
                 with tarfile.open(path) as archive:
                     archive.extractall(root, filter="data")
-        data = load(name, root=root)
+        data = read(name, root=root)
+    if data.files:
+        print(f"{name}: read from {_shown(data.files)}")
+    shape = list(data.scale(data.train.images[:1]).shape[1:])
     print(
         f"{name}: {len(data.train):,} training and {len(data.test):,} test images of {data.num_classes} classes, "
-        f"{list(data.train.images.shape[1:])}, sha256 {data.sha256[:16]}…"
+        f"{shape}, sha256 {data.sha256[:16]}…"
     )
+
+
+def _shown(files: Sequence[Path]) -> str:
+    """The file or folder that a data set was read from, and a second source that was not read."""
+    where = files[0] if len(files) == 1 else files[0].parent
+    archives = [where.parent / cifar.archive for cifar in (readers.CIFAR10, readers.CIFAR100) if cifar.folder == where.name]
+    others = [archive.name for archive in archives if archive.is_file()]
+    return str(where) + "".join(f" ({other} is there, too: the official files go first)" for other in others)
 
 
 def main(arguments: list[str] | None = None) -> None:

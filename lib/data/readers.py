@@ -7,12 +7,15 @@ and names are `lib.data`'s.
 import gzip
 import hashlib
 import io
+import json
 import os
+import pickle
 import re
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,28 +62,154 @@ def read_idx(folder: str, files: list[Path]) -> Arrays:
     return next(images), train_labels[8:], next(images), test_labels[8:], _IDX_CLASSES[folder]
 
 
-_CIFAR = {"cifar-10-batches-py": "CIFAR10", "cifar-100-python": "CIFAR100"}  # folder → torchvision's class
+@dataclass(frozen=True)
+class Cifar:
+    """How one of the CIFAR sets is stored, as torchvision keeps it and as a lossless archive, and how it is checked.
+
+    The archive holds `<top>/<part>/<nnn>.webp`, each 100 images one below the other, `<top>/<part>.json` with the labels,
+    and the pickled class names as they are published.
+    """
+
+    folder: str  # torchvision's, below the folder of the data sets
+    torchvision: str  # its class
+    archive: str
+    archive_sha256: str
+    train_parts: tuple[str, ...]  # of both forms: pickled files, and folders of the archive
+    test_parts: tuple[str, ...]
+    meta: str
+    labels: str  # the labels' key
+    class_names: str  # theirs in `meta`
+    pixels_sha256: tuple[str, str]  # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    sort_within_classes: bool = False  # see `canonical_order`
+
+    @property
+    def top(self) -> str:
+        """The one folder that the archive holds."""
+        return self.archive.removesuffix("-lossless-webp.zip")
 
 
-def find_cifar(folder: str, root: Path) -> list[Path]:
-    """The files of the unpacked CIFAR archive (which of them are needed, torchvision knows)."""
-    found = sorted(path for path in (root / folder).glob("*") if path.is_file())
-    if not found:
-        raise DataNotFoundError(f"{root / folder} is missing or empty")
-    return found
+CIFAR10 = Cifar(
+    folder="cifar-10-batches-py",
+    torchvision="CIFAR10",
+    archive="cifar-10-lossless-webp.zip",
+    archive_sha256="de1032acc169d6f005a7c68c8d32f0f922fa462ecb5163f61888b4a0caf3f7a5",
+    train_parts=tuple(f"data_batch_{k}" for k in range(1, 6)),
+    test_parts=("test_batch",),
+    meta="batches.meta",
+    labels="labels",
+    class_names="label_names",
+    pixels_sha256=(
+        "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+        "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    ),
+)
+CIFAR100 = Cifar(
+    folder="cifar-100-python",
+    torchvision="CIFAR100",
+    archive="cifar-100-lossless-webp.zip",
+    archive_sha256="edb7f5b561737a7bbd92c2ca9774bb23db56d1de45297e3da4b74776ceb94b59",
+    train_parts=("train",),
+    test_parts=("test",),
+    meta="meta",
+    labels="fine_labels",
+    class_names="fine_label_names",
+    pixels_sha256=(
+        "20e25ce5e24e13b36733f28d3bcb6d6ea8d508e6626f82fa3238da003ad2aefb",
+        "c0ed2ea4e131f2c5b9dadd4781a689900f11fc0507c14f8facba237c2598a8d8",
+    ),
+    sort_within_classes=True,
+)
 
 
-def read_cifar(folder: str, files: list[Path]) -> Arrays:
-    """CIFAR-10 or CIFAR-100, read and hash-checked by torchvision."""
+def find_cifar(cifar: Cifar, root: Path) -> list[Path]:
+    """The files of torchvision's folder where it is there, else the lossless archive.
+
+    Raises:
+        DataNotFoundError: if neither is there, or only a part of the folder.
+    """
+    folder, archive = root / cifar.folder, root / cifar.archive
+    wanted = [folder / name for name in (*cifar.train_parts, *cifar.test_parts, cifar.meta)]
+    absent = [file.name for file in wanted if not file.is_file()]
+    if not absent:
+        return wanted
+    if len(absent) < len(wanted):
+        raise DataNotFoundError(f"{folder} lacks {', '.join(absent)}: complete it, or remove it to read {archive.name} instead")
+    if not archive.is_file():
+        raise DataNotFoundError(f"neither {folder}/ nor {archive} is there")
+    return [archive]
+
+
+def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
+    """CIFAR-10 or CIFAR-100 from either source: the same images in the same order, checked by hash.
+
+    Raises:
+        DataError: for files that are truncated or altered, and images that are not the published ones in their order.
+    """
+    is_archive = len(files) == 1
+    read = _read_cifar_archive if is_archive else _read_cifar_pickles
+    splits, class_names = read(cifar, files[0] if is_archive else files[0].parent.parent)
+    arrays = []
+    for (images, labels), published in zip(splits, cifar.pixels_sha256, strict=True):
+        if cifar.sort_within_classes:
+            images = images[canonical_order(images, labels)]
+        if (found := hashlib.sha256(np.ascontiguousarray(images)).hexdigest()) != published:
+            raise DataError(
+                f"{files[0] if is_archive else files[0].parent} holds other images than the published ones, or holds them in "
+                f"another order: their SHA-256 is {found}, not {published}"
+            )
+        arrays += [images.transpose(0, 3, 1, 2), labels]  # [N, H, W, C] → [N, C, H, W]
+    return (*arrays, class_names)
+
+
+def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N] (protocol, section 3).
+
+    The sequence of labels stays; the k-th place of a class gets that class's k-th image by the SHA-256 of its bytes. The
+    lossless archive has lost the official order within a class, and a run has to mean the same images everywhere.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        labels: int64 [N].
+    """
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    order = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        order[places] = sorted(places, key=digests.__getitem__)
+    return order
+
+
+def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str]]:
+    """Images [N, H, W, C] and labels of both splits, and class names: read and hash-checked by torchvision."""
     from lib.data.vision import torchvision  # takes seconds: only where it is needed
 
-    kind, root = getattr(torchvision.datasets, _CIFAR[folder]), files[0].parent.parent
+    kind = getattr(torchvision.datasets, cifar.torchvision)
     try:
         train, test = (kind(root, train=part, download=False) for part in (True, False))
     except (RuntimeError, OSError) as error:  # torchvision compares md5 sums before it unpickles
-        raise DataError(f"a file in {root / folder} is missing, truncated or altered (its md5 is not the published)") from error
-    images = [part.data.transpose(0, 3, 1, 2) for part in (train, test)]  # [N, H, W, C] → [N, C, H, W]
-    return images[0], train.targets, images[1], test.targets, train.classes
+        folder = root / cifar.folder
+        raise DataError(f"a file in {folder} is missing, truncated or altered (its md5 is not the published)") from error
+    return [(part.data, np.array(part.targets)) for part in (train, test)], train.classes
+
+
+def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str]]:
+    """The same from the lossless archive, whose own hash is compared before anything in it is read."""
+    if (found := file_sha256(path).hex()) != cifar.archive_sha256:
+        raise DataError(f"{path} is truncated or altered: its SHA-256 is {found}, not {cifar.archive_sha256}")
+    archive, splits = Archive(path), []
+    for parts in (cifar.train_parts, cifar.test_parts):
+        images, labels = [], []
+        for part in parts:
+            labels += json.loads(archive.read(f"{cifar.top}/{part}.json"))[cifar.labels]
+            for name in archive.names:
+                if name.startswith(f"{cifar.top}/{part}/"):
+                    with Image.open(io.BytesIO(archive.read(name))) as strip:
+                        images.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
+        splits.append((np.concatenate(images), np.array(labels)))
+        if len(splits[-1][0]) != len(labels):
+            raise DataError(f"{path} holds {len(splits[-1][0])} images and {len(labels)} labels in {', '.join(parts)}")
+    meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")  # the archive is the published one
+    return splits, meta[cifar.class_names]
 
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -120,9 +249,14 @@ def files_sha256(files: Iterable[Path]) -> str:
             for name in archive.names:
                 total.update(name.encode("utf-8", "surrogateescape") + hashlib.sha256(archive.read(name)).digest())
         else:
-            with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            total.update(file_sha256(path))
     return total.hexdigest()
+
+
+def file_sha256(path: Path) -> bytes:
+    """SHA-256 of one file's bytes, as 32 bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _natural(name: str) -> tuple:
