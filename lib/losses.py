@@ -20,6 +20,8 @@ from torch import Tensor, nn
 AL2_START, AL2_FAST, AL2_THRESHOLD, AL2_SLOW = 0.01, 1.1, 5.0, 1.01
 SCHEDULES = ("al2", "geometric", "linear", "constant")
 PAPER_EPOCHS = 700
+# How the entropies of a batch can be joined, see `SparsityReg`.
+BATCHES = ("mean", "sum")
 # How the filters' correlation can be read, see `decorrelation`.
 CENTRES, PAIRS, REDUCTIONS = ("own", "mean_filter"), ("signed", "abs", "square"), ("sum", "mean")
 FILTER_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -194,10 +196,46 @@ def rfav_entropy(activations: Tensor) -> Tensor:
     """
     if activations.dim() < 2:
         raise ValueError(f"activations have shape {tuple(activations.shape)}; [N, D] or [N, D, A, B] is needed")
-    vectors = activations.movedim(1, -1)  # [N, D, A, B] → [N, A, B, D]: contiguous where the network runs in channels_last
-    # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p · log p is 0 where p underflows
-    log_p = F.log_softmax(vectors, -1, dtype=torch.promote_types(vectors.dtype, torch.float32))
-    return -(log_p.exp() * log_p).sum(-1)
+    # [N, D, A, B] → [N, A, B, D]: contiguous where the network runs in channels_last
+    return _Entropy.apply(activations.movedim(1, -1))[0]
+
+
+class _Entropy(torch.autograd.Function):
+    """H = −Σ p ln p of p = softmax(z) over the last dimension, with a gradient of its own: dH/dz = −(p ln p + H p).
+
+    Written out, it takes two passes over the activations where autograd's chain of operators takes six. It keeps nothing of
+    z, which an in-place ReLU may overwrite. p and p ln p are outputs, so that the gradient can be differentiated again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z [..., D] → H [...], p [..., D], p ln p [..., D]; float32 at least."""
+        # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p ln p is 0 where p underflows
+        log_p = F.log_softmax(vectors, -1, dtype=torch.promote_types(vectors.dtype, torch.float32))
+        p = log_p.exp()
+        p_log_p = log_p.mul_(p)
+        return -p_log_p.sum(-1), p, p_log_p
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx, of_entropy: Tensor | None, of_p: Tensor | None, of_p_log_p: Tensor | None) -> Tensor | None:
+        entropy, p, p_log_p = ctx.saved_tensors
+        terms = []
+        if of_entropy is not None:
+            terms.append(torch.addcmul(p_log_p, p, entropy.unsqueeze(-1)) * -of_entropy.unsqueeze(-1))
+        if of_p is not None:  # these two only where a gradient of the gradient is taken
+            terms.append(p * (of_p - (p * of_p).sum(-1, keepdim=True)))
+        if of_p_log_p is not None:
+            own = of_p_log_p * (p_log_p + p)
+            terms.append(own - p * own.sum(-1, keepdim=True))
+        return sum(terms[1:], terms[0]).to(ctx.dtype) if terms else None
 
 
 def perplexity(activations: Tensor) -> Tensor:
@@ -255,21 +293,25 @@ def decorrelation(weight: Tensor, *, centre: str = "own", pairs: str = "signed",
 
 
 class SparsityReg:
-    """L_s = −Σ_i λ_i Σ_k H_k of chosen layers of any network: summed over receptive fields, mean over the batch (Eq. 5).
+    """L_s = −Σ_i λ_i Σ_k H_k of chosen layers of any network, summed over receptive fields (Eq. 5).
 
     The entropy is taken inside a forward hook, of what the layer gives, before an in-place ReLU can overwrite it.
 
     Args:
         model: any module.
         layers: λ_i by name of the layer, as in `model.named_modules()`; 0.001 in the paper.
+        batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does not say; with the sum the
+            same λ is as many times stronger as a batch has images.
 
     Raises:
         ValueError: for a layer that the model does not have (the message lists those it has), one that is neither a
-            convolution nor linear, and a λ that is negative or not finite.
+            convolution nor linear, a λ that is negative or not finite, and an unknown `batch`.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, float]) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, float], batch: str = "mean") -> None:
         self.weights = _checked_layers(model, layers, "λ")
+        _allowed("batch", batch, BATCHES)
+        self.batch = batch
         self._values: dict[str, Tensor] = {}
         self._hooks = [find_layer(model, name).register_forward_hook(self._measure(name)) for name in self.weights]
 
@@ -277,7 +319,8 @@ class SparsityReg:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             if _measuring:
                 entropy = layer_entropy(module, output)  # [N, A, B] or [N]
-                self._values[name] = entropy.sum() / len(entropy)
+                total = entropy.sum()
+                self._values[name] = total / len(entropy) if self.batch == "mean" else total
 
         return hook
 

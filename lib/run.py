@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lib.losses import CENTRES, PAIRS, PAPER_EPOCHS, REDUCTIONS, SCHEDULES
+from lib.losses import BATCHES, CENTRES, PAIRS, PAPER_EPOCHS, REDUCTIONS, SCHEDULES
 from lib.measures import ABLATION_MASKS
 
 CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
@@ -33,6 +33,7 @@ ALLOWED = {
     "bn_gamma": ("ones", "uniform"),
     "norm_place": ("conv", "block"),
     "padding": ("same", "valid"),
+    "sparsity_batch": BATCHES,
     "decorrelation_centre": CENTRES,
     "decorrelation_pairs": PAIRS,
     "decorrelation_reduce": REDUCTIONS,
@@ -88,6 +89,7 @@ class Run:
         rate: the schedule's factor, slope or value, see `lib.losses.schedule`; None: its own default.
         sparsity: layers whose entropy SparsityReg keeps up, by name.
         sparsity_weight: λ_i of each of them; ≥ 0.
+        sparsity_batch: "mean" or "sum" of the entropies of a batch, see `lib.losses.SparsityReg`.
         decorrelation: layers whose filters DecorrReg decorrelates, by name.
         decorrelation_weight: κ_i of each of them; ≥ 0.
         decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see `lib.losses.decorrelation`.
@@ -147,6 +149,7 @@ class Run:
     decorrelation_reduce: str = "sum"
     n_measure: int = 0
     relabelled_by: str | None = None
+    sparsity_batch: str = "mean"
     test_images: int | None = _measured(None)
     ablations: tuple[str, ...] = _measured(("element/train-true",))
     keep_weights: bool = _measured(False)
@@ -206,7 +209,7 @@ class Run:
         names += ["norm_place"] * (not (self.batch_norm and convnet)) + ["padding"] * (not convnet)
         names += ["momentum"] * (self.optimizer == "adam")
         if not (self.sparsity and self.sparsity_weight):
-            names += ["sparsity", "sparsity_weight"]
+            names += ["sparsity", "sparsity_weight", "sparsity_batch"]
         if not (self.decorrelation and self.decorrelation_weight):
             names += [f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")]
         return names

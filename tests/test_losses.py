@@ -476,9 +476,41 @@ def test_half_precision_is_widened_before_the_softmax(dtype):
     assert rfav_entropy(a.double()).dtype == torch.float64
 
 
-def test_entropy_s_gradient_agrees_with_finite_differences():
-    for shape in ((3, 5), (2, 4, 2, 3)):
-        assert torch.autograd.gradcheck(rfav_entropy, (2 * torch.randn(shape, dtype=torch.float64)).requires_grad_())
+def autograd_entropy(activations):
+    """The same entropy with PyTorch's own operators and gradient."""
+    log_p = F.log_softmax(activations.movedim(1, -1), -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 4, 2, 3)])
+def test_entropy_s_gradients_agree_with_finite_differences(shape):
+    """Those of the gradient, too."""
+    z = (2 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(rfav_entropy, z)
+    assert torch.autograd.gradgradcheck(rfav_entropy, z)
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_entropy_s_gradients_are_autograd_s_own(size):
+    z = (size * torch.randn(4, 16, 3, 3, dtype=torch.float64)).requires_grad_()
+    weight = torch.randn(4, 3, 3, dtype=torch.float64)
+    found = []
+    for of in (rfav_entropy, autograd_entropy):
+        (slope,) = torch.autograd.grad((weight * of(z)).sum(), z, create_graph=True)
+        found.append([slope.detach(), *torch.autograd.grad(slope.square().sum(), z)])
+    for ours, autograd in zip(*found, strict=True):
+        torch.testing.assert_close(ours, autograd, rtol=1e-9, atol=1e-12)
+
+
+def test_entropy_s_gradient_where_the_activations_are_half_precision_or_overwritten():
+    z = torch.randn(4, 16, 3, 3, dtype=torch.bfloat16).requires_grad_()
+    linear = z * 1
+    total = rfav_entropy(linear).sum()
+    linear.relu_()  # as torchvision's networks do
+    (slope,) = torch.autograd.grad(total, z)
+    (expected,) = torch.autograd.grad(autograd_entropy(z.float()).sum(), z)
+    assert slope.dtype == torch.bfloat16
+    torch.testing.assert_close(slope, expected, rtol=0.01, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(), (5,)])
@@ -648,6 +680,15 @@ def test_the_sparsity_penalty_sums_over_layers_with_their_own_weights_and_fields
     model(x)
     assert sparsity.penalty().item() == pytest.approx(expected, rel=1e-10)
     assert expected < 0
+
+
+def test_the_sparsity_penalty_s_sum_over_the_batch_is_as_many_times_its_mean():
+    model, x = convnet(), pictures()
+    mean, total = (SparsityReg(model, {"conv1": 0.001, "fc": 0.002}, batch=batch) for batch in losses.BATCHES)
+    model(x)
+    assert total.penalty().item() == pytest.approx(len(x) * mean.penalty().item(), rel=1e-12)
+    with pytest.raises(ValueError, match="batch is 'max'; allowed: mean, sum"):
+        SparsityReg(model, {"conv1": 0.001}, batch="max")
 
 
 def test_the_sparsity_penalty_is_that_of_any_batch_size():

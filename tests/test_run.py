@@ -318,6 +318,7 @@ DECORRELATION = {f"decorrelation_{name}": value for name, value in DECORRELATION
 IDLE = [
     (CONV, {"sparsity_weight": 0.5}),
     (CONV, {"sparsity": ("conv1",), "sparsity_weight": 0.0}),
+    (CONV, {"sparsity_batch": "sum"}),
     (CONV, DECORRELATION),
     (CONV, {"decorrelation": ("conv1",)} | DECORRELATION | {"decorrelation_weight": 0.0}),
     (CONV, {"norm_place": "block"}),
@@ -365,6 +366,7 @@ def test_settings_without_effect_are_checked_all_the_same():
         ),
         ({"optimizer": "sdg"}, "^optimizer is 'sdg'; allowed: sgd, adam"),
         ({"decorrelation_centre": "median"}, "allowed: own, mean_filter"),
+        ({"sparsity_batch": "max"}, "allowed: mean, sum"),
         ({"decorrelation_reduce": "max"}, "allowed: sum, mean"),
     ],
 )
