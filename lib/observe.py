@@ -11,7 +11,7 @@ from lib import data, losses, measures
 from lib.run import CCA_STARTS, Run, generator
 from lib.task import Task
 
-EVAL_BATCH = 500
+EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
 CCA_IMAGES = 1000  # protocol, section 1
 
 
@@ -108,10 +108,10 @@ def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Ten
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Outputs in eval mode for images [N, C, H, W], in batches that fit a cache; penalties attached to it measure nothing."""
+    """Outputs in eval mode for images [N, C, H, W], batch by batch; penalties attached to the network measure nothing."""
     model.eval()
     with losses.unmeasured():
-        return torch.cat([model(batch) for batch in images.split(EVAL_BATCH)])
+        return torch.cat([model(batch) for batch in images.split(EVAL_BATCHES.get(images.device.type, 500))])
 
 
 def metric_names(run: Run, task: Task, model: nn.Module) -> list[str]:

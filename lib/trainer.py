@@ -57,8 +57,9 @@ def fit(
             of other labels, those of a teacher (`relabelled_by`) that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
         precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and all that is measured
-            beside the training stay float32, and so does the arithmetic of losses and penalties, on activations that are
-            rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in the precision it was begun in.
+            beside the training stay float32 (on a GPU its convolutions are TF32 then), and so does the arithmetic of losses
+            and penalties, on activations that are rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in
+            the precision it was begun in.
         on_epoch: called after each epoch of each run.
         watch: called with run, network and epoch before training (epoch 0) and after each epoch, for example to log to
             TensorBoard (`lib.monitor`). It must not change the network.
@@ -86,7 +87,7 @@ def fit(
         check(run, tasks[key].shape, len(tasks[key].train), len(tasks[key].test))
     together = len(runs) if (device.type == "cuda" if side_by_side is None else side_by_side) else 1
     frames: list[pd.DataFrame] = []
-    with _reproducible(device):
+    with _reproducible(device, precision):
         trainings = [
             _training(run, tasks[data_key(run)], folder, device, precision, on_epoch, watch, deadline)
             for run, folder in zip(runs, folders or [None] * len(runs), strict=True)
@@ -220,15 +221,19 @@ def _training(
 
 
 @contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no TF32 and no choice on a GPU."""
+def _reproducible(device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
+    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no choice of methods on a GPU.
+
+    Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three bits more, at their speed.
+    """
     threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     if device.type == "cpu":
         torch.set_num_threads(1)
         fast.keep_memory()
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        tf32 = precision == "bfloat16"
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
             yield
     finally:
         torch.set_num_threads(threads)
