@@ -1,11 +1,12 @@
 """The papers' experiments as lists of runs: what a notebook trains, with its parameters as arguments."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from lib.losses import CENTRES, PAIRS, REDUCTIONS, SCHEDULES, schedule, schedule_of_total
+from lib.losses import BATCHES, CENTRES, PAIRS, REDUCTIONS, SCHEDULES, schedule, schedule_of_total
 from lib.run import SCREENING_SEED, SPARSITY_NETWORKS, Run
 
 # How the targeted-sparsity paper trains (section 4; scale of the images: the protocol).
@@ -182,6 +183,7 @@ def sparsity_networks(
     size: str = "s",
     seeds: Iterable[int] = (0,),
     dropout: float = 0.25,
+    sparsity_batches: Sequence[str] = BATCHES[:1],
     optimizer: str = "sgd",
     learning_rate: float | None = None,
     long_networks: Sequence[str] = (),
@@ -196,6 +198,7 @@ def sparsity_networks(
         size: "s", "m" or "xxl".
         seeds: of the runs.
         dropout: of dropNet, which alone has it; > 0.
+        sparsity_batches: how SparsityReg joins a batch, "mean", "sum" or both: sr1, sr2, sr3 are trained with each.
         optimizer: "sgd" (no momentum) or "adam".
         learning_rate: None: 0.01 for SGD, 0.001 for Adam.
         long_networks: those that train for `long_epochs`, to see whether they overfit later (Fig. 6). The first epochs of a
@@ -205,7 +208,9 @@ def sparsity_networks(
     Raises:
         ValueError: for an unknown network or size, and a setting in which the networks differ.
     """
-    _refuse(settings, "batch_norm decorrelation network seed sparsity", "what the networks differ in (size, seeds: arguments)")
+    own_fields = "batch_norm decorrelation network seed sparsity sparsity_batch"
+    _refuse(settings, own_fields, "what the networks differ in (size, seeds, sparsity_batches: arguments)")
+    _checked_batches(sparsity_batches)
     if not dropout > 0:
         raise ValueError(f"dropout is {dropout}; dropNet needs it positive")
     for name, given in (("networks", networks), ("long_networks", long_networks)):
@@ -221,8 +226,15 @@ def sparsity_networks(
         for name in networks:
             layers = dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS.get(name, ((), ())), strict=True))
             longer = {"epochs": long_epochs} if name in long_networks else {}
-            runs.append(Run.from_dict(shared | {"seed": seed} | layers | own.get(name, {}) | longer))
+            network = shared | {"seed": seed} | layers | own.get(name, {}) | longer
+            batches = sparsity_batches if layers["sparsity"] else BATCHES[:1]
+            runs += [Run.from_dict(network | {"sparsity_batch": batch}) for batch in batches]
     return runs
+
+
+def _checked_batches(batches: Sequence[str]) -> None:
+    if not batches or len(set(batches)) < len(batches) or set(batches) - set(BATCHES):
+        raise ValueError(f"sparsity_batches is {list(batches)}; allowed: {', '.join(BATCHES)}, each of them once")
 
 
 # Layers that Table 3 regularises: the paper names none, so all but the last; or, as in the ConvNets, the last two
@@ -242,6 +254,7 @@ def lenet_alexnet(
     networks: Sequence[str] = ("lenet", "alexnet"),
     seeds: Iterable[int] = (0,),
     layers: str = "all",
+    sparsity_batches: Sequence[str] = BATCHES[:1],
     learning_rate: float = 0.01,
     **settings: Any,
 ) -> list[Run]:
@@ -252,71 +265,89 @@ def lenet_alexnet(
         networks: "lenet", "alexnet", or both.
         seeds: of the runs.
         layers: which are regularised, "all" but the last, or "targeted", see `REGULARISED`.
+        sparsity_batches: as in `sparsity_networks`.
         learning_rate: of SGD.
         settings: fields of `Run` for all of them.
 
     Raises:
         ValueError: for an unknown network or choice of layers, and a setting in which the runs differ.
     """
-    _refuse(settings, "network seed sparsity", "what the runs differ in (networks, seeds, layers: arguments)")
+    own_fields = "network seed sparsity sparsity_batch"
+    _refuse(settings, own_fields, "what the runs differ in (networks, seeds, layers, sparsity_batches: arguments)")
+    _checked_batches(sparsity_batches)
     if unknown := [name for name in networks if name not in REGULARISED]:
         raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(REGULARISED)}")
     if layers not in ("all", "targeted"):
         raise ValueError(f"layers is {layers!r}; allowed: all, targeted")
     shared = SPARSITY_DEFAULTS | {"dataset": dataset, "learning_rate": learning_rate} | settings
-    return [
-        Run.from_dict(shared | {"network": network, "seed": seed, "sparsity": REGULARISED[network][layers] if on else ()})
-        for seed, network, on in product(seeds, networks, (False, True))
-    ]
+    runs = []
+    for seed, network in product(seeds, networks):
+        plain = shared | {"network": network, "seed": seed}
+        penalised = plain | {"sparsity": REGULARISED[network][layers]}
+        runs.append(Run.from_dict(plain))
+        runs += [Run.from_dict(penalised | {"sparsity_batch": batch}) for batch in sparsity_batches]
+    return runs
 
 
+PAPER_SPARSITY_WEIGHT = 0.001  # λ (targeted sparsity, section 4)
 READINGS = tuple(f"{c}/{p}/{r}" for c in CENTRES for p in PAIRS for r in REDUCTIONS)
 
 
-def decorrelation_readings(
+def penalty_readings(
     dataset: str,
     *,
-    screen_epochs: int = 3,
+    screen_epochs: int = 5,
     screen_seed: int = SCREENING_SEED,
     trained: Sequence[str] = (),
     chosen: str | None = None,
     seeds: Iterable[int] = (),
     epochs: int = 100,
+    strengths: Sequence[float] = (),
+    sparsity_batches: Sequence[str] = BATCHES[:1],
     long_networks: Sequence[str] = (),
     long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """sr2Net, and sr3Net in every reading of Eq. 6–7, for a few epochs; then those of `trained` in full, on the same one seed.
+    """What the targeted-sparsity paper leaves open: which DecorrReg, and how strong a SparsityReg.
 
-    Last sr2Net and sr3Net in the `chosen` reading on other seeds, as in Table 2.
+    First sr2Net, and sr3Net in every reading of Eq. 6–7, for a few epochs; then those of `trained` in full, on the same one
+    seed. Then vanillaNet, sr1Net, sr2Net and sr3Net in the `chosen` reading on other seeds, as in Table 2, and sr1Net and
+    sr2Net at other strengths on the first of them.
 
     Args:
-        dataset: where to train.
         screen_epochs: length of the short trainings.
         screen_seed: the one seed; none of the tables' own.
         trained: readings "centre/pairs/reduce" to train for `epochs`, with sr2Net beside them.
         chosen: the reading whose accuracy is compared with sr2Net's.
         seeds: on which.
         epochs: length of the full trainings.
-        long_networks, long_epochs: see `sparsity_networks`; of the trainings on `seeds`.
+        strengths: λ of sr1Net and sr2Net, joined by the mean over the batch, as multiples of the paper's.
+        sparsity_batches, long_networks, long_epochs: as in `sparsity_networks`; of the trainings on `seeds`.
         settings: as `sparsity_networks` takes them, for all.
 
     Raises:
-        ValueError: for an unknown reading, and a screening seed that tables read.
+        ValueError: for an unknown reading, a screening seed that tables read, and a strength that is not positive.
     """
     if screen_seed < SCREENING_SEED:
         raise ValueError(f"screen_seed is {screen_seed}; seeds below {SCREENING_SEED} are the tables': take one from there on")
     if unknown := [reading for reading in (*trained, *[chosen] * bool(chosen)) if reading not in READINGS]:
         raise ValueError(f"trained or chosen holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}")
-    runs = []
+    if not all(0 < strength < math.inf for strength in strengths):
+        raise ValueError(f"strengths is {list(strengths)}; each has to be a positive multiple of the paper's λ")
+    runs, seeds = [], list(seeds)
     for length, readings in ((screen_epochs, READINGS), (epochs, trained)):
         shared = settings | {"seeds": (screen_seed,), "epochs": length}
         runs += sparsity_networks(dataset, networks=("sr2Net",), **shared) if readings else []
         for reading in readings:
             runs += sparsity_networks(dataset, networks=("sr3Net",), **shared | reading_of(reading))
     if chosen:
-        longer = {"long_networks": long_networks, "long_epochs": long_epochs, "epochs": epochs, "seeds": seeds}
-        runs += sparsity_networks(dataset, networks=("sr2Net", "sr3Net"), **settings | longer | reading_of(chosen))
+        own = {"long_networks": long_networks, "long_epochs": long_epochs, "epochs": epochs, "seeds": seeds}
+        own |= {"sparsity_batches": sparsity_batches} | reading_of(chosen)
+        networks = ("vanillaNet", "sr1Net", "sr2Net", "sr3Net")
+        runs += sparsity_networks(dataset, networks=networks, **settings | own)
+    for strength in strengths:
+        own = {"epochs": epochs, "seeds": seeds[:1], "sparsity_weight": PAPER_SPARSITY_WEIGHT * strength}
+        runs += sparsity_networks(dataset, networks=("sr1Net", "sr2Net"), **settings | own)
     return runs
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lib import fast, losses, machine, models, observe, paths, record
 from lib.run import Run
-from lib.steps import PRECISIONS, Steps, optimizer_of
+from lib.steps import PRECISIONS, STEPS_PER_GRAPH, Steps, optimizer_of
 from lib.task import Task, check, data_key, prepare
 from lib.task import penalties as attach
 
@@ -94,12 +94,19 @@ def fit(
         ]
         while trainings:
             group, trainings = trainings[:together], trainings[together:]
-            frames += _take_turns(group, device)
+            frames += _take_turns(group, device, _turns_per_epoch(runs[0], tasks[data_key(runs[0])]))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _take_turns(trainings: Sequence[Training], device: torch.device) -> list[pd.DataFrame]:
-    """Let each training make a step in turn, on a GPU each on a stream of its own, until all have ended."""
+def _turns_per_epoch(run: Run, task: Task) -> int:
+    return 1 + len(task.train) // (run.batch_size * STEPS_PER_GRAPH)
+
+
+def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int) -> list[pd.DataFrame]:
+    """Let each training make a turn after the other, on a GPU each on a stream of its own, until all have ended.
+
+    They begin spread over an epoch of so many turns, so that not all of them are evaluated, and wait for the host, at once.
+    """
 
     def stream() -> AbstractContextManager:
         if device.type != "cuda":
@@ -109,9 +116,11 @@ def _take_turns(trainings: Sequence[Training], device: torch.device) -> list[pd.
         return torch.cuda.stream(own)
 
     places, frames = [stream() for _ in trainings], {}
-    going, late = dict(enumerate(trainings)), None
+    going, late, round_ = dict(enumerate(trainings)), None, 0
     while going:
-        for k in list(going):
+        begun = [k for k in going if k * turns <= round_ * len(trainings)]
+        round_ += 1
+        for k in begun:
             try:
                 with places[k]:
                     next(going[k])

@@ -10,7 +10,7 @@ from lib.studies import (
     REGULARISED,
     VARIANTS,
     across,
-    decorrelation_readings,
+    penalty_readings,
     label_randomization,
     lenet_alexnet,
     options,
@@ -326,7 +326,7 @@ def test_what_table_3_does_not_know_is_refused(settings, message):
 
 
 def test_twelve_readings_and_sr2net_are_screened_on_one_seed_of_no_table():
-    runs = decorrelation_readings("digits", screen_epochs=4, epochs=20)
+    runs = penalty_readings("digits", screen_epochs=4, epochs=20)
     assert [run.variant for run in runs] == ["sr2Net"] + ["sr3Net"] * 12
     assert len({run.id for run in runs}) == 13 == len(READINGS) + 1
     assert {run.seed for run in runs} == {SCREENING_SEED} and {run.epochs for run in runs} == {4}
@@ -338,7 +338,7 @@ def test_twelve_readings_and_sr2net_are_screened_on_one_seed_of_no_table():
 
 def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seeds():
     options = {"trained": ["own/abs/sum", "own/square/mean"], "chosen": "own/square/sum", "seeds": (0, 1), "epochs": 20}
-    runs = decorrelation_readings("digits", **options, long_networks=["vanillaNet", "sr2Net"], long_epochs=40, n_train=300)
+    runs = penalty_readings("digits", **options, long_networks=["vanillaNet", "sr2Net"], long_epochs=40, n_train=300)
     full, last = runs[13:16], runs[16:]
     assert [(run.variant, run.seed, run.epochs) for run in full] == [
         ("sr2Net", 100, 20), ("sr3Net", 100, 20), ("sr3Net", 100, 20)
@@ -364,7 +364,7 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
 )
 def test_unknown_readings_and_seeds_of_the_tables_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        decorrelation_readings("digits", **settings)
+        penalty_readings("digits", **settings)
 
 
 # ---- both penalties under both tests

@@ -5,7 +5,7 @@ from made import STAND_IN, cell, pair, paper, stored
 
 from lib import record, store, tables
 from lib.run import Run
-from lib.studies import VARIANTS, decorrelation_readings, label_randomization, sparsity_networks
+from lib.studies import VARIANTS, label_randomization, penalty_readings, sparsity_networks
 
 KEYS = ["dataset", "corruption", "baseline", "al2", "epoch", "metric"]
 POINTS = range(100, 701, 100)
@@ -363,7 +363,7 @@ def test_other_networks_labels_and_screening_seeds_are_in_neither_table(other):
 
 
 def test_the_readings_tried_on_the_screening_seed_are_left_out():
-    runs = decorrelation_readings("digits", trained=["own/abs/sum"], chosen="own/square/sum", seeds=(0, 1), epochs=4)
+    runs = penalty_readings("digits", trained=["own/abs/sum"], chosen="own/square/sum", seeds=(0, 1), epochs=4)
     kept = tables.sparsity_runs(frame(*(stored(run, test_accuracy=1.0) for run in runs)))
     assert set(kept.seed) == {0, 1} and set(kept[kept.network == "sr3Net"].decorrelation_pairs) == {"square"}
 
