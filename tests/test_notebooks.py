@@ -163,9 +163,7 @@ def test_options_go_out_from_notebook_10_s_networks(profile, seeds, tried):
         assert {r.epochs for r in runs[6:]} == {700}
 
 
-@pytest.mark.parametrize(
-    ("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})]
-)
+@pytest.mark.parametrize(("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})])
 def test_speed_follows_the_stated_rule(profile, factor, units):
     """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the profile paper the same.
 
