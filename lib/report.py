@@ -292,9 +292,7 @@ def _al2_headline(report: Report) -> str:
     table = pd.DataFrame(rows, columns=["", "data set", "n", *tables.BASELINES.values()])
     return (
         "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → with AL2 "
-        "(mean over n seeds ± standard deviation; `cifar10_jpeg` is a lossy JPEG copy of CIFAR-10):\n\n"
-        + table.to_markdown(index=False, disable_numparse=True)
-        + "\n"
+        "(mean over n seeds ± standard deviation):\n\n" + table.to_markdown(index=False, disable_numparse=True) + "\n"
     )
 
 
@@ -318,9 +316,7 @@ def _sparsity_headline(report: Report) -> str:
     frame = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
     return (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± standard "
-        "deviation; `tiny_imagenet_32` is the first 100 classes of Tiny ImageNet at 32×32, the stand-in for CIFAR-100):\n\n"
-        + frame.to_markdown(index=False, disable_numparse=True)
-        + "\n"
+        "deviation):\n\n" + frame.to_markdown(index=False, disable_numparse=True) + "\n"
     )
 
 

@@ -364,7 +364,7 @@ AL2_CNN_SPARSITY = ("trunk.conv2", "head.fc1")
 def across(
     dataset: str,
     *,
-    clean_dataset: str,
+    clean_dataset: str | None,
     seeds: Iterable[int] = (0,),
     corruption: float = 0.75,
     sparsity_weight: float = 0.001,
@@ -382,7 +382,7 @@ def across(
 
     Args:
         dataset: where the AL2 CNN is trained.
-        clean_dataset: where the ConvNet is.
+        clean_dataset: where the ConvNet is; None: the first test alone.
         seeds: of both.
         corruption: of the AL2 CNN's labels; > 0.
         sparsity_weight: λ_i of SparsityReg's layers; > 0.
@@ -410,6 +410,8 @@ def across(
         for own in ({}, penalised):
             memorising += [Run.from_dict(noisy | {"seed": seed, "al2": al2} | own) for al2 in (False, True)]
         memorising.append(Run.from_dict(noisy | {"seed": seed, "corruption": 0.0}))
+        if clean_dataset is None:
+            continue
         plain = sparsity_networks(clean_dataset, seeds=(seed,), **clean, **longer)
         short = sparsity_networks(clean_dataset, seeds=(seed,), **clean)
         for without, as_long_as_the_rest in zip(plain, short, strict=True):

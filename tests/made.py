@@ -10,7 +10,7 @@ from lib.studies import VARIANTS, lenet_alexnet, sparsity_networks
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
 DEEP = LAYERS[2:]
-STAND_IN = "tiny_imagenet_32"
+HUNDRED = "cifar100"
 ALL_CLAIMS = (*(f"A{k}" for k in range(1, 11)), *(f"S{k}" for k in range(1, 11)))
 
 
@@ -50,7 +50,7 @@ def stored(run: Run, *, profile: str = "made", diverged: int | None = None, **co
 def cell(
     accuracies: dict[str, float],
     *,
-    dataset: str = STAND_IN,
+    dataset: str = HUNDRED,
     size: str = "s",
     optimizer: str = "sgd",
     seeds=(0, 1, 2),
@@ -87,7 +87,7 @@ def cell(
     return pd.concat(parts, ignore_index=True)
 
 
-def pair(network: str, without: float, with_sr: float, *, dataset: str = STAND_IN, seeds=(0, 1, 2), **settings) -> pd.DataFrame:
+def pair(network: str, without: float, with_sr: float, *, dataset: str = HUNDRED, seeds=(0, 1, 2), **settings) -> pd.DataFrame:
     """LeNet or AlexNet, without and with SparsityReg, with these best accuracies in %."""
     runs = lenet_alexnet(dataset, networks=[network], seeds=seeds, epochs=20, **settings)
     return pd.concat(

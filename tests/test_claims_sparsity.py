@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import pytest
-from made import DEEP, LAYERS, STAND_IN, cell, cliff, kept, pair, paper, rising
+from made import DEEP, HUNDRED, LAYERS, cell, cliff, kept, pair, paper, rising
 
 from lib import claims, record, store
 from lib.claims import verdicts
@@ -36,11 +36,11 @@ def sizes(s=S, m=M, xxl=XXL, **options):
     return frame(*(cell(values, size=size, **options) for size, values in (("s", s), ("m", m), ("xxl", xxl))))
 
 
-def judged(claim, made, dataset=STAND_IN):
+def judged(claim, made, dataset=HUNDRED):
     return RULES[claim](sparsity_runs(made), dataset)
 
 
-def verdict(claim, made, dataset=STAND_IN):
+def verdict(claim, made, dataset=HUNDRED):
     return judged(claim, made, dataset).verdict
 
 
@@ -77,7 +77,7 @@ def test_fewer_parts_than_expected_are_not_judged():
 # vanillaNet gains 1.70 and the least of the others 14.33; S5 sr2 − sr1 +7.97 +1.06 +0.62, Adam +0.65, sr3 − best other +1.55
 # (normNet) +1.96 +0.36 (sr2Net); S6 −8.23 −0.26 +2.95, LeNet +0.50; S10 least +2.09 (sr1 − dropNet, m). cifar10: S5 −0.37,
 # LeNet +0.95, S10 least +1.40. tiny_imagenet: S5 +4.09, LeNet +0.78, S10 least +0.53 (sr1 − normNet), then +2.68.
-NO_SIZES = "not run: no finished vanillaNet of size s, m (m and xxl need a GPU)"
+NO_SIZES = "not run: no finished vanillaNet of size s, m"
 NOT_S = "not run: 1 of 4 parts have finished runs"
 PRINTED = {
     3: {
@@ -128,7 +128,7 @@ def test_the_paper_s_own_numbers_stand_beside_as_published():
         assert found.published in found.measured  # one seed: the same numbers
     assert judged("S6", made, "cifar100").published.endswith("sr3Net 37.8; LeNet 29.8 → 30.3")
     assert judged("S7", made, "cifar100").published == "AlexNet 38.4 → 46.8" == judged("S7", made, "cifar100").measured
-    assert judged("S7", made).published == ""  # a stand-in has none
+    assert judged("S7", made, "digits").published == ""  # not in the paper
     assert {judged(claim, made, "cifar100") for claim in ("S1", "S2", "S9")} == {None}  # accuracies alone
 
 
@@ -295,7 +295,7 @@ def test_s4_sr_and_norm_gain_with_size_and_vanilla_hardly(changed, wanted):
 
 
 def test_s4_names_the_sizes_that_are_missing_in_their_order():
-    assert verdict("S4", cell(S)) == "not run: no finished vanillaNet of size m, xxl (m and xxl need a GPU)"
+    assert verdict("S4", cell(S)) == "not run: no finished vanillaNet of size m, xxl"
     assert verdict("S4", cell(M, size="m")).startswith("not run: no finished vanillaNet of size s, xxl")
     without = {k: v for k, v in M.items() if k != "sr3Net"}
     assert verdict("S4", sizes(m=without)) == "not run: 9 of 11 cells have finished runs"
@@ -319,7 +319,7 @@ def test_s5_targeted_beats_all_layers_and_sr3_is_best(accuracies, wanted):
 
 def test_s5_sr3_is_judged_on_the_set_of_100_classes_alone_and_with_sgd():
     worst = {k: v - 30 * (k == "sr3Net") for k, v in S.items()}
-    assert verdict("S5", cell(worst, dataset="cifar10_jpeg"), "cifar10_jpeg") == "holds"
+    assert verdict("S5", cell(worst, dataset="cifar10"), "cifar10") == "holds"
     assert verdict("S5", frame(cell(S), adam({k: v - 30 * (k == "sr3Net") for k, v in ADAM.items()}))) == "holds"
     assert verdict("S5", frame(cell(S), adam(ADAM | {"sr2Net": 30.0}))) == "holds in part"
     assert verdict("S5", frame(cell(S), adam({k: v for k, v in ADAM.items() if k != "sr1Net"}))) == "holds"  # not trained
@@ -432,11 +432,11 @@ def test_s9_filters_are_not_more_alike(over, wanted):
     ],
 )
 def test_s10_sr_beats_vanilla_drop_and_norm(xxl, wanted):
-    assert verdict("S10", cell(xxl, size="xxl", dataset="cifar10_jpeg"), "cifar10_jpeg") == wanted
+    assert verdict("S10", cell(xxl, size="xxl", dataset="cifar10"), "cifar10") == wanted
 
 
 def test_s10_needs_m_and_xxl_on_100_classes():
-    assert verdict("S10", cell(S)) == "not run: sizes m and xxl were not trained here (they need a GPU)"
+    assert verdict("S10", cell(S)) == "not run: no finished vanillaNet of size m, xxl"
     assert verdict("S10", cell(XXL, size="xxl")) == "not run: 9 of 18 cells have finished runs"
     assert verdict("S10", frame(cell(M, size="m"), cell(XXL, size="xxl"))) == "holds"
     without = {k: v for k, v in XXL.items() if k != "dropNet"}
@@ -572,10 +572,10 @@ def test_screening_seeds_are_not_judged():
 
 
 def test_two_data_sets_and_two_profiles_are_judged_each_for_itself():
-    made = frame(cell(S), cell(S | {"sr1Net": 40.0}, dataset="cifar10_jpeg"), cell(S, profile="other", seeds=ONE))
+    made = frame(cell(S), cell(S | {"sr1Net": 40.0}, dataset="cifar10"), cell(S, profile="other", seeds=ONE))
     found = claims.judge(made, ["made", "other"]).set_index(["claim", "profile", "dataset"]).verdict
-    assert found["S5", "made", STAND_IN] == "holds" and found["S5", "made", "cifar10_jpeg"] == "does not hold"
-    assert found["S5", "other", STAND_IN].startswith("indicative")
+    assert found["S5", "made", HUNDRED] == "holds" and found["S5", "made", "cifar10"] == "does not hold"
+    assert found["S5", "other", HUNDRED].startswith("indicative")
 
 
 def test_runs_of_one_cell_that_differ_in_more_than_seed_and_length_are_refused():

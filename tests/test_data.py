@@ -115,7 +115,7 @@ def test_moving_to_a_device_and_lengths():
 @pytest.mark.parametrize(
     "name, options, said",
     [
-        ("mnits", {}, r"'mnits'.*digits, mnist, fashion_mnist, cifar10, cifar100, cifar10_jpeg, tiny_imagenet"),
+        ("mnits", {}, r"'mnits'.*digits, mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet"),
         ("../mnist", {}, "unknown data set"),
         ("", {}, "unknown data set"),
         (None, {}, "unknown data set None"),
@@ -124,7 +124,7 @@ def test_moving_to_a_device_and_lengths():
         ("digits", {"size": 7}, "size=7.*8 to 256"),
         ("digits", {"size": 20.0}, "whole number"),
         ("mnist", {"size": 28}, "'size'.*options: none"),
-        ("tiny_imagenet_32", {"classes": 0}, "classes=0.*2 to 200"),
+        ("tiny_imagenet", {"classes": 0}, "classes=0.*2 to 200"),
     ],
 )
 def test_errors_name_what_is_allowed(root, name, options, said):
@@ -132,7 +132,7 @@ def test_errors_name_what_is_allowed(root, name, options, said):
         load(name, root=root, **options)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "tiny_imagenet_32"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet"])
 def test_a_missing_set_says_how_to_get_it(root, name):
     with pytest.raises(DataNotFoundError, match=f"make data DATASET={name}") as caught:
         load(name, root=root)
@@ -360,15 +360,6 @@ def test_sixteen_bit_images_are_refused(root):
         load("pets", root=root)
 
 
-def test_cifar10_jpeg_is_checked_by_its_number_of_images(root):
-    with pytest.raises(DataNotFoundError, match="no public address"):
-        load("cifar10_jpeg", root=root)
-    write(root / "cifar10-jpeg.zip", pets("cifar10-jpeg/"))
-    with pytest.raises(DataError, match="5 images instead of 60,000") as caught:
-        load("cifar10_jpeg", root=root)
-    assert "{train,test}/<class>/<number>.jpg" in str(caught.value)
-
-
 # ---- cache ----------------------------------------------------------------------------------------------------------
 
 
@@ -474,25 +465,12 @@ def test_tiny_imagenet_unpacked_equals_the_archive(root, tmp_path):
     assert packed.sha256 == unpacked.sha256 and torch.equal(packed.test.images, unpacked.test.images)
 
 
-def test_tiny_imagenet_32_averages_boxes(root):
-    files = tiny(WNIDS)
-    pattern = np.zeros((8, 8, 3), np.uint8)
-    pattern[::2, ::2], pattern[1::2, ::2], pattern[1::2, 1::2] = 200, 100, 50  # mean of a box: 87.5
-    buffer = io.BytesIO()
-    Image.fromarray(pattern).save(buffer, "PNG")  # lossless, whatever the name says
-    files["tiny-imagenet-200/train/n03/images/n03_0.JPEG"] = buffer.getvalue()
-    write(root / "tiny-imagenet-200.zip", files)
-    loaded = load("tiny_imagenet_32", root=root, classes=4, normalize="unit")
-    assert loaded.name == "tiny_imagenet_32" and loaded.train.images.shape == (12, 3, 4, 4)
-    assert (loaded.train.images[0] * 255).round().unique().tolist() == [88]
-
-
 def test_too_few_classes_say_how_many_there_are(root):
     write(root / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
     with pytest.raises(DataNotFoundError, match=r"classes=3 .* only 2 of the first 3"):
         load("tiny_imagenet", root=root, classes=3)
     with pytest.raises(DataNotFoundError, match=r"classes=200 .* only 2 of the first 200"):
-        load("tiny_imagenet_32", root=root)
+        load("tiny_imagenet", root=root)
     assert load("tiny_imagenet", root=root, classes=2).num_classes == 2
 
 
@@ -804,7 +782,7 @@ def test_fetch_keeps_a_partial_file_for_the_next_call(server, tmp_path):
 
 
 def test_published_files_have_a_mirror_and_a_hash_each():
-    assert set(download.FILES) == set(data.NAMES) - {"digits", "cifar10_jpeg"}
+    assert set(download.FILES) == set(data.NAMES) - {"digits"}
     assert len(download.FILES["mnist"][0].urls) >= 2
     for remote in (remote for remotes in download.FILES.values() for remote in remotes):
         assert len(remote.md5) == 32 and all(url.startswith("http") for url in remote.urls)
@@ -815,9 +793,8 @@ def test_command_line(root, mnist, capsys):
     assert "nothing to download" in capsys.readouterr().out
     data.main(["mnist", "--root", str(root)])  # it is there: the network is not asked
     assert "5 training and 3 test images of 10 classes" in capsys.readouterr().out
-    for name, said in (("cifar10_jpeg", "no public address"), ("mnits", "digits, mnist")):
-        with pytest.raises(SystemExit, match=said):
-            data.main([name, "--root", str(root)])
+    with pytest.raises(SystemExit, match="digits, mnist"):
+        data.main(["mnits", "--root", str(root)])
 
 
 def test_command_line_downloads_what_is_missing(root, mnist, server, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import LAYERS, STAND_IN, cell, pair, paper, rising
+from made import HUNDRED, LAYERS, cell, pair, paper, rising
 from matplotlib.colors import to_rgb
 
 from lib import tables
@@ -80,7 +80,7 @@ def test_each_network_has_a_colour_of_its_own_in_all_figures():
 def test_adam_stands_beside_sgd_in_a_panel_of_its_own():
     fig = drawn(figures_sparsity.validation_losses(frame(cell(ALL), cell(ALL, optimizer="adam"), cell(ALL, size="m"))))
     assert [ax.get_title().splitlines()[0] for ax in fig.axes] == [
-        f"{STAND_IN}, size s, SGD", f"{STAND_IN}, size s, Adam", f"{STAND_IN}, size m, SGD"
+        f"{HUNDRED}, size s, SGD", f"{HUNDRED}, size s, Adam", f"{HUNDRED}, size m, SGD"
     ]  # fmt: skip
     assert {ax.get_title().splitlines()[1] for ax in fig.axes} == {"made, 3 seeds: mean and range"}
 
@@ -115,7 +115,7 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_their_range():
     assert line.get_ydata() == pytest.approx(0.6 * np.log(64))
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert [band.min(), band.max()] == pytest.approx([0.5 * np.log(64), 0.7 * np.log(64)])
-    assert "2 seeds" in ax.figure.get_suptitle() and STAND_IN in ax.figure.get_suptitle()
+    assert "2 seeds" in ax.figure.get_suptitle() and HUNDRED in ax.figure.get_suptitle()
 
 
 def test_lenet_and_alexnet_are_drawn_by_what_they_are_called():
@@ -123,7 +123,7 @@ def test_lenet_and_alexnet_are_drawn_by_what_they_are_called():
         runs = frame(pair(network, 20.0, 21.0)).assign(network=lambda rows: rows.variant)
         fig = drawn(figures_sparsity.validation_losses(runs))
         assert [f"{name}", f"{name}+sr"] == list(legend(fig))[:2] and COLOURS[name] != COLOURS[f"{name}+sr"]
-        assert fig.axes[0].get_title().startswith(f"{STAND_IN}, SGD")
+        assert fig.axes[0].get_title().startswith(f"{HUNDRED}, SGD")
 
 
 @pytest.mark.parametrize("draw", [figures_sparsity.entropies, figures_sparsity.correlations])
@@ -169,9 +169,9 @@ def test_a_diverged_network_has_the_word_in_place_of_a_mark():
 
 
 def test_two_profiles_have_a_mark_each():
-    made = pd.concat([cell(FEW, profile="lite"), cell(FEW, profile="paper", seeds=[0])], ignore_index=True)
-    fig, panels = table2(made, STAND_IN)
+    made = [cell(FEW, dataset="digits", profile="lite"), cell(FEW, dataset="digits", profile="paper", seeds=[0])]
+    fig, panels = table2(pd.concat(made, ignore_index=True), "digits")
     (ax,) = panels.values()
-    assert list(panels) == [f"{STAND_IN}, size s, SGD\nlite, n = 3, paper, n = 1"]
+    assert list(panels) == ["digits, size s, SGD\nlite, n = 3, paper, n = 1"]
     assert {line.get_marker() for line in ax.lines if line.get_marker() in "osD"} == {"o", "s"}
     assert [label.split(" (")[0] for label in legend(fig)] == ["published", "measured, lite", "measured, paper"]

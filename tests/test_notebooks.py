@@ -120,8 +120,7 @@ def test_the_paper_profile_is_the_paper_s():
     assert {r.weight_decay for r in runs} == {0.0, 5e-4}
     assert {r.dropout for r in runs} == {0.0, 0.5}
     assert {r.schedule for r in runs} == {"al2"}
-    first = {r.id: r.dataset for r in runs_of("paper", "10") if r.seed == 0}
-    assert len(first) == 96 + 32 and list(first.values()).count("cifar10_jpeg") == 32  # CIFAR-10's stand-in beside the 96
+    assert len({r.id for r in runs_of("paper", "10") if r.seed == 0}) == 96
     every = runs_of("paper")
     assert len({r.id for r in runs_of("paper", "14") if r.relabelled_by}) == 2
     others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
@@ -164,9 +163,7 @@ def test_options_go_out_from_notebook_10_s_networks(profile, seeds, tried):
         assert {r.epochs for r in runs[6:]} == {700}
 
 
-@pytest.mark.parametrize(
-    ("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {"cifar10_jpeg": 1250}), ("paper", 1, {})]
-)
+@pytest.mark.parametrize(("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})])
 def test_speed_follows_the_stated_rule(profile, factor, units):
     """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the profile paper the same.
 

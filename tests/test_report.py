@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made import STAND_IN, cell, pair, stored
+from made import HUNDRED, cell, pair, stored
 from test_claims import frame as al2_frame
 from test_claims import study
 
@@ -70,7 +70,7 @@ def test_the_headline_reads_longer_trainings_whole_in_rows_of_their_own():
     _, _, *rows = rows_of(report.headline(assembled(pd.concat([long, short], ignore_index=True))))
     assert rows[3][0] == "measured, made" and rows[3][5] == "31.0 ± 0.0"
     assert rows[4] == [
-        "measured, made, 40 epochs", STAND_IN, "s", "sgd", "3",
+        "measured, made, 40 epochs", HUNDRED, "s", "sgd", "3",
         "31.0 ± 0.0", "not run", "not run", "not run", "diverged", "not run",
     ]  # fmt: skip
     assert len(rows) == 5
@@ -85,9 +85,9 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
     _, _, *rows = rows_of(report.headline(assembled(made)))
     measured = {tuple(row[:4]): row[4:] for row in rows[3:]}
     assert measured == {
-        ("measured, made", STAND_IN, "s", "sgd"): ["3", "30.0 ± 0.0", "not run", "30.0 ± 0.0", "diverged", *["30.0 ± 0.0"] * 2],
-        ("measured, made", STAND_IN, "s", "adam"): ["1", *["30.0"] * 6],
-        ("measured, other", STAND_IN, "s", "sgd"): ["1", *["30.0"] * 6],
+        ("measured, made", HUNDRED, "s", "sgd"): ["3", "30.0 ± 0.0", "not run", "30.0 ± 0.0", "diverged", *["30.0 ± 0.0"] * 2],
+        ("measured, made", HUNDRED, "s", "adam"): ["1", *["30.0"] * 6],
+        ("measured, other", HUNDRED, "s", "sgd"): ["1", *["30.0"] * 6],
     }
 
 
@@ -97,7 +97,7 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
 def test_drawings_are_named_by_profile_and_cell():
     made = pd.concat([cell(ALL, seeds=[0]), cell(ALL, optimizer="adam", seeds=[0]), pair("lenet", 20.0, 21.0)])
     made = made.reset_index(drop=True)
-    marks = [f"made-{STAND_IN}-s-{optimizer}" for optimizer in ("adam", "sgd")]
+    marks = [f"made-{HUNDRED}-s-{optimizer}" for optimizer in ("adam", "sgd")]
     assert set(report.drawings(assembled(made))) == {
         "al2_table1-made", "al2_table2-made", "sparsity_table2", "sparsity_table3", "sparsity_losses-made",
         *(f"sparsity_{kind}-{mark}" for kind in ("entropy", "correlation", "histograms") for mark in marks),
@@ -223,12 +223,12 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
 
 def test_the_report_says_which_data_sets_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-    stored = sparsity_networks("tiny_imagenet_32", networks=["vanillaNet"], epochs=4, classes=100)  # on another machine
+    stored = sparsity_networks("tiny_imagenet", networks=["vanillaNet"], epochs=4, classes=100)  # on another machine
     stated = [Run(name, epochs=4) for name in ("digits", "cifar100", "my_pictures")]
     monkeypatch.setattr(campaign, "plan", lambda profile: [Planned([*stored, *stated])])
     finished(stored, tmp_path)
     found = report.gather(["lite"])
-    assert found.progress.set_index("dataset").note.to_dict() == dict.fromkeys(["tiny_imagenet_32", "digits"], "") | (
+    assert found.progress.set_index("dataset").note.to_dict() == dict.fromkeys(["tiny_imagenet", "digits"], "") | (
         dict.fromkeys(["cifar100", "my_pictures"], "not run: data set not reachable here")
     )
     report.write(found, tmp_path / "report")

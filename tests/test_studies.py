@@ -373,12 +373,12 @@ SHORT = {"epochs": 7, "speed": 2.0, "n_measure": 30, "clean_n_measure": 40, "cle
 
 
 def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control():
-    runs = across("mnist", clean_dataset="cifar10_jpeg", seeds=(0, 4), corruption=0.5, **SHORT)
+    runs = across("mnist", clean_dataset="cifar10", seeds=(0, 4), corruption=0.5, **SHORT)
     assert len({run.id for run in runs}) == len(runs) == 18
     assert [run.seed for run in runs] == [0] * 5 + [4] * 5 + [0] * 4 + [4] * 4
     noisy, clean = runs[:10], runs[10:]
     assert {(r.network, r.dataset, r.epochs, r.n_measure) for r in noisy} == {("al2_cnn", "mnist", 7, 30)}
-    assert {(r.network, r.dataset, r.corruption, r.epochs) for r in clean} == {("convnet_s", "cifar10_jpeg", 0.0, 6)}
+    assert {(r.network, r.dataset, r.corruption, r.epochs) for r in clean} == {("convnet_s", "cifar10", 0.0, 6)}
     assert all(run.entropy for run in runs)
     deep = ["head.fc1", "trunk.conv2"]
     for four, layers, speed in ((noisy[:4], deep, 2), (noisy[5:9], deep, 2), (clean[:4], [*SR], 3), (clean[4:], [*SR], 3)):
@@ -388,6 +388,12 @@ def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control()
         assert both.to_dict() == sparsity.to_dict() | {"al2": True, "speed": speed}
     for none, control in ((noisy[0], noisy[4]), (noisy[5], noisy[9])):
         assert none.corruption == 0.5 and control.to_dict() == none.to_dict() | {"corruption": 0.0}
+
+
+def test_without_a_set_for_the_second_test_the_first_is_alone():
+    both = across("mnist", clean_dataset="digits", seeds=(0, 4), **SHORT)
+    alone = across("mnist", clean_dataset=None, seeds=(0, 4), **SHORT)
+    assert [run.id for run in alone] == [run.id for run in both[:10]]
 
 
 def test_sparsity_reg_acts_on_the_same_kinds_of_layers_in_both_networks():

@@ -25,7 +25,7 @@ from lib.studies import SPARSITY_DEFAULTS
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
 AL2 = replace(LITE, ablations=(), n_validation=0)
-CONVNET = Run("cifar10_jpeg", network="convnet_s", **SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False})
+CONVNET = Run("cifar10", network="convnet_s", **SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False})
 CONVNET = replace(CONVNET, learning_rate=0.01, test_images=2000)
 NETWORKS = {
     "bare": replace(AL2, al2=False),

@@ -1,6 +1,6 @@
 """Data sets by name, as tensors: `load`; what a run does to them: `subset`, `corrupt_labels`.
 
-Built in are the sets of both papers, a lossy copy of CIFAR-10, and digits, which comes inside scikit-learn. Every other
+Built in are the sets of both papers, and digits, which comes inside scikit-learn. Every other
 name is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading never downloads and never
 writes next to the data; `python -m lib.data NAME` (`make data DATASET=NAME`) downloads. Decoded sets are kept in
 `CACHE_DIR`, by the hash of the files they came from. Nothing here touches a global random state.
@@ -359,10 +359,6 @@ _FOLDER_ADVICE = (
     "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, train/<class>/* and "
     "test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
 )
-_JPEG_ADVICE = (
-    "It is CIFAR-10 re-encoded as JPEG, for which no public address is known: place cifar10-jpeg.zip by hand in {root}, in "
-    "it cifar10-jpeg/{{train,test}}/<class>/<number>.jpg, 60,000 images; or set DATA_DIR to the folder that holds it."
-)
 _CLASSES = {"classes": (200, range(2, 201))}
 
 
@@ -376,15 +372,7 @@ _BUILT_IN = {
     "fashion_mnist": _published(readers.find_idx, readers.read_idx, "FashionMNIST"),
     "cifar10": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR10),
     "cifar100": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR100),
-    "cifar10_jpeg": _Source(
-        partial(readers.find_folder, "cifar10-jpeg"),
-        partial(readers.read_folder, expected=60_000),
-        _JPEG_ADVICE,
-    ),
     "tiny_imagenet": _Source(readers.find_tiny_imagenet, readers.read_tiny_imagenet, _ADVICE, options=_CLASSES),
-    "tiny_imagenet_32": _Source(
-        readers.find_tiny_imagenet, partial(readers.read_tiny_imagenet, box=2), _ADVICE, options=_CLASSES
-    ),
 }
 NAMES = tuple(_BUILT_IN)
 

@@ -272,11 +272,11 @@ def find_folder(name: str, root: Path) -> list[Path]:
     raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
 
 
-def read_folder(files: list[Path], expected: int | None = None) -> Arrays:
+def read_folder(files: list[Path]) -> Arrays:
     """An image folder or archive: train/<class>/*, test/<class>/* (or val), below one top folder at most.
 
     Classes are sorted by name, images by class and natural order of their names, whatever the order in the archive.
-    `expected` is the number of images, where it is known. Raises DataError, also for images of different sizes.
+    Raises DataError, also for images of different sizes.
     """
     archive, tops = Archive(files[0]), set()
     found = {"train": [], "test": [], "val": []}
@@ -294,15 +294,13 @@ def read_folder(files: list[Path], expected: int | None = None) -> Arrays:
     classes = sorted({label for label, _ in train})
     if strange := sorted({label for label, _ in test} - set(classes)):
         raise DataError(f"{archive.path} has test classes without training images: {', '.join(strange[:5])}")
-    if expected and len(train) + len(test) != expected:
-        raise DataError(f"{archive.path} holds {len(train) + len(test):,} images instead of {expected:,}")
     number = {label: index for index, label in enumerate(classes)}
     rows = [[(number[label], archive, name) for label, name in part] for part in (train, test)]
     return _decode_images(*rows, classes)
 
 
-def _decode_images(train: list[tuple], test: list[tuple], classes: list[str], box: int = 1) -> Arrays:
-    """Decode (label, archive, name) rows, by label and natural order of the names, averaging boxes of `box`² pixels."""
+def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) -> Arrays:
+    """Decode (label, archive, name) rows, by label and natural order of the names."""
     rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
     images, size, first = None, None, None
     for at, (_, archive, name) in enumerate(tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)):
@@ -317,15 +315,12 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str], bo
             raise DataError(f"{archive.path}: {name} cannot be read as an image ({error})") from error
         if images is None:
             (height, width, _), size, first = pixels.shape, pixels.shape, name
-            images = np.empty((len(rows[0]) + len(rows[1]), 3, height // box, width // box), np.uint8)
+            images = np.empty((len(rows[0]) + len(rows[1]), 3, height, width), np.uint8)
         if pixels.shape != size:
             raise DataError(
                 f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but {first} is "
                 f"{size[1]}×{size[0]}; all images must share one size"
             )
-        if box > 1:
-            boxes = pixels.reshape(height // box, box, width // box, box, 3)
-            pixels = (boxes.sum((1, 3), dtype=np.uint32) + box * box // 2) // (box * box)  # rounded mean
         images[at] = pixels.transpose(2, 0, 1)
     labels = [np.array([row[0] for row in part]) for part in rows]
     cut = len(rows[0])
@@ -344,8 +339,8 @@ def find_tiny_imagenet(root: Path) -> list[Path]:
     return found
 
 
-def read_tiny_imagenet(files: list[Path], classes: int, box: int = 1) -> Arrays:
-    """The first `classes` of `wnids.txt`; the validation split is the test split; boxes of `box`² pixels are averaged.
+def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
+    """The first `classes` of `wnids.txt`; the validation split is the test split.
 
     `files` are archives in the official layout, whole or in parts, or the unpacked folder: wnids.txt,
     train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataNotFoundError if they hold fewer classes: the other
@@ -388,4 +383,4 @@ def read_tiny_imagenet(files: list[Path], classes: int, box: int = 1) -> Arrays:
         [(number[wnid], *where[name]) for wnid in found for name in part[wnid] if name not in _TINY_LEAKED]
         for part in (train, val)
     ]
-    return _decode_images(*rows, found, box)
+    return _decode_images(*rows, found)

@@ -97,7 +97,6 @@ FILES: dict[str, tuple[Remote, ...]] = {
         ),
     ),
     "tiny_imagenet": (_TINY_IMAGENET,),
-    "tiny_imagenet_32": (_TINY_IMAGENET,),
 }
 
 #: md5 of the unzipped files, well known: archives are repacked often, their content is not.

@@ -136,7 +136,7 @@ def at_published_epochs(frame: pd.DataFrame, metrics: Sequence[str], epochs: Seq
 def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A published AL2 table with what was measured beside it: a row a profile for each of its rows, and more.
 
-    A data set that the paper has no number for (a stand-in, another corruption level) gets rows of its own, with
+    A data set that the paper has no number for (or none at that corruption level) gets rows of its own, with
     `published` empty; a published row that no run answers has `measured` empty. `precision` is that of the row's runs.
     """
     if name not in AL2_TABLES:
