@@ -15,6 +15,7 @@ the function that states its runs (`PLANS`), so that the notebook and this modul
 
 import argparse
 import ast
+import json
 import logging
 import os
 import sys
@@ -27,7 +28,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import papermill
 import yaml
 
 from lib import budget, paths, record, store, studies, transfer
@@ -92,8 +92,10 @@ def notebook_parameters(notebook: str) -> dict[str, Any]:
     if not (folder / f"{notebook}.ipynb").exists():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.ipynb")))
         raise ValueError(f"there is no notebook {notebook!r}; there are {known}")
-    found = papermill.inspect_notebook(str(folder / f"{notebook}.ipynb"))
-    return {name: ast.literal_eval(value["default"]) for name, value in found.items()}
+    cells = json.loads((folder / f"{notebook}.ipynb").read_text())["cells"]
+    tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    lines = ast.parse("".join(next(tagged, []))).body
+    return {line.target.id: ast.literal_eval(line.value) for line in lines}
 
 
 def plan(profile: str) -> list[Entry]:
@@ -200,6 +202,8 @@ def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str
 
 def render(entry: Entry, profile: str) -> Path:
     """Execute a notebook into `results/<profile>/notebooks/`, unless it is newer than all that it is made from."""
+    import papermill  # here: a machine that only trains does without it
+
     source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
     target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
     values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]

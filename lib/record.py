@@ -1,7 +1,7 @@
 """A run's folder: what lies in it, and that it is written whole or not at all.
 
 config.json     what was trained and what was measured on the way
-env.json        versions, device, precision, commit, wall time, hashes of data and labels
+env.json        versions, device, processor, threads, precision, commit, wall time, hashes of data and labels
 metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
 measures.npz    arrays: ablation curves, heat maps, histograms, canonical correlations, predictions
 status.json     only where the loss became NaN: {"diverged": epoch}

@@ -6,6 +6,7 @@ how many cores there are, and the run store gives each core a network of its own
 in one process, each on a stream of its own (`lib.steps`), and each as it would be trained alone.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import fast, losses, models, observe, paths, record
+from lib import fast, losses, machine, models, observe, paths, record
 from lib.run import Run
 from lib.steps import PRECISIONS, Steps, optimizer_of
 from lib.task import Task, check, data_key, prepare
@@ -236,19 +237,31 @@ def _reproducible(device: torch.device) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """The code's version, read once, before the first training; "unknown" without git."""
-    try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=paths.ROOT, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return git.stdout.strip() or "unknown"
+    """The code's version, read once, before the first training.
+
+    Git's; without git, that in the environment variable `COMMIT` or else in the project's file of
+    that name, for machines that the code is only copied to; "unknown" without any of them.
+    """
+    with contextlib.suppress(OSError):
+        command = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+        if git.stdout.strip():
+            return git.stdout.strip()
+    if said := os.environ.get("COMMIT", "").strip():
+        return said
+    with contextlib.suppress(OSError):
+        return (paths.ROOT / "COMMIT").read_text().strip() or "unknown"
+    return "unknown"
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and commit, for a run's record."""
+    """Versions, device, processor and commit, for a run's record. Threads are those of the training."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device_name(device),
+        "processor": machine.processor(),
+        "instruction_sets": machine.instruction_sets(),
+        "threads": torch.get_num_threads(),
         "commit": commit(),
     }

@@ -9,7 +9,6 @@ On a GPU (`--device cuda`) `lib.bench.gpu` measures, into `cuda.csv`.
 """
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from lib.bench import cpu as bench_cpu
 from lib.bench import gpu as bench_gpu
 from lib.bench.cpu import BATCH, LITE, RUN, Row
 from lib.bench.gpu_rows import SHAPES
+from lib.machine import processor
 
 EPOCH = 60000  # images
 ROUNDS = 5
@@ -86,11 +86,8 @@ def cores_here() -> int:
 
 def machine(device: str) -> dict[str, Any]:
     """What was measured on, as the operating system and PyTorch give it."""
-    kind = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # only Linux has this file
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kind = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), kind)
-    found = {"processor": kind, "architecture": platform.machine(), "cores": cores_here(), "torch": torch.__version__}
+    found = {"processor": processor(), "architecture": platform.machine()}
+    found |= {"cores": cores_here(), "torch": torch.__version__}
     found |= {"python": platform.python_version(), "commit": trainer.commit()}
     can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
     found |= {"instructions": [name for name in INSTRUCTIONS if can.get(name)]}

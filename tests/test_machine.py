@@ -1,0 +1,83 @@
+"""What a run's record says of the machine it was trained on, and of the code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lib import machine, paths, trainer
+from lib.run import Run
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Some Processor: 3.0 GHz
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_bf16 avx512_vnni
+
+processor\t: 1
+model name\t: Another
+flags\t\t: fpu
+"""
+
+
+def test_the_first_processor_s_name_and_instruction_sets_are_read(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.processor() == "Some Processor: 3.0 GHz"
+    assert machine.instruction_sets() == ["avx2", "avx512f", "avx512_bf16"]
+
+
+def test_where_linux_does_not_tell_there_is_a_name_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "absent")
+    assert machine.processor() and machine.instruction_sets() == []
+
+
+def test_a_run_s_record_names_processor_threads_precision_and_commit(tmp_path):
+    run = Run("digits", epochs=1, image_size=16, n_train=64, test_images=10, ablations=())
+    threads = torch.get_num_threads()
+    trainer.fit([run], [tmp_path / run.name])
+    env = json.loads((tmp_path / run.name / "env.json").read_text())
+    assert env["processor"] == machine.processor()
+    assert env["instruction_sets"] == machine.instruction_sets()
+    assert (env["threads"], env["precision"]) == (1, "float32")  # of the training, not of this test
+    assert env["commit"] == trainer.commit()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def without_git(tmp_path, monkeypatch):
+    """A project folder without git; whatever commit was read before is forgotten, and this one after."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.delenv("COMMIT", raising=False)
+    trainer.commit.cache_clear()
+    yield tmp_path
+    trainer.commit.cache_clear()
+
+
+def test_without_git_the_commit_comes_from_the_environment_or_a_file(without_git, monkeypatch):
+    assert trainer.commit() == "unknown"
+    (without_git / "COMMIT").write_text("abc1234\n")
+    trainer.commit.cache_clear()
+    assert trainer.commit() == "abc1234"
+    monkeypatch.setenv("COMMIT", "def5678")
+    trainer.commit.cache_clear()
+    assert trainer.commit() == "def5678"
+
+
+def test_git_knows_better_than_the_environment(without_git, monkeypatch):
+    monkeypatch.setenv("COMMIT", "def5678")
+    git = ["git", "-C", str(without_git), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert head.startswith(trainer.commit()) and len(trainer.commit()) >= 7
+
+
+def test_training_needs_neither_papermill_nor_what_else_renders():
+    """A machine that only trains installs a handful of packages."""
+    rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
+    code = f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib import campaign\n"
+    code += "print(len(campaign.plan('quick')) > 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
