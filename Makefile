@@ -43,16 +43,20 @@ plan: setup  ## what a profile states, how much of it is done and how long the r
 	$(PY) -m lib.campaign --profile $(PROFILE) --list
 
 .PHONY: bench
-bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10)
-	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
+bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10; OPTIONS="--tiny": to try it)
+	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: precision
 precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data)
-	$(PY) -m lib.bench.precision --jobs $(JOBS)
+	$(PY) -m lib.bench.precision --jobs $(JOBS) $(OPTIONS)
 
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs
 	$(PY) -m lib.campaign --profile report --jobs 1
+
+.PHONY: check
+check: setup  ## OK or FAIL, and what to do: Python, packages, processor or GPU, data sets, disk, git
+	$(PY) -m lib.check
 
 .PHONY: data
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
@@ -78,9 +82,13 @@ notebooks: setup  ## execute the committed notebooks in place with their quick s
 	  mv $$copy $$notebook; \
 	done
 
+# JupyterLab refuses to run as root, as one is in a container, unless told so
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+LAB ?=
+
 .PHONY: lab
-lab: setup  ## open the notebooks in JupyterLab
-	$(VENV)/bin/jupyter lab notebooks
+lab: setup  ## open the notebooks in JupyterLab: make lab LAB="--no-browser --port 8889"
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/jupyter lab $(AS_ROOT) $(LAB) notebooks
 
 .PHONY: lint format
 lint: setup  ## ruff over code and notebooks
@@ -89,7 +97,7 @@ format: setup  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
 .PHONY: clean
-clean:  ## remove what can be made again: quick results, caches, .venv (never data/ or committed results)
+clean:  ## remove what can be made again: quick results, caches, .venv (never data/, results/own/ or committed results)
 	rm -rf results/quick results/.locks .cache $(VENV) .pytest_cache .ruff_cache *.egg-info
 
 .PHONY: help

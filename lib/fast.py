@@ -28,6 +28,13 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has fast products in bfloat16, and not a plain loop or an emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
     """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop, some ten times slower than float32.
 
@@ -37,7 +44,7 @@ def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
     Returns:
         whether it warned: never for a GPU.
     """
-    if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type != "cpu" or has_bfloat16(device):
         return False
     warnings.warn(
         "this processor has no fast bfloat16: a step takes some ten times as long as in float32 (notebook 80). "

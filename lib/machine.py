@@ -9,7 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")  # only Linux has it
 
 
 def processor() -> str:
-    """The processor's model, such as "AMD EPYC"; where Linux does not tell, Python's word for it."""
+    """The processor's model, such as "AMD EPYC"; without Linux, Python's word for it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib import campaign, claims, figures, heat_maps, models, paths, store, tables, task
+from lib import campaign, claims, figures, heat_maps, models, paths, store, tables
 from lib.claims import pages as claim_pages
 from lib.figures import across as figures_across
 from lib.figures import cca as figures_cca
@@ -24,14 +24,12 @@ from lib.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
-NOT_REACHABLE = "not run: data set not reachable here"
 HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")  # networks whose filter correlations are drawn
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was assembled: the runs by id and their frame, what the profiles state and lack (and why, where a data set is
-    not there), the tables by name, the claims."""
+    """What was assembled: the runs by id and their frame, what the profiles state and lack, the tables by name, the claims."""
 
     frame: pd.DataFrame
     runs: dict[str, Run]
@@ -42,6 +40,8 @@ class Report:
 
 def gather(profiles: Sequence[str]) -> Report:
     """Read the runs that the profiles' notebooks state, as far as they are finished; a profile is judged by these alone.
+
+    What it gives depends on stored runs and parameters, and not on the data sets that lie on this machine.
 
     Raises:
         ValueError: for an unknown profile.
@@ -58,8 +58,7 @@ def gather(profiles: Sequence[str]) -> Report:
         for dataset in dict.fromkeys(r.dataset for r in stated.values()):
             runs = [r for r in stated.values() if r.dataset == dataset]
             done = store.available(runs)
-            absent = not done and not task.is_reachable(runs[0])  # a stored run needs no data set
-            progress.append([profile, dataset, len(done), len(runs), NOT_REACHABLE * absent])
+            progress.append([profile, dataset, len(done), len(runs)])
             finished |= {r.id: r for r in done}
             if done:
                 frame = store.load(done).assign(profile=profile)
@@ -68,7 +67,7 @@ def gather(profiles: Sequence[str]) -> Report:
     return Report(
         frame=frame,
         runs=finished,
-        progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated", "note"]),
+        progress=pd.DataFrame(progress, columns=["profile", "dataset", "runs finished", "runs stated"]),
         tables=_tables(frame),
         claims=claims.judge(frame, profiles),
     )

@@ -42,7 +42,7 @@ def merged(runs: Iterable[Run]) -> dict[str, Run]:
     return found
 
 
-def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadline: float | None = None) -> None:
+def ensure(runs: Sequence[Run], *, profile: str = "own", jobs: int = 1, deadline: float | None = None) -> None:
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run that another process
@@ -52,7 +52,7 @@ def ensure(runs: Sequence[Run], *, profile: str = "quick", jobs: int = 1, deadli
     Args:
         runs: the runs that have to be there, the most wanted first: they are trained in this order, except that several
             processes without a deadline begin with the longest.
-        profile: the folder under `results/` for those that are new.
+        profile: the folder under `results/` for those that are new; `own`, for runs of yours, is left alone by `make clean`.
         jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a parallel make in one; a
             script that asks for more than one has to guard its own start by `if __name__ == "__main__":`, as Python's
             multiprocessing wants it. On a GPU side by side in this process, which its memory has to hold.

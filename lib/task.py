@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lib import data, losses, models, paths, record
-from lib.data.sources import DataNotFoundError
 from lib.run import Run, generator
 
 
@@ -60,16 +59,6 @@ def prepare(run: Run, device: str | torch.device = "cpu") -> Task:
         num_classes=classes,
         hashes={"data": digest, "labels": _hash(labels)},
     )
-
-
-def is_reachable(run: Run) -> bool:
-    """Whether files of a run's data set are in `$DATA_DIR`. None is read: they may be too few, or altered."""
-    root = paths.data_dir()
-    try:
-        data.source_of(run.dataset, root).find(root)
-    except (DataNotFoundError, ValueError):  # ValueError: there is no image folder of that name
-        return False
-    return True
 
 
 def penalties(run: Run, model: nn.Module) -> tuple[losses.ActivationL2, losses.SparsityReg, losses.DecorrReg]:

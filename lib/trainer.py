@@ -68,7 +68,8 @@ def fit(
             gives the same results. None: side by side on a GPU.
 
     Raises:
-        ValueError: if a run does not fit its data, or for an unknown precision; raised before any of them is trained.
+        ValueError: if a run does not fit its data, for an unknown precision, and for a device that is not there; raised before
+            any of them is trained.
         data.DataError, LookupError: as for `lib.task.prepare`, before any of them is trained.
         record.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then hold what was trained.
@@ -76,7 +77,7 @@ def fit(
     """
     if folders is not None and len(folders) != len(runs):
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
-    device = torch.device(device or default_device())
+    device = torch.device(checked_device(device) if device else default_device())
     precision = default_precision(precision)
     commit()
     tasks: dict[tuple, Task] = {}
@@ -136,8 +137,21 @@ def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int)
 
 
 def default_device() -> str:
-    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"."""
-    return os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"; a ValueError if `$DEVICE` is not there."""
+    if asked := os.environ.get("DEVICE"):
+        return checked_device(asked)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_device(asked: str | torch.device) -> str:
+    """That device's name. A ValueError if it is none, or a GPU where PyTorch finds none."""
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ValueError(f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"the device is {asked}, but PyTorch finds no GPU here; set DEVICE=cpu, or leave it unset")
+    return str(asked)
 
 
 def default_precision(asked: str | None = None) -> str:

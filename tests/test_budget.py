@@ -28,7 +28,7 @@ CONV = replace(AL2, network="convnet_s", al2=False, corruption=0.0, image_size=8
 HERE = trainer.device_name("cpu")
 
 
-def folder_of(run, profile="quick"):
+def folder_of(run, profile="own"):
     return paths.results_dir() / profile / run.dataset / run.name
 
 
@@ -198,7 +198,7 @@ def test_a_budget_that_ends_leaves_a_checkpoint_and_ends_well(entries, monkeypat
     monkeypatch.setattr(campaign, "plan", lambda profile: entries[:1])
     call(monkeypatch, "--budget", "1e-9")
     assert capsys.readouterr().out.startswith("10_one: 0 of 1 runs done, 2 epochs left, about ")
-    assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
+    assert {f.name for f in folder_of(AL2, "quick").iterdir()} == {"config.json", "checkpoint.pt"}
 
 
 @pytest.mark.parametrize("given", ["0", "-5", "inf", "nan", "soon"])

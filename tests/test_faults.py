@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 
 def folder_of(run, results=None):
-    return (results or paths.results_dir()) / "quick" / run.dataset / run.name
+    return (results or paths.results_dir()) / "own" / run.dataset / run.name
 
 
 def contents(run, results=None):
@@ -327,7 +327,7 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(nam
         with pytest.raises(OSError) as caught:
             store.ensure([SHORT])
     assert caught.value.errno == errno.ENOSPC
-    assert not leftovers() and store.collect("quick").empty
+    assert not leftovers() and store.collect("own").empty
     epochs_trained.clear()
     store.ensure([SHORT])
     assert epochs_trained[0] == {"config.json": 1, "checkpoint.pt": 3}.get(name, 5)

@@ -47,7 +47,7 @@ def test_a_run_s_record_names_processor_threads_precision_and_commit(tmp_path):
 
 @pytest.fixture
 def without_git(tmp_path, monkeypatch):
-    """A project folder without git; whatever commit was read before is forgotten, and this one after."""
+    """A project folder without git; the commit that was read before is forgotten."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.delenv("COMMIT", raising=False)
     trainer.commit.cache_clear()
@@ -70,7 +70,7 @@ def test_git_knows_better_than_the_environment(without_git, monkeypatch):
     git = ["git", "-C", str(without_git), "-c", "user.name=A", "-c", "user.email=a@b.c"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True)
     assert head.startswith(trainer.commit()) and len(trainer.commit()) >= 7
 
 
@@ -79,5 +79,16 @@ def test_training_needs_neither_papermill_nor_what_else_renders():
     rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
     code = f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib import campaign\n"
     code += "print(len(campaign.plan('quick')) > 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "True\n", done.stderr
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, cwd=paths.ROOT, text=True) == "True\n"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_a_device_that_is_not_there_is_refused_by_name(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = f"the device is {device!r}; allowed" if device == "gpu" else f"the device is {device}, but"
+    with pytest.raises(ValueError, match=said):
+        trainer.fit([Run("digits")], device=device)
+    monkeypatch.setenv("DEVICE", device)
+    with pytest.raises(ValueError, match=said):
+        trainer.default_device()

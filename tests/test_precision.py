@@ -16,11 +16,11 @@ DIGITS = replace(DIGITS, ablations=(), speed=30.0)
 SHORT = replace(DIGITS, n_train=128, epochs=3, test_images=50)
 
 
-def folder_of(run, profile="quick"):
+def folder_of(run, profile="own"):
     return paths.results_dir() / profile / run.dataset / run.name
 
 
-def said(run, profile="quick"):
+def said(run, profile="own"):
     return json.loads((folder_of(run, profile) / "env.json").read_text())["precision"]
 
 
@@ -48,8 +48,8 @@ def test_the_environment_variable_chooses_and_the_record_says_which(monkeypatch)
     monkeypatch.setenv("PRECISION", "bfloat16")
     trainer.fit([SHORT], [folder_of(SHORT, "other")])
     trainer.fit([SHORT], [folder_of(SHORT, "third")], precision="float32")
-    assert [said(SHORT, profile) for profile in ("quick", "other", "third")] == ["float32", "bfloat16", "float32"]
-    metrics = [record.read_metrics(folder_of(SHORT, profile))[0] for profile in ("quick", "third", "other")]
+    assert [said(SHORT, profile) for profile in ("own", "other", "third")] == ["float32", "bfloat16", "float32"]
+    metrics = [record.read_metrics(folder_of(SHORT, profile))[0] for profile in ("own", "third", "other")]
     assert metrics[0].equals(metrics[1]) and not metrics[0].equals(metrics[2])
 
 

@@ -50,7 +50,7 @@ def trained(monkeypatch):
 
 
 def folder_of(run):
-    return paths.results_dir() / "quick" / run.dataset / run.name
+    return paths.results_dir() / "own" / run.dataset / run.name
 
 
 def hash_of_labels(run):

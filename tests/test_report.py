@@ -199,7 +199,7 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
     finished(stated[:2], tmp_path)
     finished([Run("digits", network="convnet_s", corruption=0.0, epochs=4, seed=7, n_measure=5)], tmp_path)  # stated by nobody
     found = report.gather(["lite", "other"])
-    assert found.progress.to_numpy().tolist() == [["lite", "digits", 2, 3, ""], ["other", "digits", 0, 1, ""]]
+    assert found.progress.to_numpy().tolist() == [["lite", "digits", 2, 3], ["other", "digits", 0, 1]]
     assert set(found.runs) == {run.id for run in stated[:2]}
     assert found.frame.groupby("profile").id.nunique().to_dict() == {"lite": 2}
     out = tmp_path / "report"
@@ -221,18 +221,18 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
     assert len(table) == 36 + 2 and table.measured.notna().sum() == 2
 
 
-def test_the_report_says_which_data_sets_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-    stored = sparsity_networks("tiny_imagenet", networks=["vanillaNet"], epochs=4, classes=100)  # on another machine
-    stated = [Run(name, epochs=4) for name in ("digits", "cifar100", "my_pictures")]
-    monkeypatch.setattr(campaign, "plan", lambda profile: [Planned([*stored, *stated])])
-    finished(stored, tmp_path)
-    found = report.gather(["lite"])
-    assert found.progress.set_index("dataset").note.to_dict() == dict.fromkeys(["tiny_imagenet", "digits"], "") | (
-        dict.fromkeys(["cifar100", "my_pictures"], "not run: data set not reachable here")
-    )
-    report.write(found, tmp_path / "report")
-    assert "not run: data set not reachable here" in (tmp_path / "report" / "report.md").read_text()
+def test_the_report_is_the_same_whichever_data_sets_lie_here(tmp_path, monkeypatch):
+    stated = [Run(name, epochs=4) for name in ("digits", "fashion_mnist", "my_pictures")]
+    monkeypatch.setattr(campaign, "plan", lambda profile: [Planned(stated)])
+    written = []
+    for name in ("without", "with"):
+        monkeypatch.setenv("DATA_DIR", str(tmp_path / name))
+        (tmp_path / "with" / "my_pictures" / "train").mkdir(parents=True, exist_ok=True)
+        report.write(report.gather(["lite"]), tmp_path / f"report {name}")
+        files = sorted((tmp_path / f"report {name}").rglob("*.*"))
+        written.append([(file.name, file.read_bytes()) for file in files])
+    assert written[0] == written[1]
+    assert "| my_pictures" in (tmp_path / "report with" / "report.md").read_text()
 
 
 def test_figure_1_of_stored_runs_is_written(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def trained(monkeypatch):
     return ids
 
 
-def folder_of(run, profile="quick"):
+def folder_of(run, profile="own"):
     return paths.results_dir() / profile / run.dataset / run.name
 
 
@@ -188,7 +188,7 @@ def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
     frame = store.load([AL2, BARE])
     assert list(zip(frame["id"], frame["epoch"], strict=True)) == [(r.id, e) for r in (AL2, BARE) for e in (1, 2, 3)]
     assert set(BARE.to_dict()) | {"id", "baseline", "profile", "diverged", "test_accuracy", "lambda"} <= set(frame)
-    assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"quick"}
+    assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"own"}
     assert frame["diverged"].isna().all()
     assert list(frame["al2"]) == [True] * 3 + [False] * 3
     assert list(frame["lambda"].notna()) == [True] * 3 + [False] * 3
@@ -214,12 +214,12 @@ def test_an_unfinished_run_is_missing():
         store.load([BARE])
     with pytest.raises(LookupError, match=BARE.name):
         store.arrays(BARE)
-    assert store.collect("quick").empty
+    assert store.collect("own").empty
 
 
 def test_no_runs_give_an_empty_frame():
     assert store.load([]).empty
-    assert store.collect("quick").empty
+    assert store.collect("own").empty
 
 
 def test_collect_gives_every_finished_run_of_one_profile():
@@ -242,9 +242,9 @@ def test_published_numbers_and_reports_are_no_runs():
     store.ensure([BARE])
     (paths.results_dir() / "report" / "tables").mkdir(parents=True)
     (paths.results_dir() / "report" / "tables" / "claims.csv").touch()
-    (paths.results_dir() / "quick" / "notebooks").mkdir()
-    (paths.results_dir() / "quick" / "notebooks" / "10.ipynb").touch()
-    assert len(store.collect("quick")) == 3 and store.collect("report").empty
+    (paths.results_dir() / "own" / "notebooks").mkdir()
+    (paths.results_dir() / "own" / "notebooks" / "10.ipynb").touch()
+    assert len(store.collect("own")) == 3 and store.collect("report").empty
 
 
 # ---- divergence -----------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESULTS_DIR", "here")
     store.ensure([replace(BARE, epochs=1, ablations=())])
-    assert len(list(Path(tmp_path / "here").glob("quick/digits/*/metrics.csv"))) == 1
+    assert len(list(Path(tmp_path / "here").glob("own/digits/*/metrics.csv"))) == 1
     assert os.getcwd() == str(tmp_path)
 
 
@@ -400,7 +400,7 @@ def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers()
     assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
     assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
     assert set(frame["num_classes"]) == {10}
-    pd.testing.assert_frame_equal(store.collect("quick"), store.load([record.read_run(f) for f in sorted(run_folders())]))
+    pd.testing.assert_frame_equal(store.collect("own"), store.load([record.read_run(f) for f in sorted(run_folders())]))
 
 
 def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):

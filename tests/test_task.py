@@ -98,15 +98,6 @@ def test_what_makes_a_run_fail_is_part_of_the_key_of_runs_that_fail_together(cha
     assert task.check_key(replace(RUN, **change)) != task.check_key(RUN)
 
 
-def test_a_data_set_is_reachable_where_its_files_are(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    assert task.is_reachable(Run("digits"))  # inside scikit-learn
-    for name, file in (("tiny_imagenet", "tiny-imagenet-200-part1.zip"), ("mine", "mine.zip")):
-        assert not task.is_reachable(Run(name))
-        (tmp_path / file).write_bytes(b"not read")
-        assert task.is_reachable(Run(name))
-
-
 def test_images_that_are_not_square_are_refused(monkeypatch):
     split = data.Split(torch.zeros(20, 1, 16, 18, dtype=torch.uint8), torch.arange(20) % 10)
     wide = data.RawDataSet("wide", split, split, tuple("0123456789"), "0", (), torch.Tensor.float)

@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
         patch.setenv("RESULTS_DIR", str(folder))
         patch.setenv("CACHE_DIR", str(folder / ".cache"))
         patch.setenv("DEVICE", "cpu")
-        store.ensure([BARE])
+        store.ensure([BARE], profile="quick")
         begin(UNDER_WAY)
         begin(CONV)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -94,7 +94,7 @@ def test_finished_runs_and_al2_networks_under_way_arrive_with_identical_bytes(bo
 def test_a_run_goes_on_where_it_was_on_another_machine(box, trained, monkeypatch):
     transfer.take_over("quick", box)
     assert store.epochs_left(UNDER_WAY) == 2
-    store.ensure([UNDER_WAY])
+    store.ensure([UNDER_WAY], profile="quick")
     trainer.fit([UNDER_WAY], [paths.results_dir() / "whole" / "digits" / UNDER_WAY.name])
     here, whole = (paths.results_dir() / p / "digits" / UNDER_WAY.name for p in ("quick", "whole"))
     for name in ("metrics.csv", "measures.npz"):
@@ -157,7 +157,7 @@ def test_a_run_under_way_never_replaces_a_finished_one(box):
 
 
 def test_a_finished_run_stays_though_another_one_arrives(box):
-    store.ensure([replace(BARE, ablations=("shared/test",))])
+    store.ensure([replace(BARE, ablations=("shared/test",))], profile="quick")
     before = files(paths.results_dir())
     assert transfer.take_over("quick", box).kept == [BARE.name]
     assert files(paths.results_dir()).items() >= before.items()

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,8 +40,12 @@ RATE, HOURLY, FACTOR, SHARE, TIME = "images/s", "epochs·networks/h", "× best D
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
+    try:
+        here = trainer.default_device()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     parser = argparse.ArgumentParser(prog="python -m lib.bench", description="Time the trainer, plain loops and the floor.")
-    parser.add_argument("--device", default=trainer.default_device(), choices=["cpu", "cuda"])
+    parser.add_argument("--device", default=here, choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, help="measuring time of a row: 5 on a CPU, over all rounds; 2 on a GPU")
     parser.add_argument("--out", type=Path, default=paths.ROOT / "results" / "bench", help="folder (default: results/bench)")
     parser.add_argument(

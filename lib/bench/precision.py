@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lib import paths, trainer
 from lib.bench import describe, machine, write
 from lib.bench.cpu import LITE
+from lib.data.sources import DataError
 from lib.run import SPARSITY_NETWORKS, Run
 from lib.studies import SPARSITY_DEFAULTS
 
@@ -94,8 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only is {options.only!r}; networks are {', '.join(NETWORKS)}")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; at least one process is needed")
-    device = trainer.default_device()
-    curves = measure(chosen, SEEDS, options.jobs if device == "cpu" else 1)
+    try:
+        device = trainer.default_device()
+        curves = measure(chosen, SEEDS, options.jobs if device == "cpu" else 1)
+    except (ValueError, DataError) as error:
+        sys.exit(f"error: {error}")
     if not options.only:
         options.out.mkdir(parents=True, exist_ok=True)
         write(curves, options.out / "precision.csv")
