@@ -2,7 +2,8 @@
 
 Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user downloads them), `CACHE_DIR`
 (their decoded copies, safe to delete) and `RESULTS_DIR` (run folders). They are read at each call, so that a test or a
-notebook can set them late. The papers' own numbers always lie in the project.
+notebook can set them late. The papers' own numbers always lie in the project, and so does the stored evidence: its runs are
+found there wherever `RESULTS_DIR` points, and nothing is written to them then.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published"
 PARAMS = ROOT / "notebooks" / "params"
+EVIDENCE = tuple(ROOT / "results" / profile for profile in ("lite", "paper"))  # committed runs, by profile
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -29,13 +29,22 @@ class RecordError(RuntimeError):
     """A run's folder cannot be read or written; the message names it and says what to do."""
 
 
-def find(dataset: str, run_id: str) -> Path | None:
+def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
     """The folder of a run, finished or under way, in any profile; None if there is none.
 
+    Looked for in `$RESULTS_DIR`, then among the project's committed runs (`paths.EVIDENCE`).
+
+    Args:
+        dataset, run_id: the run's.
+        to_write: in `$RESULTS_DIR` alone, since committed runs are only read where it points elsewhere.
+
     Raises:
-        RecordError: if there are several, since ids are unique across profiles.
+        RecordError: if there are several in one place, since ids are unique across profiles.
     """
-    folders = [f for f in paths.results_dir().glob(f"*/{dataset}/*-{run_id}") if f.is_dir()]
+    name = f"{dataset}/*-{run_id}"
+    folders = [f for f in paths.results_dir().glob(f"*/{name}") if f.is_dir()]
+    if not folders and not to_write:
+        folders = [f for profile in paths.EVIDENCE for f in profile.glob(name) if is_finished(f)]
     if len(folders) > 1:
         raise RecordError(f"the run {run_id} has {len(folders)} folders, keep one: {', '.join(map(str, folders))}")
     return folders[0] if folders else None

@@ -2,7 +2,8 @@
 
     results/<profile>/<dataset>/<network>-<what differs>-<id>/
 
-The profile names a folder and no more: a run is found by its id in whichever profile it was trained for.
+The profile names a folder and no more: a run is found by its id in whichever profile it was trained for, in `$RESULTS_DIR` or
+among the committed runs of the project.
 """
 
 import contextlib
@@ -239,7 +240,7 @@ def _train(
                 for _ in range(run.epochs):
                     on_epoch()
                 continue
-            folder = find(run) or paths.results_dir() / profile / run.dataset / run.name
+            folder = record.find(run.dataset, run.id, to_write=True) or paths.results_dir() / profile / run.dataset / run.name
             todo.append(run.with_measures(record.read_run(folder)) if record.is_begun(folder) else run)
             folders.append(folder)
         if todo:

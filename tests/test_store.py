@@ -453,3 +453,19 @@ def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
     todo = [run.id for run in runs if run != AL2]
     assert groups == [todo[:3], todo[3:]]
     assert len(store.load(runs)) == sum(run.epochs for run in runs)
+
+
+def test_committed_runs_are_found_from_everywhere_and_only_read(tmp_path, monkeypatch):
+    run = BARE
+    store.ensure([run], profile="paper")
+    committed = tmp_path / "committed" / "paper"
+    shutil.move(paths.results_dir() / "paper", committed)
+    assert store.find(run) is None
+    monkeypatch.setattr(paths, "EVIDENCE", (committed,))
+    assert store.available([run]) == [run]
+    before = {file: file.read_bytes() for file in committed.rglob("*.*")}
+    store.ensure([run], profile="own")
+    assert not (paths.results_dir() / "own").exists(), "it is there already"
+    store.ensure([replace(run, keep_weights=True)], profile="own")  # a measure that the committed run lacks
+    assert {file: file.read_bytes() for file in committed.rglob("*.*")} == before
+    assert store.find(run).parent.parent == paths.results_dir() / "own"
