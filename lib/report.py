@@ -174,22 +174,31 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
             found[name] = lambda name=name: figures_sparsity.best_beside_paper(report.tables[name])
     runs = tables.sparsity_runs(report.frame)
     runs = runs[runs["size"] != ""] if len(runs) else runs
-    for profile, own in runs.groupby("profile", sort=False) if len(runs) else []:
-        found[f"sparsity_losses-{profile}"] = lambda own=own: figures_sparsity.validation_losses(own)
-    for cell, own in runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []:
-        mark = "-".join(cell)
-        if figures_sparsity.layers_measured(own, "entropy"):
-            found[f"sparsity_entropy-{mark}"] = lambda own=own: figures_sparsity.entropies(own)
-        if not figures_sparsity.layers_measured(own, "correlation"):
-            continue
-        found[f"sparsity_correlation-{mark}"] = lambda own=own: figures_sparsity.correlations(own)
-        for run in (report.runs[i] for i in own.id.unique() if i in report.runs):
+    for profile, every in runs.groupby("profile", sort=False) if len(runs) else []:
+        for reading in tables.readings_in(every):
+            own = tables.of_reading(every, reading)
+            name = "-".join(filter(None, ["sparsity_losses", profile, reading]))
+            found[name] = lambda own=own: figures_sparsity.validation_losses(own)
+    for cell, every in runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []:
+        for run in (report.runs[i] for i in every.id.unique() if i in report.runs):
             if "heat map epochs" in store.arrays(run):
-                name = f"sparsity_maps-{mark}-{run.variant}-{run.seed}"
+                name = "-".join(filter(None, ["sparsity_maps", *cell, run.variant, str(run.seed)]))
                 found[name] = lambda run=run: _heat_maps(run)
-        ids = own.sort_values("seed").drop_duplicates("network").set_index("network").id
-        if ids := {name: ids[name] for name in HISTOGRAMS if name in ids}:
-            found[f"sparsity_histograms-{mark}"] = lambda ids=ids: _histograms({n: report.runs[i] for n, i in ids.items()})
+        for reading in tables.readings_in(every):
+            found |= _cell_drawings(report, tables.of_reading(every, reading), "-".join(filter(None, [*cell, reading])))
+    return found
+
+
+def _cell_drawings(report: Report, runs: pd.DataFrame, mark: str) -> dict[str, Callable[[], Figure]]:
+    """Figures 5, 7 and A.2 of one data set, size, optimiser and reading of SparsityReg, whose names end in `mark`."""
+    found: dict[str, Callable[[], Figure]] = {}
+    if figures_sparsity.layers_measured(runs, "entropy"):
+        found[f"sparsity_entropy-{mark}"] = lambda: figures_sparsity.entropies(runs)
+    if figures_sparsity.layers_measured(runs, "correlation"):
+        found[f"sparsity_correlation-{mark}"] = lambda: figures_sparsity.correlations(runs)
+        ids = runs.sort_values("seed").drop_duplicates("network").set_index("network").id
+        if drawn := {name: ids[name] for name in HISTOGRAMS if name in ids}:
+            found[f"sparsity_histograms-{mark}"] = lambda: _histograms({k: report.runs[i] for k, i in drawn.items()})
     return found
 
 
@@ -305,17 +314,23 @@ def _sparsity_headline(report: Report) -> str:
             rows.append(["published", dataset, size, optimizer, 1, *(f"{100 * v:.1f}" for v in values)])
     measured = table[table.measured.notna()]
     for (profile, dataset, size, optimizer), cell in measured.groupby(["profile", *tables.SPARSITY_CELL[:3]], sort=False):
+        for reading in tables.readings_in(cell):
+            own = tables.of_reading(cell, reading)
+            printed = own.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
+            name = ", ".join(filter(None, [f"measured, {profile}", reading]))
+            n = "–".join(map(str, sorted({int(own.n.min()), int(own.n.max())})))  # "1–3" where some networks have fewer
+            rows.append([name, dataset, size, optimizer, n, *printed])
+    for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(report.frame):
         printed = cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
-        rows.append([f"measured, {profile}", dataset, size, optimizer, int(cell.n.min()), *printed])
-    for (profile, dataset, size, optimizer, epochs), cell in _longer(report.frame):
-        printed = cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
-        rows.append([f"measured, {profile}, {epochs} epochs", dataset, size, optimizer, int(cell.n.min()), *printed])
+        name = ", ".join(filter(None, [f"measured, {profile}", reading, f"{epochs} epochs"]))
+        rows.append([name, dataset, size, optimizer, int(cell.n.min()), *printed])
     if measured.empty:
         rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
     frame = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
+    both = "; mean, sum: how SparsityReg joins a batch, which the paper does not say" if len(measured) else ""
     return (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± standard "
-        "deviation):\n\n" + frame.to_markdown(index=False, disable_numparse=True) + "\n"
+        f"deviation{both}):\n\n" + frame.to_markdown(index=False, disable_numparse=True) + "\n"
     )
 
 
@@ -325,13 +340,17 @@ def _longer(frame: pd.DataFrame):
     if runs.empty:
         return []
     longer = runs[(runs["size"] != "") & (runs.epochs > tables.sparsity_epochs_read(runs))]
-    best = longer.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs", "network", "seed"])
-    best = best.agg(best=("test_accuracy", "max"), diverged=("diverged", "max")).reset_index()
-    best["best"] = best.best.mask(best.diverged.notna()) / 100
-    cells = best.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs", "network"]).best
-    found = cells.agg(measured=lambda values: values.mean(skipna=False), sd="std", n="size").reset_index()
-    found["measured"] = found.measured.astype(object).where(found.measured.notna(), tables.DIVERGED)
-    return found.groupby(["profile", *tables.SPARSITY_CELL[:3], "epochs"], sort=False)
+    keys = ["profile", *tables.SPARSITY_CELL[:3], "epochs"]
+    every = []
+    for reading in tables.readings_in(longer):
+        best = tables.of_reading(longer, reading).groupby([*keys, "network", "seed"])
+        best = best.agg(best=("test_accuracy", "max"), diverged=("diverged", "max")).reset_index()
+        best["best"] = best.best.mask(best.diverged.notna()) / 100
+        cells = best.groupby([*keys, "network"]).best
+        found = cells.agg(measured=lambda values: values.mean(skipna=False), sd="std", n="size").reset_index()
+        found["measured"] = found.measured.astype(object).where(found.measured.notna(), tables.DIVERGED)
+        every.append(found.assign(reading=reading))
+    return pd.concat(every).groupby([*keys, "reading"], sort=False)
 
 
 def _percent(row: pd.Series) -> str:
@@ -356,7 +375,7 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
     first = judged.claim.ne(judged.claim.shift())
     judged["statement"] = judged.statement.where(first, "")
     judged["claim"] = ("[" + judged.claim + "](claims/" + judged.claim + ".md)").where(first, "")
-    columns = ["claim", "statement", "profile", "dataset", "published", "measured", "n", "verdict"]
+    columns = ["claim", "statement", "profile", "dataset", "reading", "published", "measured", "n", "verdict"]
     rules = report.claims[report.claims.rule != ""].drop_duplicates("claim")
     return (
         "\n\n".join(
@@ -369,7 +388,8 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
                 headline(report).strip(),
                 "## Claims",
                 "Published and measured pairs read *without → with AL2*. The rules of the verdicts stand below. A claim's own "
-                "page says where the paper makes it, how the runs deviate and what was unclear.",
+                "page says where the paper makes it, how the runs deviate and what was unclear. A claim about SparsityReg "
+                "has a row for each reading of it, mean or sum over the batch: the paper does not say which.",
                 judged[columns].to_markdown(index=False),
                 "### Rules",
                 *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],

@@ -6,10 +6,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import pytest
 
+from lib import paths
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """Nothing that a test writes outlives it or meets what another test, or a reader, has trained."""
+    """Nothing that a test writes outlives it or meets what another test, or a reader, has trained, or what is committed."""
+    monkeypatch.setattr(paths, "EVIDENCE", ())
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DEVICE", "cpu")

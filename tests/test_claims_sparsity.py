@@ -582,3 +582,14 @@ def test_runs_of_one_cell_that_differ_in_more_than_seed_and_length_are_refused()
     with pytest.raises(ValueError, match=r"sr3Net.*differ in decorrelation_pairs"):
         claims.judge(frame(cell(S), cell({"sr3Net": 40.0}, seeds=[3], decorrelation_pairs="square")), ["made"])
     claims.judge(frame(cell(S), cell({"sr3Net": 40.0}, seeds=[3], epochs=30)), ["made"])
+
+
+def test_a_claim_about_sparsityreg_is_judged_for_each_of_its_readings():
+    both = pd.concat([cell({"vanillaNet": 30.0, "sr1Net": 29.0, "sr2Net": 29.0, "sr3Net": 35.0}), pair("lenet", 20.0, 21.0)])
+    summed = cell({"sr1Net": 35.0, "sr2Net": 29.0, "sr3Net": 29.0}, sparsity_batches=["sum"])
+    lenet = pair("lenet", 20.0, 29.0, sparsity_batches=["sum"])
+    made = pd.concat([both, summed, lenet[lenet.sparsity != ""]], ignore_index=True)
+    rows = claims.judge(made, ["made"], only=["S1", "S6"]).set_index(["claim", "reading"])
+    assert list(rows.index) == [("S1", ""), ("S6", "mean"), ("S6", "sum")]
+    assert rows.verdict["S6", "mean"] == "holds" and rows.verdict["S6", "sum"] == "does not hold"
+    assert "LeNet +1.0" in rows.measured["S6", "mean"] and "LeNet +9.0" in rows.measured["S6", "sum"]

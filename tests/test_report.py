@@ -68,9 +68,9 @@ def test_the_headline_reads_longer_trainings_whole_in_rows_of_their_own():
     long = cell({"vanillaNet": 31.0, "sr2Net": 36.0}, epochs=40, diverged={("sr2Net", 1): 39})
     short = cell({name: 30.0 for name in VARIANTS if name not in ("vanillaNet", "sr2Net")})
     _, _, *rows = rows_of(report.headline(assembled(pd.concat([long, short], ignore_index=True))))
-    assert rows[3][0] == "measured, made" and rows[3][5] == "31.0 ± 0.0"
+    assert rows[3][0] == "measured, made, mean" and rows[3][5] == "31.0 ± 0.0"
     assert rows[4] == [
-        "measured, made, 40 epochs", HUNDRED, "s", "sgd", "3",
+        "measured, made, mean, 40 epochs", HUNDRED, "s", "sgd", "3",
         "31.0 ± 0.0", "not run", "not run", "not run", "diverged", "not run",
     ]  # fmt: skip
     assert len(rows) == 5
@@ -85,10 +85,17 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
     _, _, *rows = rows_of(report.headline(assembled(made)))
     measured = {tuple(row[:4]): row[4:] for row in rows[3:]}
     assert measured == {
-        ("measured, made", HUNDRED, "s", "sgd"): ["3", "30.0 ± 0.0", "not run", "30.0 ± 0.0", "diverged", *["30.0 ± 0.0"] * 2],
-        ("measured, made", HUNDRED, "s", "adam"): ["1", *["30.0"] * 6],
-        ("measured, other", HUNDRED, "s", "sgd"): ["1", *["30.0"] * 6],
-    }
+        ("measured, made, mean", HUNDRED, "s", "sgd"): [
+            "3",
+            "30.0 ± 0.0",
+            "not run",
+            "30.0 ± 0.0",
+            "diverged",
+            *["30.0 ± 0.0"] * 2,
+        ],
+        ("measured, made, mean", HUNDRED, "s", "adam"): ["1", *["30.0"] * 6],
+        ("measured, other, mean", HUNDRED, "s", "sgd"): ["1", *["30.0"] * 6],
+    }  # fmt: skip
 
 
 # ---- drawings
@@ -97,9 +104,9 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
 def test_drawings_are_named_by_profile_and_cell():
     made = pd.concat([cell(ALL, seeds=[0]), cell(ALL, optimizer="adam", seeds=[0]), pair("lenet", 20.0, 21.0)])
     made = made.reset_index(drop=True)
-    marks = [f"made-{HUNDRED}-s-{optimizer}" for optimizer in ("adam", "sgd")]
+    marks = [f"made-{HUNDRED}-s-{optimizer}-mean" for optimizer in ("adam", "sgd")]
     assert set(report.drawings(assembled(made))) == {
-        "al2_table1-made", "al2_table2-made", "sparsity_table2", "sparsity_table3", "sparsity_losses-made",
+        "al2_table1-made", "al2_table2-made", "sparsity_table2", "sparsity_table3", "sparsity_losses-made-mean",
         *(f"sparsity_{kind}-{mark}" for kind in ("entropy", "correlation", "histograms") for mark in marks),
     }  # fmt: skip
 
@@ -108,7 +115,7 @@ def test_nothing_is_drawn_of_nothing_and_only_what_was_measured():
     assert report.drawings(assembled()) == {}
     assert not [name for name in report.drawings(assembled(al2_frame())) if name.startswith("sparsity")]
     plain = [name for name in report.drawings(assembled(cell(ALL, measured=False))) if name.startswith("sparsity")]
-    assert plain == ["sparsity_table2", "sparsity_losses-made"]
+    assert plain == ["sparsity_table2", "sparsity_losses-made-mean"]
     alone = report.drawings(assembled(pair("alexnet", 20.0, 21.0)))
     assert [name for name in alone if name.startswith("sparsity")] == ["sparsity_table3"]
 

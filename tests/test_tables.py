@@ -368,6 +368,25 @@ def test_the_readings_tried_on_the_screening_seed_are_left_out():
     assert set(kept.seed) == {0, 1} and set(kept[kept.network == "sr3Net"].decorrelation_pairs) == {"square"}
 
 
+def test_runs_at_another_strength_are_in_no_table():
+    runs = penalty_readings("digits", chosen="own/abs/sum", seeds=[0], strengths=[8], epochs=4)
+    kept = tables.sparsity_runs(frame(*(stored(run, test_accuracy=1.0) for run in runs)))
+    assert set(kept.network) == {"vanillaNet", "sr1Net", "sr2Net", "sr3Net"} and set(kept.sparsity_weight) == {0.001}
+
+
+def test_the_readings_of_sparsityreg_stand_side_by_side():
+    both = cell({"vanillaNet": 30.0, "sr1Net": 35.0}, sparsity_batches=["mean"])
+    both = frame(both, cell({"sr1Net": 25.0}, sparsity_batches=["sum"]))
+    runs = tables.sparsity_runs(both)
+    assert tables.readings_in(runs) == ["mean", "sum"] and tables.readings_in(runs[~runs.regularized]) == [""]
+    assert set(tables.of_reading(runs, "sum").reading) == {"", "sum"}
+    table = tables.sparsity_beside_published("sparsity_table2", both)
+    cells = table[(table.dataset == "cifar100") & (table["size"] == "s") & (table.optimizer == "sgd")]
+    rows = cells.set_index(["network", "reading"])
+    assert rows.measured["sr1Net", "mean"] == pytest.approx(0.3501) and rows.measured["sr1Net", "sum"] == pytest.approx(0.2501)
+    assert (rows.loc["sr1Net"].published == 0.2663).all() and rows.measured["vanillaNet", ""] == pytest.approx(0.3001)
+
+
 def test_no_runs_of_the_paper_give_empty_frames():
     for made in (pd.DataFrame(), tidy(Run("mnist", epochs=3))):
         runs = tables.sparsity_runs(made)
@@ -504,7 +523,7 @@ def test_a_diverged_run_of_table_2_is_text():
 
 @pytest.mark.parametrize(
     "other",
-    [{"learning_rate": 0.5}, {"n_train": 50}, {"decorrelation_pairs": "square"}, {"sparsity_weight": 0.1}, {"classes": 5}],
+    [{"learning_rate": 0.5}, {"n_train": 50}, {"decorrelation_pairs": "square"}, {"padding": "valid"}, {"classes": 5}],
 )
 def test_runs_of_one_cell_of_table_2_differ_in_seed_and_length_alone(other):
     first = cell({"sr3Net": 30.0}, seeds=[0])

@@ -47,6 +47,10 @@ CAPTIONS = {  # of the report's figures, by what their names begin with
     "across_memorisation": "Both papers' penalties on corrupted labels (notebook 30).",
     "across_overfitting": "Both papers' penalties where a ConvNet overfits true labels (notebook 30).",
 }
+READING = (
+    "`reading` is how SparsityReg joins the images of a batch, mean or sum. The paper does not say; with the sum the same λ "
+    "is 64 times as strong. Both were trained, neither is chosen ([notebook 23](../../../notebooks/23_penalty_readings.ipynb))."
+)
 PAPERS_PRECISION = {"precision": "float32"}  # what both papers' frameworks compute in where nothing is said
 
 
@@ -61,7 +65,8 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
         written: names of its tables, which lie in `../tables`.
     """
     said, rows = CLAIMS[claim], judged[judged.claim == claim]
-    columns = ["profile", "dataset", "published", "measured", "n", "verdict"]
+    columns = ["profile", "dataset", "reading", "published", "measured", "n", "verdict"]
+    columns = [name for name in columns if name != "reading" or (rows.reading != "").any()]
     rule = next((rule for rule in rows.rule if rule), "not judged yet: no run answers it")
     tables = [name for name in said["tables"] if name in written]
     paired = bool(rows.measured.str.contains("→").any())
@@ -74,6 +79,7 @@ def page(claim: str, judged: pd.DataFrame, frame: pd.DataFrame, drawn: Sequence[
         rows[columns].to_markdown(index=False),
         f"**Rule.** {rule}.",
         "Pairs read *without → with* the regulariser. " * paired + "`indicative` means one seed." * indicative,
+        READING if (rows.reading != "").any() else "",
         "## How the runs deviate from the paper",
         deviations(claim, frame),
     ]

@@ -104,7 +104,9 @@ def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
 
 
 def best_beside_paper(table: pd.DataFrame) -> Figure:
-    """Best accuracies of Table 2 or 3 in %, measured (a mark a profile, a bar ± standard deviation) and published (crosses).
+    """Best accuracies of Table 2 or 3 in %, measured (a bar ± standard deviation) and published (crosses).
+
+    A mark for each profile and reading of SparsityReg.
 
     A panel a cell of the table; a network of which a run diverged has that word in place of its mark.
 
@@ -118,13 +120,15 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     else:
         names, order, groups = table.network, list(VARIANTS), ["dataset", "size", "optimizer"]
     table["name"] = names
+    summed = ", SparsityReg's sum over the batch"
+    table["series"] = table.profile + table.reading.eq("sum").map({True: summed, False: ""})
     panels = sorted(
         table.groupby(groups), key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]]
     )
     fig, axes = _grid(len(panels), 3.4, 2.6)
     fig.set_layout_engine("constrained", w_pad=0.12)  # inches, between a panel and the next one's names
     place = {name: k for k, name in enumerate(order)}
-    marks = dict(zip(table.profile.dropna().unique(), "osD^v", strict=False))
+    marks = dict(zip(table.series.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
         paper = cell[cell.published.notna()].drop_duplicates("name")
         ax.plot(100 * paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3)
@@ -135,8 +139,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
             if row.measured == tables.DIVERGED:
                 ax.text(0.02, y, tables.DIVERGED, color=colour, va="center", transform=ax.get_yaxis_transform())
                 continue
-            mark, spread = marks[row.profile], 0 if pd.isna(row.sd) else row.sd
-            y += 0.3 * list(marks).index(row.profile) / len(marks)  # of one network one below the other
+            mark, spread = marks[row.series], 0 if pd.isna(row.sd) else row.sd
+            y += 0.3 * list(marks).index(row.series) / len(marks)  # of one network one below the other
             ax.errorbar(100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3)
         profiles = ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")) or "not run"
         ax.set_title(f"{_panel_name(*keys)}\n{profiles}")

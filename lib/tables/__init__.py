@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from lib import measures, paths
-from lib.losses import schedule
+from lib.losses import BATCHES, schedule
 from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
-from lib.studies import VARIANTS
+from lib.studies import PAPER_SPARSITY_WEIGHT, VARIANTS
 
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
@@ -155,19 +155,34 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a tidy frame that belong to Tables 2 and 3 of the targeted-sparsity paper, `network` and `size` as printed.
 
-    Clean labels, no AL2, the networks of `lib.studies`, no seed that was used for screening. `network` is vanillaNet …,
-    LeNet, AlexNet; `size` is s, m, xxl, or empty for the last two; `regularized` says whether SparsityReg is on.
+    Clean labels, no AL2, the networks of `lib.studies`, the paper's λ, no seed that was used for screening. `network` is
+    vanillaNet …, LeNet, AlexNet; `size` is s, m, xxl, or empty for the last two; `regularized` says whether SparsityReg is on,
+    and `reading` then how it joins a batch, "mean" or "sum" (else empty).
     """
     if frame.empty:
         return frame
     names = [*VARIANTS, "LeNet", "AlexNet", "LeNet+sr", "AlexNet+sr"]
     kept = (frame.network != "al2_cnn") & (frame.corruption == 0) & ~frame.al2.astype(bool) & frame.variant.isin(names)
+    regularized = frame.sparsity.fillna("") != ""
+    kept &= ~regularized | (frame.sparsity_weight == PAPER_SPARSITY_WEIGHT)
     rows = frame[kept & (frame.seed < SCREENING_SEED)]
     return rows.assign(
         size=rows.network.str.extract(r"convnet_(\w+)", expand=False).fillna(""),
         network=rows.variant.str.removesuffix("+sr"),
         regularized=rows.sparsity.fillna("") != "",
+        reading=rows.sparsity_batch.where(rows.sparsity.fillna("") != "", ""),
     )
+
+
+def readings_in(runs: pd.DataFrame) -> list[str]:
+    """The readings of SparsityReg, "mean" and "sum", that any of these runs has; "" alone where no run has SparsityReg."""
+    there = set(runs.reading) if len(runs) else set()
+    return [batch for batch in BATCHES if batch in there] or [""]
+
+
+def of_reading(runs: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """The runs without SparsityReg, and those with it in one reading; as `sparsity_runs` gives them."""
+    return runs[runs.reading.isin(["", reading])] if len(runs) else runs
 
 
 def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
@@ -188,10 +203,11 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `sparsity_runs` gives them.
 
     Returns:
-        a row a run: profile, dataset, size, optimizer, network, regularized, seed, id, epochs_read, best, best_epoch, last.
+        a row a run: profile, dataset, size, optimizer, network, regularized, reading, seed, id, epochs_read, best, best_epoch,
+        last.
         Empty `best` and `last` where the loss became NaN by then.
     """
-    columns = ["profile", "dataset", "size", "optimizer", "network", "regularized", "seed", "id"]
+    columns = ["profile", "dataset", "size", "optimizer", "network", "regularized", "reading", "seed", "id"]
     if runs.empty:
         return pd.DataFrame(columns=[*columns, "epochs_read", "best", "best_epoch", "last"])
     rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
@@ -211,11 +227,11 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `sparsity_runs` gives them.
 
     Returns:
-        a row a run: profile, dataset, size, optimizer, network, regularized, epochs, seed, `moment` (the epoch of the least
-        smoothed loss, empty where it does not overfit: `measures.moment_of_overfitting`), `rise` (`measures.rise_after_least`,
-        %). Both empty for a run whose loss became NaN, which `diverged` gives the epoch of.
+        a row a run: profile, dataset, size, optimizer, network, regularized, reading, epochs, seed, `moment` (the epoch of the
+        least smoothed loss, empty where it does not overfit: `measures.moment_of_overfitting`), `rise` (%,
+        `measures.rise_after_least`). Both empty for a run whose loss became NaN, which `diverged` gives the epoch of.
     """
-    keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "epochs", "seed"]
+    keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
     rows = []
     for key, run in runs.groupby(keys) if len(runs) else []:
         losses, diverged = run.sort_values("epoch").test_cross_entropy, run.diverged.max()
@@ -231,7 +247,8 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it, as fractions like the paper's.
 
     A data set that the paper has no number for gets rows of its own, with `published` empty; a published row that no run
-    answers has `measured` empty. `measured` is the mean over n seeds of the best epoch, `sd` their standard deviation, and
+    answers has `measured` empty; one with SparsityReg stands once for each `reading` of it that was measured. `measured` is
+    the mean over n seeds of the best epoch, `sd` their standard deviation, and
     `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN. `precision` is that of the
     row's runs.
 
@@ -246,6 +263,7 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     runs = runs[(runs["size"] == "") == (name == "sparsity_table3")] if len(runs) else runs
     columns = [
         "profile",
+        "reading",
         "dataset_measured",
         "epoch_measured",
         "published",
@@ -256,7 +274,7 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         "precision",
     ]
     rows = []
-    for keyed, cell in best_accuracies(runs).groupby(["profile", *keys], sort=False) if len(runs) else []:
+    for keyed, cell in best_accuracies(runs).groupby(["profile", *keys, "reading"], sort=False) if len(runs) else []:
         own = runs[runs.id.isin(cell.id)]
         one_setting(own, keyed)
         diverged = bool(cell.best.isna().any())
@@ -272,12 +290,13 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
                 precisions(own),
             ]
         )
-    measured = pd.DataFrame(rows, columns=["profile", *keys, *[c for c in columns if c not in ("profile", "published")]])
+    own = [name for name in columns if name not in ("profile", "reading", "published")]
+    measured = pd.DataFrame(rows, columns=["profile", *keys, "reading", *own])
     table = paper.merge(measured, on=keys, how="outer")
     order = {name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))}  # as printed
     printed = {"size", "network"}
     return table.reindex(columns=[*keys, *columns]).sort_values(
-        ["dataset", "profile", *keys[1:]], key=lambda column: column.map(order) if column.name in printed else column
+        ["dataset", "profile", *keys[1:], "reading"], key=lambda column: column.map(order) if column.name in printed else column
     )
 
 
