@@ -120,8 +120,9 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     else:
         names, order, groups = table.network, list(VARIANTS), ["dataset", "size", "optimizer"]
     table["name"] = names
-    summed = ", SparsityReg's sum over the batch"
-    table["series"] = table.profile + table.reading.eq("sum").map({True: summed, False: ""})
+    table["series"] = table.profile
+    if "sum" in set(table.reading):  # the mean is what stands alone otherwise
+        table["series"] += table.reading.map({"sum": ", SparsityReg by sum"}).fillna(", SparsityReg by mean")
     panels = sorted(
         table.groupby(groups), key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]]
     )
