@@ -45,7 +45,7 @@ PLANS: dict[str, Callable[..., list[Run]]] = {
     "20_sparsity_monitor": studies.sparsity_networks,
     "21_sparsity_networks": studies.sparsity_networks,
     "22_sparsity_lenet_alexnet": studies.lenet_alexnet,
-    "23_decorrelation_readings": studies.penalty_readings,
+    "23_penalty_readings": studies.penalty_readings,
     "30_across": studies.across,
 }
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}

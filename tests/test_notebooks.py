@@ -66,7 +66,7 @@ def test_quick_notebooks_share_their_runs():
     assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
     assert len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5  # bare and dropout, without and with AL2
     assert runs["20"] <= runs["21"]
-    assert len(runs["23"] & runs["21"]) == 2  # sr2Net and sr3Net in the chosen reading
+    assert len(runs["23"] & runs["21"]) >= 3  # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
 
 
 @pytest.mark.parametrize("profile", ["lite", "paper"])
@@ -97,6 +97,7 @@ def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_pat
 
 def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(paths, "EVIDENCE", ())  # or there is nothing left to train
     entries = campaign.plan("lite")[:2]
     assert campaign.train(entries, "lite", jobs=1) is False
     said = capsys.readouterr().err
@@ -127,8 +128,12 @@ def test_the_paper_profile_is_the_paper_s():
     rates = {(r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption) for r in others}
     unused = 0.5  # Adam has no momentum: the field is back at its default
     assert rates == {("sgd", 0.01, 0.0, 64, 1000, 0.0), ("adam", 0.001, unused, 64, 1000, 0.0)}
-    assert {r.epochs for r in others} == {100, 200}
-    assert {(r.dropout, r.sparsity_weight, r.decorrelation_weight) for r in others} == {(0.0, 0.001, 1.0), (0.25, 0.001, 1.0)}
+    assert {r.epochs for r in others} == {100}
+    stronger = [r for r in others if r.sparsity_weight != 0.001]  # notebook 23's strength between mean and sum
+    assert {(r.variant, r.seed, r.sparsity_weight, r.sparsity_batch) for r in stronger} == {
+        ("sr1Net", 0, 0.008, "mean"), ("sr2Net", 0, 0.008, "mean")
+    }  # fmt: skip
+    assert {(r.dropout, r.decorrelation_weight) for r in others} == {(0.0, 1.0), (0.25, 1.0)}
 
 
 def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_they_vary_and_a_tenth_held_out():

@@ -322,7 +322,7 @@ def test_what_table_3_does_not_know_is_refused(settings, message):
         lenet_alexnet("digits", **settings)
 
 
-# ---- readings of DecorrReg
+# ---- readings of DecorrReg and strengths of SparsityReg
 
 
 def test_twelve_readings_and_sr2net_are_screened_on_one_seed_of_no_table():
@@ -345,12 +345,56 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
     ]  # fmt: skip
     assert [run.decorrelation_pairs for run in full[1:]] == ["abs", "square"]
     assert [(run.variant, run.seed, run.epochs) for run in last] == [
-        ("sr2Net", 0, 40), ("sr3Net", 0, 20), ("sr2Net", 1, 40), ("sr3Net", 1, 20)
-    ]  # fmt: skip
-    shared = {"seeds": (0, 1), "epochs": 20, "n_train": 300, "long_networks": ["sr2Net"], "long_epochs": 40}
-    table = sparsity_networks("digits", networks=["sr2Net", "sr3Net"], **shared, **reading_of("own/square/sum"))
+        (network, seed, epochs)
+        for seed in (0, 1)
+        for network, epochs in (("vanillaNet", 40), ("sr1Net", 20), ("sr2Net", 40), ("sr3Net", 20))
+    ]
+    shared = {"seeds": (0, 1), "epochs": 20, "n_train": 300, "long_networks": ["vanillaNet", "sr2Net"], "long_epochs": 40}
+    networks = ["vanillaNet", "sr1Net", "sr2Net", "sr3Net"]
+    table = sparsity_networks("digits", networks=networks, **shared, **reading_of("own/square/sum"))
     assert [run.id for run in last] == [run.id for run in table]  # Table 2's own runs, if it reads the same way
     assert {run.n_train for run in runs} == {300}
+
+
+def test_both_ways_over_the_batch_are_trained_on_the_tables_seeds_and_one_on_the_screening_seed():
+    runs = penalty_readings(
+        "digits", trained=["own/abs/sum"], chosen="own/abs/sum", seeds=(0, 1), sparsity_batches=["mean", "sum"]
+    )
+    screened = [run for run in runs if run.seed == SCREENING_SEED]
+    assert {run.sparsity_batch for run in screened} == {"mean"}
+    for seed in (0, 1):
+        assert [(run.variant, run.sparsity_batch) for run in runs if run.seed == seed] == [
+            ("vanillaNet", "mean"), ("sr1Net", "mean"), ("sr1Net", "sum"),
+            ("sr2Net", "mean"), ("sr2Net", "sum"), ("sr3Net", "mean"), ("sr3Net", "sum"),
+        ]  # fmt: skip
+    assert len({run.id for run in runs}) == len(runs) == 13 + 2 + 2 * 7
+
+
+def test_other_strengths_are_sr1_and_sr2_by_mean_on_the_first_seed():
+    options = {"chosen": "own/abs/sum", "seeds": iter((3, 4)), "epochs": 20, "sparsity_batches": ["sum"]}
+    runs = penalty_readings("digits", **options, strengths=[8, 0.5])
+    assert len({run.id for run in runs}) == len(runs) == 13 + 2 * 4 + 2 * 2
+    strong = runs[-4:]
+    assert [(run.variant, run.seed, run.epochs, run.sparsity_batch) for run in strong] == [
+        ("sr1Net", 3, 20, "mean"), ("sr2Net", 3, 20, "mean")
+    ] * 2  # fmt: skip
+    assert [run.sparsity_weight for run in strong] == pytest.approx([0.008, 0.008, 0.0005, 0.0005])
+    assert {run.sparsity_weight for run in runs[:-4]} == {0.001}
+    (plain,) = sparsity_networks("digits", networks=["sr1Net"], seeds=(3,), epochs=20)
+    assert differing(plain, strong[0]) == {"sparsity_weight"}
+
+
+def test_without_seeds_there_is_neither_a_table_s_run_nor_a_strength():
+    assert len(penalty_readings("digits", chosen="own/abs/sum", strengths=[8])) == 13
+
+
+def test_the_paper_profile_states_both_readings_of_sparsity_reg_and_one_strength_between():
+    (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook == "23_penalty_readings"]
+    runs = entry.runs()
+    assert len({run.id for run in runs}) == len(runs) == 13 + 4 + 3 * 7 + 2
+    assert {run.sparsity_weight for run in runs} == {0.001, 0.008}
+    assert {run.sparsity_batch for run in runs} == {"mean", "sum"}
+    assert {(run.dataset, run.network, run.batch_size) for run in runs} == {("cifar100", "convnet_s", 64)}
 
 
 @pytest.mark.parametrize(
@@ -360,9 +404,16 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
         ({"chosen": "mean"}, "trained or chosen holds mean; allowed"),
         ({"screen_seed": 3}, "screen_seed is 3; seeds below 100 are the tables'"),
         ({"decorrelation": ("conv1",)}, "decorrelation cannot be set"),
+        ({"strengths": [8, 0]}, r"strengths is \[8, 0\]; each has to be a positive multiple of the paper's λ"),
+        ({"strengths": [-1]}, r"strengths is \[-1\]"),
+        ({"strengths": [float("inf")]}, r"strengths is \[inf\]"),
+        ({"strengths": [float("nan")]}, r"strengths is \[nan\]"),
+        ({"chosen": "own/abs/sum", "sparsity_batches": ["median"]}, r"sparsity_batches is \['median'\]; allowed: mean, sum"),
+        ({"chosen": "own/abs/sum", "sparsity_batches": []}, r"sparsity_batches is \[\]"),
+        ({"sparsity_batch": "sum"}, "sparsity_batch cannot be set"),
     ],
 )
-def test_unknown_readings_and_seeds_of_the_tables_are_refused(settings, message):
+def test_unknown_readings_strengths_and_seeds_of_the_tables_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         penalty_readings("digits", **settings)
 
