@@ -191,6 +191,9 @@ def _training(
     state = record.load_checkpoint(folder, run, task.hashes["labels"]) if folder else None
     if state:
         model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            if "capturable" in group:  # Adam's count of steps has to lie where this device wants it, not where it was begun
+                group["capturable"] = device.type == "cuda"
         optimizer.load_state_dict(state["optimizer"])
         rows, arrays, starts, seconds = state["rows"], state["arrays"], state["starts"], state["seconds"]
         precision = state.get("precision", PRECISIONS[0])  # one training, one precision
