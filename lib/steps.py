@@ -1,13 +1,12 @@
 """The steps of a training, one network at a time or several in turns; on a GPU a step is recorded once and replayed.
 
 A step of these networks is some hundred small operators, which a GPU ends sooner than Python has launched the next. So its
-first steps are made as they are written, then several in a row are recorded in a CUDA graph, and from there on they are a
-single launch. Graphs of several networks, each on a stream of its own (`lib.trainer`), fill a GPU that one of them leaves
-idle. Recorded or not, a step is the same operators in the same order. `CUDA_GRAPHS=0` in the environment turns recording off.
+first steps are made as they are written, then one is recorded in a CUDA graph, and from there on a step is a single launch.
+Graphs of several networks, each on a stream of its own (`lib.trainer`), fill a GPU that one of them leaves idle. Recorded or
+not, a step is the same operators in the same order. `CUDA_GRAPHS=0` in the environment turns recording off.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -19,8 +18,7 @@ from lib.run import Run, generator
 from lib.task import Task
 
 PRECISIONS = ("float32", "bfloat16")
-WARM_UP = 3  # steps made before any is recorded: libraries set themselves up, and the optimiser its state
-STEPS_PER_GRAPH = 16  # launching a graph costs the host about 0.1 ms, as much as a step of a small network takes the GPU
+WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser its state
 
 Penalties = tuple[losses.ActivationL2, losses.SparsityReg, losses.DecorrReg]
 
@@ -71,12 +69,12 @@ class Steps:
         for module in model.modules():
             if isinstance(module, models.Dropout):
                 module.generator = self.coins
-        self.made = Counter[int]()  # steps made as they are written, by size of their batch
-        # recorded steps by their number and size of batch [k, B]: their graph, and where it reads the images' numbers from
-        self.graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.made = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.chosen: Tensor | None = None  # the images of a recorded step [B]
 
     def epoch(self, epoch: int, weight: float) -> Iterator[None]:
-        """A pass over the training images, which stops after each step, or graph of steps, so that others can take theirs.
+        """A pass over the training images, which stops after each step so that other networks can take theirs.
 
         Args:
             epoch: 1 for the first; order of images and dropout's coins depend on it.
@@ -91,43 +89,30 @@ class Steps:
         self.coins.manual_seed(generator(run.seed, "dropout", epoch).initial_seed())
         self.weight.fill_(weight)
         self.sums.zero_()
-        whole = len(order) // run.batch_size * run.batch_size
-        groups = list(order[:whole].view(-1, run.batch_size).split(STEPS_PER_GRAPH if self.recorded else 1))
-        if whole < len(order):
-            groups.append(order[None, whole:])  # the last batch, smaller than the others
-        for group in groups:
-            self._advance(group)
+        for batch in order.split(run.batch_size):
+            self._advance(batch)
             yield
         means = (self.sums / len(labels)).tolist()  # the epoch's only wait for the device
         values = dict(zip(self.names, means, strict=True))
         return values | {"lambda": weight} if run.al2 else values
 
-    def _advance(self, group: Tensor) -> None:
-        """Steps on the images with these numbers, int64 [k, B]."""
-        if not self.recorded or self.made[group.shape[1]] < WARM_UP:
-            for batch in group:
-                self._step(batch)
-            self.made[group.shape[1]] += len(group)
+    def _advance(self, batch: Tensor) -> None:
+        if not self.recorded or self.made < WARM_UP or len(batch) < self.run.batch_size:  # a short rest has no graph
+            self._step(batch)
+            self.made += 1
             return
-        if group.shape not in self.graphs:
-            self.graphs[group.shape] = self._record(group)
-        graph, numbers = self.graphs[group.shape]
-        numbers.copy_(group)
-        graph.replay()
+        if self.graph is None:
+            self._record()
+        self.chosen.copy_(batch)
+        self.graph.replay()
 
-    def _record(self, group: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A graph of steps, which capturing does not make, and where it reads its batches from.
-
-        On the current stream: graphs that share one share its work space, too. All of a network's share their memory, since
-        none of them runs beside another.
-        """
-        numbers, graph = torch.zeros_like(group), torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.coins)
-        pool = next((other.pool() for other, _ in self.graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            for batch in numbers:
-                self._step(batch)
-        return graph, numbers
+    def _record(self) -> None:
+        """Capture a step, which does not make it. On the current stream: graphs that share one share its work space, too."""
+        self.chosen = torch.zeros(self.run.batch_size, dtype=torch.int64, device=self.sums.device)
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(self.coins)
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+            self._step(self.chosen)
 
     def _step(self, batch: Tensor) -> None:
         """One step on the images with these numbers, int64 [B]; all that stays is changed in place."""

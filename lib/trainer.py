@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lib import fast, losses, machine, models, observe, paths, record
 from lib.run import Run
-from lib.steps import PRECISIONS, STEPS_PER_GRAPH, Steps, optimizer_of
+from lib.steps import PRECISIONS, Steps, optimizer_of
 from lib.task import Task, check, data_key, prepare
 from lib.task import penalties as attach
 
@@ -100,7 +100,7 @@ def fit(
 
 
 def _turns_per_epoch(run: Run, task: Task) -> int:
-    return 1 + len(task.train) // (run.batch_size * STEPS_PER_GRAPH)
+    return -(-len(task.train) // run.batch_size)
 
 
 def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int) -> list[pd.DataFrame]:

@@ -913,8 +913,8 @@ def test_networks_side_by_side_take_their_steps_in_turns():
         trainer.fit(runs, side_by_side=True)
     finally:
         hook.remove()
-    assert len(set(seen[1:4])) == 3 and seen[1:4] * 6 == seen[1:19], "an epoch of seven steps, all three in turn"
-    assert seen[0] == seen[1], "one of them begins before the others"
+    first, second, third = dict.fromkeys(seen)  # they begin a third of an epoch of seven steps apart
+    assert seen[:13] == [first] * 3 + [first, second] * 2 + [first, second, third] * 2
     assert len(seen) == 7 * (3 + 3 + 1)
 
 
@@ -938,32 +938,27 @@ def test_side_by_side_one_that_diverges_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("run", [NETWORKS["everything"], AL2], ids=["everything", "al2"])
-def test_steps_are_recorded_several_at_a_time_after_the_first_ones(run, monkeypatch):
-    """The record is one that makes the steps anew: what is tested is which images it is given, and with which λ and coins."""
+def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_short_one(run, monkeypatch):
+    """The record is one that makes the step anew: what is tested is which images it is given, and with which λ and coins."""
     replayed = []
 
     class Record:
-        def __init__(self, steps, numbers):
-            self.steps, self.numbers = steps, numbers
+        def __init__(self, steps):
+            self.steps = steps
 
         def replay(self):
-            replayed.append(list(self.numbers.shape))
-            for batch in self.numbers:
-                self.steps._step(batch)
+            replayed.append(len(self.steps.chosen))
+            self.steps._step(self.steps.chosen)
 
-    def record(self, group):
-        numbers = torch.zeros_like(group)
-        return Record(self, numbers), numbers
+    def record_step(self):
+        self.chosen, self.graph = torch.zeros(run.batch_size, dtype=torch.int64), Record(self)
 
-    run = replace(run, epochs=5)  # six batches of 32 and one of 8 an epoch
     expected = trainer.fit([run])
-    monkeypatch.setattr(steps.Steps, "_record", record)
-    monkeypatch.setattr(steps, "STEPS_PER_GRAPH", 4)
+    monkeypatch.setattr(steps.Steps, "_record", record_step)
     kept = steps.Steps.__init__
     monkeypatch.setattr(steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True))
     pd.testing.assert_frame_equal(trainer.fit([run]), expected, check_exact=True)
-    first = [[2, 32]]  # four of the first epoch's six are made as they are written
-    assert replayed == first + [[4, 32], [2, 32]] * 2 + [[4, 32], [2, 32], [1, 8]] * 2
+    assert replayed == [32] * (6 * 3 - steps.WARM_UP)
 
 
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):

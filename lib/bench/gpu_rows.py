@@ -14,7 +14,7 @@ from lib import losses, models
 from lib.bench.stacked import PRECISIONS, WAYS, Feed, Stack
 from lib.data import Split
 from lib.run import Run
-from lib.steps import STEPS_PER_GRAPH, Steps, optimizer_of, train_epoch
+from lib.steps import Steps, optimizer_of, train_epoch
 from lib.task import Task, penalties
 
 SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "tiny": (1, 20, 10)}  # C, S, K
@@ -180,10 +180,8 @@ def stacked(
 
 
 def side_by_side(row: Row, device: torch.device, images: int) -> Made:
-    """k trainings that take turns, as `lib.trainer` lets them on a GPU; a call is one turn of each: a graph, or a step."""
-    each = STEPS_PER_GRAPH if row.graph else 1
-    turn = each * Run("mnist").batch_size
-    pixels, labels = _data(row, device, max(images // turn, 1) * turn)  # all graphs are of one length
+    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU; a call is one step of each."""
+    pixels, labels = _data(row, device, images)
     streams = [torch.cuda.Stream(device) for _ in range(row.k)] if device.type == "cuda" else []
     precision = "bfloat16" if row.precision == "bf16" else "float32"
 
@@ -200,7 +198,7 @@ def side_by_side(row: Row, device: torch.device, images: int) -> Made:
                 next(turn)
 
     work = flops(models.build(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:]) * Run("mnist").batch_size * row.k
-    return Made(advance, each, work, streams=streams)
+    return Made(advance, 1, work, streams=streams)
 
 
 def sparsity(row: Row, device: torch.device, images: int) -> Made:
