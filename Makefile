@@ -30,7 +30,7 @@ lite: PROFILE = lite
 paper: PROFILE = paper
 study: setup  ## train and render the quick profile into results/quick (minutes; digits, no download)
 lite: setup  ## the lite profile: MNIST and Fashion-MNIST, thousands of images (hours on two cores; DATA_DIR has the data)
-paper: setup  ## the papers' own settings (a GPU; resumable; PRECISION=bfloat16 for faster steps where the hardware has it)
+paper: setup  ## the papers' own settings (best on a GPU; resumable; PRECISION=bfloat16 for faster steps where the hardware has it)
 study lite paper:
 	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS)
 

@@ -1,7 +1,7 @@
 """Penalties on activations and filters as pure functions of tensors, their schedules, and a small class each to attach them.
 
 al2, weights = ActivationL2(model, "trunk"), al2_weights(epochs)
-sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0}, pairs="square")
+sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0}, pairs="abs")
 loss = F.cross_entropy(model(images), labels)
 loss = loss + weights[epoch] * al2.penalty() + sparsity.penalty() + decorrelation.penalty()
 """
@@ -205,6 +205,7 @@ class _Entropy(torch.autograd.Function):
 
     Written out, it takes two passes over the activations where autograd's chain of operators takes six. It keeps nothing of
     z, which an in-place ReLU may overwrite. p and p ln p are outputs, so that the gradient can be differentiated again.
+    Forward-mode derivatives are not there.
     """
 
     generate_vmap_rule = True

@@ -43,8 +43,8 @@ def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
     """
     name = f"{dataset}/*-{run_id}"
     folders = [f for f in paths.results_dir().glob(f"*/{name}") if f.is_dir()]
-    if not folders and not to_write:
-        folders = [f for profile in paths.EVIDENCE for f in profile.glob(name) if is_finished(f)]
+    if not to_write and not any(map(is_finished, folders)):  # one under way may only be about to gain a measure
+        folders = [f for profile in paths.EVIDENCE for f in profile.glob(name) if is_finished(f)] or folders
     if len(folders) > 1:
         raise RecordError(f"the run {run_id} has {len(folders)} folders, keep one: {', '.join(map(str, folders))}")
     return folders[0] if folders else None

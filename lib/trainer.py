@@ -106,7 +106,8 @@ def _turns_per_epoch(run: Run, task: Task) -> int:
 def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int) -> list[pd.DataFrame]:
     """Let each training make a turn after the other, on a GPU each on a stream of its own, until all have ended.
 
-    They begin spread over an epoch of so many turns, so that not all of them are evaluated, and wait for the host, at once.
+    They begin spread over so many turns, an epoch of the first of them, so that not all are evaluated, and wait for the
+    host, at once. At a deadline those that have not begun still train one epoch, and keep a checkpoint like the others.
     """
 
     def stream() -> AbstractContextManager:

@@ -46,7 +46,7 @@ def export(runs: Iterable[Run], profile: str, folder: Path) -> list[Path]:
     """
     packed: dict[Path, dict[str, bytes]] = {}
     for run in {run.id: run for run in runs}.values():
-        if (source := store.find(run)) is not None and (names := _to_pack(source, run)):
+        if (source := record.find(run.dataset, run.id, to_write=True)) is not None and (names := _to_pack(source, run)):
             packed[source] = {name: (source / name).read_bytes() for name in names if (source / name).exists()}
     if not packed:
         raise TransferError(f"no run of {profile} is finished, nor an AL2 network under way: there is nothing to export")
@@ -99,7 +99,7 @@ def take_over(profile: str, folder: Path) -> Taken:
                     (staged / file).write_bytes(content)
                 try:
                     run = _checked(staged, dataset)
-                    target = store.find(run) or paths.results_dir() / where / dataset / name
+                    target = record.find(run.dataset, run.id, to_write=True) or paths.results_dir() / where / dataset / name
                     with store.lock(run, block=False) as held:
                         if taken := held and _is_further(staged, target, run):
                             _place(files, target)

@@ -1,5 +1,7 @@
 """Which reading of DecorrReg the rule chooses, from made frames: each run's last row is all that it reads."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,3 +108,13 @@ def test_runs_of_another_length_and_other_networks_are_not_read():
 def test_without_sr2net_there_is_nothing_to_compare_with():
     with pytest.raises(ValueError, match="there is no sr2Net of 4 epochs among the runs: the readings are compared with it"):
         table(network("own/abs/sum"), network(epochs=5))
+
+
+def test_several_runs_of_one_reading_are_refused():
+    from lib.studies import penalty_readings
+
+    runs = penalty_readings("digits", screen_epochs=2)[:2]
+    twice = [*runs, dataclasses.replace(runs[0], sparsity_batch="sum")]
+    frame = pd.concat([stored(run, cross_entropy=1.0, **{"correlation conv1": 0.1}) for run in twice], ignore_index=True)
+    with pytest.raises(ValueError, match=r"several runs of none \(sr2Net\)"):
+        readings(frame, 2)

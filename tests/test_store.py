@@ -469,3 +469,13 @@ def test_committed_runs_are_found_from_everywhere_and_only_read(tmp_path, monkey
     store.ensure([replace(run, keep_weights=True)], profile="own")  # a measure that the committed run lacks
     assert {file: file.read_bytes() for file in committed.rglob("*.*")} == before
     assert store.find(run).parent.parent == paths.results_dir() / "own"
+
+
+def test_a_committed_run_is_read_while_another_measure_of_it_is_under_way(tmp_path, monkeypatch):
+    store.ensure([BARE], profile="paper")
+    committed = tmp_path / "committed" / "paper"
+    shutil.move(paths.results_dir() / "paper", committed)
+    monkeypatch.setattr(paths, "EVIDENCE", (committed,))
+    record.begin(folder_of(BARE), replace(BARE, keep_weights=True))  # and then killed
+    assert store.available([BARE]) == [BARE] and store.find(BARE).is_relative_to(committed)
+    assert record.find(BARE.dataset, BARE.id, to_write=True) == folder_of(BARE)

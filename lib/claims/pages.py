@@ -129,6 +129,8 @@ def _papers_settings(claim: str) -> dict[str, str]:
         epochs = {"epochs": "750"} if claim == "A6" else {}  # AL2, Figure 1: its dropout networks train a little longer
         return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION | epochs
     said = {name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name))) for name in names} | PAPERS_PRECISION
+    if claim == "S3":
+        said["epochs"] = "100, 200 (Figure 6)"
     optimizers = "sgd, adam" if claim == "S8" else "sgd"
     return said | {"optimizer": optimizers, "learning_rate": "0.01 (SGD), not given (Adam)" if claim == "S8" else "0.01"}
 

@@ -205,9 +205,9 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
                 if name.startswith(f"{cifar.top}/{part}/"):
                     with Image.open(io.BytesIO(archive.read(name))) as strip:
                         images.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
+        if sum(map(len, images)) != len(labels) or not labels:
+            raise DataError(f"{path} holds {sum(map(len, images))} images and {len(labels)} labels in {', '.join(parts)}")
         splits.append((np.concatenate(images), np.array(labels)))
-        if len(splits[-1][0]) != len(labels):
-            raise DataError(f"{path} holds {len(splits[-1][0])} images and {len(labels)} labels in {', '.join(parts)}")
     meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")  # the archive is the published one
     return splits, meta[cifar.class_names]
 

@@ -25,12 +25,15 @@ def readings(frame: pd.DataFrame, epochs: int) -> pd.DataFrame:
         last epoch, training mode), `excess` (% above sr2Net's; infinite where the loss became NaN), `breaks`.
 
     Raises:
-        ValueError: for a frame without an sr2Net of that length.
+        ValueError: for a frame without an sr2Net of that length, or with several runs of one reading.
     """
     runs = frame[(frame.epochs == epochs) & frame.variant.isin(["sr2Net", "sr3Net"])]
     last = runs.sort_values("epoch").groupby("id").tail(1)
     names = last[["decorrelation_centre", "decorrelation_pairs", "decorrelation_reduce"]].agg("/".join, axis=1)
     last = last.assign(reading=names.where(last.variant == "sr3Net", PLAIN)).set_index("reading")
+    if last.index.has_duplicates:
+        twice = ", ".join(sorted(set(last.index[last.index.duplicated()])))
+        raise ValueError(f"there are several runs of {twice}: give those of one seed, strength and reading of SparsityReg")
     if PLAIN not in last.index:
         raise ValueError(f"there is no sr2Net of {epochs} epochs among the runs: the readings are compared with it")
     table = last[["correlation conv1", "cross_entropy"]].rename(columns={"correlation conv1": "correlation"})
