@@ -248,9 +248,9 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
     A data set that the paper has no number for gets rows of its own, with `published` empty; a published row that no run
     answers has `measured` empty; one with SparsityReg stands once for each `reading` of it that was measured. `measured` is
-    the mean over n seeds of the best epoch, `sd` their standard deviation, and
-    `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN. `precision` is that of the
-    row's runs.
+    the mean over n seeds of the best epoch, `sd` their standard deviation, `best_epoch` the mean of these epochs' numbers,
+    and `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN. `precision` is that
+    of the row's runs.
 
     Raises:
         ValueError: for another table.
@@ -270,6 +270,7 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         "measured",
         "sd",
         "n",
+        "best_epoch",
         "measured_last",
         "precision",
     ]
@@ -286,6 +287,7 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
                 DIVERGED if diverged else cell.best.mean() / 100,
                 float("nan") if diverged or len(cell) < 2 else cell.best.std() / 100,
                 len(cell),
+                float("nan") if diverged else cell.best_epoch.mean(),
                 float("nan") if diverged else cell["last"].mean() / 100,
                 precisions(own),
             ]
