@@ -32,15 +32,15 @@ study: setup  ## train and render the quick profile into results/quick (minutes;
 lite: setup  ## the lite profile: MNIST and Fashion-MNIST, thousands of images (hours on two cores; DATA_DIR has the data)
 paper: setup  ## the papers' own settings (best on a GPU; resumable; PRECISION=bfloat16 for faster steps where the hardware has it)
 study lite paper:
-	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS)
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS)
 
 .PHONY: campaign
 campaign: setup  ## train a profile in slices of so many seconds: make campaign PROFILE=paper BUDGET=540 (no BUDGET: to the end)
-	$(PY) -m lib.campaign --profile $(PROFILE) --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET))
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET))
 
 .PHONY: plan
 plan: setup  ## what a profile states, how much of it is done and how long the rest takes: make plan PROFILE=lite
-	$(PY) -m lib.campaign --profile $(PROFILE) --list
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --list
 
 .PHONY: bench
 bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10; OPTIONS="--tiny": to try it)
@@ -52,11 +52,11 @@ precision: setup  ## train six networks in float32 and in bfloat16, into results
 
 .PHONY: report
 report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs
-	$(PY) -m lib.campaign --profile report --jobs 1
+	$(PY) -m lib.study.campaign --profile report --jobs 1
 
 .PHONY: check
 check: setup  ## OK or FAIL, and what to do: Python, packages, processor or GPU, data sets, disk, git
-	$(PY) -m lib.check
+	$(PY) -m lib.study.check
 
 .PHONY: data
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
@@ -68,7 +68,7 @@ test-lib: setup  ## pytest alone
 	$(PY) -m pytest tests
 test-notebooks: setup  ## nbval alone: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	RESULTS_DIR=$$folder $(PY) -m lib.campaign --profile quick --train-only --jobs $(JOBS); \
+	RESULTS_DIR=$$folder $(PY) -m lib.study.campaign --profile quick --train-only --jobs $(JOBS); \
 	RESULTS_DIR=$$folder $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
 
 .PHONY: notebooks

@@ -1,8 +1,9 @@
-"""Penalties on activations and filters as pure functions of tensors, their schedules, and a small class each to attach them.
+"""Penalties on activations and filters as pure functions of tensors, their schedules, and a small
+class each to attach them.
 
 al2, weights = ActivationL2(model, "trunk"), al2_weights(epochs)
-sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0}, pairs="abs")
-loss = F.cross_entropy(model(images), labels)
+sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0},
+pairs="abs") loss = F.cross_entropy(model(images), labels)
 loss = loss + weights[epoch] * al2.penalty() + sparsity.penalty() + decorrelation.penalty()
 """
 
@@ -13,13 +14,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
-# Equation 2 of the AL2 paper: λ_0, the factor up to the threshold, the threshold, the factor from there on.
+# Equation 2 of the AL2 paper: λ_0, the factor up to the threshold, the threshold, the factor from
+# there on.
 AL2_START, AL2_FAST, AL2_THRESHOLD, AL2_SLOW = 0.01, 1.1, 5.0, 1.01
-SCHEDULES = ("al2", "geometric", "linear", "constant")
-PAPER_EPOCHS = 700
 # How the entropies of a batch can be joined, see `SparsityReg`.
 BATCHES = ("mean", "sum")
 # How the filters' correlation can be read, see `decorrelation`.
@@ -28,18 +27,22 @@ FILTER_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
-    """λ_e of the AL2 paper (Eq. 2), float64 [num_epochs]: 0.01 first, then × 1.1 while below 5, × 1.01 after that.
+    """λ_e of the AL2 paper (Eq. 2), float64 [num_epochs]: 0.01 first, then × 1.1 while below 5, ×
+    1.01 after that.
 
     Args:
         num_epochs: E; entry e is used in the (e+1)-th epoch.
-        speed: entry e is λ at speed·e, interpolated geometrically between whole epochs: a shorter training runs along
-            the same curve. 1 is the paper's.
+        speed: entry e is λ at speed·e, interpolated geometrically between whole epochs: a shorter
+            training runs along the same curve. 1 is the paper's.
 
     Raises:
         ValueError: if `num_epochs` is below 1 or `speed` not positive.
     """
     if num_epochs < 1 or not 0 < speed < np.inf:
-        raise ValueError(f"num_epochs is {num_epochs} and speed {speed}; at least 1 epoch and a positive speed are needed")
+        raise ValueError(
+            f"num_epochs is {num_epochs} and speed {speed}; at least 1 epoch and a positive speed "
+            "are needed"
+        )
     whole, part = np.divmod(speed * np.arange(num_epochs, dtype=np.float64), 1)
     series = [AL2_START]
     while len(series) < whole[-1] + 2:
@@ -48,74 +51,9 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
     return before * (after / before) ** part
 
 
-def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = None) -> np.ndarray:
-    """The series λ_e by name, float64 [num_epochs], in the paper's epochs t = speed · e.
-
-    `al2`: Eq. 2 (takes no rate). `geometric`: 0.01 · rate^t. `linear`: 0.01 + rate · t. `constant`: rate. The default rates
-    make `geometric` and `linear` end, and `constant` average, where `al2` does over the paper's 700 epochs.
-
-    Raises:
-        ValueError: for an unknown name, a rate given to `al2`, or a rate that is not positive.
-    """
-    weights = al2_weights(num_epochs, speed)  # also checks both
-    if name == "al2":
-        if rate is not None:
-            raise ValueError(f"rate is {rate}, but the schedule 'al2' has none: change its speed instead")
-        return weights
-    reference = al2_weights(PAPER_EPOCHS)
-    end, span = reference[-1], PAPER_EPOCHS - 1
-    defaults = {
-        "geometric": (end / AL2_START) ** (1 / span),
-        "linear": (end - AL2_START) / span,
-        "constant": reference.mean(),
-    }
-    if name not in defaults:
-        raise ValueError(f"schedule is {name!r}; allowed: al2, {', '.join(defaults)}")
-    rate = defaults[name] if rate is None else rate
-    if not rate > 0:
-        raise ValueError(f"rate is {rate}; it has to be positive")
-    t = speed * np.arange(num_epochs, dtype=np.float64)
-    if name == "geometric":
-        return AL2_START * rate**t
-    return AL2_START + rate * t if name == "linear" else np.full_like(t, rate)
-
-
-def schedule_of_total(name: str, num_epochs: int, total: float, speed: float = 1) -> dict[str, float]:
-    """The one setting of a schedule with which Σ λ_e is `total`: {"speed": …} of `al2`, {"rate": …} of the others.
-
-    To six digits, so that a run that holds it has one id on every machine. Makes schedules of different kinds comparable.
-
-    Raises:
-        ValueError: as for `schedule`, for a total that is no positive number, and for one that the schedule cannot have: with
-            λ_0 = 0.01 first (all but `constant`) and growing it is above 0.01 · num_epochs.
-    """
-    schedule(name, num_epochs, speed)  # refuses an unknown name, no epochs, a speed that is not positive
-    if not 0 < total < math.inf:
-        raise ValueError(f"total is {total}; it has to be a positive number")
-    if name == "constant":
-        found = total / num_epochs
-    else:
-        key = "speed" if name == "al2" else "rate"
-        span = max(num_epochs - 1, 1)  # limits far outside of all use, within floating point
-        upper = {"al2": 5000 / span, "geometric": math.exp(200 / (speed * span)), "linear": 1e12}
-        low, high = (1 + 1e-12 if name == "geometric" else 1e-12), upper.get(name, 1.0)
-
-        def excess(log: float) -> float:
-            settings = {"speed": speed} | {key: math.exp(log)}
-            return math.log(schedule(name, num_epochs, **settings).sum() / total)
-
-        if excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
-            raise ValueError(
-                f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at {AL2_START} and grows, so the "
-                f"total has to be above {AL2_START * num_epochs:g}"
-            )
-        found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
-    rounded = float(f"{found:.6g}")
-    return {"speed" if name == "al2" else "rate": rounded}
-
-
 def activation_l2(phi: Tensor) -> Tensor:
-    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar (Eq. 1 and the protocol's reading of it).
+    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar (Eq. 1 and the
+    protocol's reading of it).
 
     Half precision is widened.
     """
@@ -127,7 +65,8 @@ _measuring = True  # whether attached penalties measure when their network runs
 
 @contextmanager
 def unmeasured() -> Iterator[None]:
-    """Within it, penalties that are attached to a network measure nothing when it runs: an evaluation is then faster.
+    """Within it, penalties that are attached to a network measure nothing when it runs: an
+    evaluation is then faster.
 
     What `.penalty()` gives stays that of the last forward pass outside.
     """
@@ -142,8 +81,10 @@ def unmeasured() -> Iterator[None]:
 class ActivationL2:
     """L_r of one layer's output in any network, measured whenever the network runs.
 
-    The mean is taken inside the hook, of a copy: an in-place ReLU that follows overwrites the output, which would change
-    the value if it were taken later, and break the gradient of the mean if it had kept the output itself.
+    The mean is taken inside the hook, of a copy: an in-place ReLU that follows overwrites the
+        output, which would change
+    the value if it were taken later, and break the gradient of the mean if it had kept the output
+    itself.
 
     Args:
         model: any module.
@@ -169,7 +110,9 @@ class ActivationL2:
             RuntimeError: if the network has not run since the penalty was attached.
         """
         if self._value is None:
-            raise RuntimeError(f"nothing has been measured at {self.layer!r} yet: run the network forward first")
+            raise RuntimeError(
+                f"nothing has been measured at {self.layer!r} yet: run the network forward first"
+            )
         return self._value
 
     def remove(self) -> None:
@@ -179,14 +122,16 @@ class ActivationL2:
 
 
 def rfav_entropy(activations: Tensor) -> Tensor:
-    """Entropy of the receptive-field activation vectors, in nats, 0 … ln D (targeted sparsity, Eq. 2–4).
+    """Entropy of the receptive-field activation vectors, in nats, 0 … ln D (targeted sparsity, Eq.
+    2–4).
 
-    The softmax over a layer's D filters turns the vector of linear outputs at one receptive field into a distribution; low
-    entropy means a sparse vector. exp(entropy) is the perplexity.
+    The softmax over a layer's D filters turns the vector of linear outputs at one receptive field
+    into a distribution; low entropy means a sparse vector. exp(entropy) is the perplexity.
 
     Args:
-        activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D] of a dense layer,
-            [N, D, A, B] of a convolution (or with any number of positions' dimensions). Half precision is widened.
+        activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D]
+            of a dense layer, [N, D, A, B] of a convolution (or with any number of positions'
+            dimensions). Half precision is widened.
 
     Returns:
         [N], [N, A, B]: an entropy for each receptive field.
@@ -195,17 +140,20 @@ def rfav_entropy(activations: Tensor) -> Tensor:
         ValueError: for a tensor without a dimension of filters.
     """
     if activations.dim() < 2:
-        raise ValueError(f"activations have shape {tuple(activations.shape)}; [N, D] or [N, D, A, B] is needed")
+        raise ValueError(
+            f"activations have shape {tuple(activations.shape)}; [N, D] or [N, D, A, B] is needed"
+        )
     # [N, D, A, B] → [N, A, B, D]: contiguous where the network runs in channels_last
     return _Entropy.apply(activations.movedim(1, -1))[0]
 
 
 class _Entropy(torch.autograd.Function):
-    """H = −Σ p ln p of p = softmax(z) over the last dimension, with a gradient of its own: dH/dz = −(p ln p + H p).
+    """H = −Σ p ln p of p = softmax(z) over the last dimension, with a gradient of its own: dH/dz =
+    −(p ln p + H p).
 
-    Written out, it takes two passes over the activations where autograd's chain of operators takes six. It keeps nothing of
-    z, which an in-place ReLU may overwrite. p and p ln p are outputs, so that the gradient can be differentiated again.
-    Forward-mode derivatives are not there.
+    Written out, it takes two passes over the activations where autograd's chain of operators takes
+    six. It keeps nothing of z, which an in-place ReLU may overwrite. p and p ln p are outputs, so
+    that the gradient can be differentiated again. Forward-mode derivatives are not there.
     """
 
     generate_vmap_rule = True
@@ -213,7 +161,8 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z [..., D] → H [...], p [..., D], p ln p [..., D]; float32 at least."""
-        # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p ln p is 0 where p underflows
+        # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p ln p is 0 where
+        # p underflows
         log_p = F.log_softmax(vectors, -1, dtype=torch.promote_types(vectors.dtype, torch.float32))
         p = log_p.exp()
         p_log_p = log_p.mul_(p)
@@ -226,11 +175,15 @@ class _Entropy(torch.autograd.Function):
         ctx.dtype = inputs[0].dtype
 
     @staticmethod
-    def backward(ctx, of_entropy: Tensor | None, of_p: Tensor | None, of_p_log_p: Tensor | None) -> Tensor | None:
+    def backward(
+        ctx, of_entropy: Tensor | None, of_p: Tensor | None, of_p_log_p: Tensor | None
+    ) -> Tensor | None:
         entropy, p, p_log_p = ctx.saved_tensors
         terms = []
         if of_entropy is not None:
-            terms.append(torch.addcmul(p_log_p, p, entropy.unsqueeze(-1)) * -of_entropy.unsqueeze(-1))
+            terms.append(
+                torch.addcmul(p_log_p, p, entropy.unsqueeze(-1)) * -of_entropy.unsqueeze(-1)
+            )
         if of_p is not None:  # these two only where a gradient of the gradient is taken
             terms.append(p * (of_p - (p * of_p).sum(-1, keepdim=True)))
         if of_p_log_p is not None:
@@ -240,12 +193,16 @@ class _Entropy(torch.autograd.Function):
 
 
 def perplexity(activations: Tensor) -> Tensor:
-    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted sparsity, Eq. 2)."""
+    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted
+    sparsity, Eq. 2).
+    """
     return rfav_entropy(activations).exp()
 
 
 def layer_entropy(layer: nn.Module, output: Tensor) -> Tensor:
-    """`rfav_entropy` of a layer's output. A linear layer has its filters last, [N, …, D], everything else second."""
+    """`rfav_entropy` of a layer's output. A linear layer has its filters last, [N, …, D],
+    everything else second.
+    """
     return rfav_entropy(output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output)
 
 
@@ -253,33 +210,45 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     """Pearson's correlation of the filters of a layer, pairwise: [D, D] (targeted sparsity, Eq. 6).
 
     Args:
-        weight: of a convolution or dense layer, [D, …]; a row is one filter. Half precision is widened.
-        centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of all filters, as Eq. 6 reads
-            literally: each then correlates with the others to about −1 in sum from the start. A filter of which nothing is
+        weight: of a convolution or dense layer, [D, …]; a row is one filter. Half precision is
+            widened.
+        centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of
+            all filters, as Eq. 6 reads literally: each then correlates with the others to about −1
+                in sum from the start. A filter of which nothing is
             left (a constant one; one equal to the mean filter) correlates with none: 0.
 
     Raises:
         ValueError: for an unknown centre, or a weight without a dimension beside the filters'.
     """
     if weight.dim() < 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; [D, …] with at least one more dimension is needed")
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; [D, …] with at least one more dimension is "
+            "needed"
+        )
     _allowed("centre", centre, CENTRES)
-    filters = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))  # [D, …] → [D, F]
+    filters = weight.flatten(1).to(
+        torch.promote_types(weight.dtype, torch.float32)
+    )  # [D, …] → [D, F]
     centred = filters - filters.mean(1 if centre == "own" else 0, keepdim=True)
-    # rounding of the mean leaves a constant filter up to 4 eps off zero (sums of 9 … 100,000 terms): that has no direction
+    # rounding of the mean leaves a constant filter up to 4 eps off zero (sums of 9 … 100,000
+    # terms): that has no direction
     norm = centred.norm(dim=1, keepdim=True)
     kept = norm > 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
     unit = torch.where(kept, centred, 0) / torch.where(kept, norm, 1)
     return unit @ unit.T
 
 
-def decorrelation(weight: Tensor, *, centre: str = "own", pairs: str = "signed", reduce: str = "sum") -> Tensor:
-    """Σ over pairs of filters of their correlation, each pair once: a scalar (targeted sparsity, Eq. 7).
+def decorrelation(
+    weight: Tensor, *, centre: str = "own", pairs: str = "signed", reduce: str = "sum"
+) -> Tensor:
+    """Σ over pairs of filters of their correlation, each pair once: a scalar (targeted sparsity,
+    Eq. 7).
 
     Args:
         weight: [D, …].
         centre: see `filter_correlation`.
-        pairs: `signed` c as Eq. 7 has it (which rewards anti-correlation), `abs` |c|, or `square` c².
+        pairs: `signed` c as Eq. 7 has it (which rewards anti-correlation), `abs` |c|, or `square`
+            c².
         reduce: `sum`, as Eq. 7 has it, or `mean` over the D (D − 1) / 2 pairs.
 
     Raises:
@@ -296,17 +265,19 @@ def decorrelation(weight: Tensor, *, centre: str = "own", pairs: str = "signed",
 class SparsityReg:
     """L_s = −Σ_i λ_i Σ_k H_k of chosen layers of any network, summed over receptive fields (Eq. 5).
 
-    The entropy is taken inside a forward hook, of what the layer gives, before an in-place ReLU can overwrite it.
+    The entropy is taken inside a forward hook, of what the layer gives, before an in-place ReLU can
+    overwrite it.
 
     Args:
         model: any module.
         layers: λ_i by name of the layer, as in `model.named_modules()`; 0.001 in the paper.
-        batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does not say; with the sum the
-            same λ is as many times stronger as a batch has images.
+        batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does
+            not say; with the sum the same λ is as many times stronger as a batch has images.
 
     Raises:
-        ValueError: for a layer that the model does not have (the message lists those it has), one that is neither a
-            convolution nor linear, a λ that is negative or not finite, and an unknown `batch`.
+        ValueError: for a layer that the model does not have (the message lists those it has), one
+            that is neither a convolution nor linear, a λ that is negative or not finite, and an
+            unknown `batch`.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, float], batch: str = "mean") -> None:
@@ -314,7 +285,10 @@ class SparsityReg:
         _allowed("batch", batch, BATCHES)
         self.batch = batch
         self._values: dict[str, Tensor] = {}
-        self._hooks = [find_layer(model, name).register_forward_hook(self._measure(name)) for name in self.weights]
+        self._hooks = [
+            find_layer(model, name).register_forward_hook(self._measure(name))
+            for name in self.weights
+        ]
 
     def _measure(self, name: str):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -332,7 +306,10 @@ class SparsityReg:
             RuntimeError: if a layer has not run since the penalty was attached.
         """
         if absent := self.weights.keys() - self._values.keys():
-            raise RuntimeError(f"nothing has been measured at {', '.join(sorted(absent))} yet: run the network forward first")
+            raise RuntimeError(
+                f"nothing has been measured at {', '.join(sorted(absent))} yet: run the network "
+                "forward first"
+            )
         return -_total(weight * self._values[name] for name, weight in self.weights.items())
 
     def remove(self) -> None:
@@ -343,29 +320,44 @@ class SparsityReg:
 
 
 class DecorrReg:
-    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network (Eq. 6 and 7).
+    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network (Eq. 6 and
+    7).
 
     Args:
         model: any module.
         layers: κ_i by name of the layer; 1 in the paper.
-        centre, pairs, reduce: see `decorrelation`; the defaults are the equations' (with each filter's own mean).
+        centre, pairs, reduce: see `decorrelation`; the defaults are the equations' (with each
+            filter's own mean).
 
     Raises:
         ValueError: as for `SparsityReg`, and for an unknown option.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, float], *, centre: str = "own", pairs: str = "signed", reduce: str = "sum"
+        self,
+        model: nn.Module,
+        layers: Mapping[str, float],
+        *,
+        centre: str = "own",
+        pairs: str = "signed",
+        reduce: str = "sum",
     ) -> None:
         self.weights = _checked_layers(model, layers, "κ")
-        for name, value, known in (("centre", centre, CENTRES), ("pairs", pairs, PAIRS), ("reduce", reduce, REDUCTIONS)):
+        for name, value, known in (
+            ("centre", centre, CENTRES),
+            ("pairs", pairs, PAIRS),
+            ("reduce", reduce, REDUCTIONS),
+        ):
             _allowed(name, value, known)
         self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
         self._layers = {name: find_layer(model, name) for name in self.weights}
 
     def penalty(self) -> Tensor:
         """L_c of the weights as they are now, a differentiable scalar; needs no forward pass."""
-        return _total(kappa * decorrelation(self._layers[name].weight, **self.options) for name, kappa in self.weights.items())
+        return _total(
+            kappa * decorrelation(self._layers[name].weight, **self.options)
+            for name, kappa in self.weights.items()
+        )
 
     def remove(self) -> None:
         """Forget the network."""
@@ -374,8 +366,12 @@ class DecorrReg:
 
 
 def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers of a network by name, in the order in which they are registered."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FILTER_LAYERS)}
+    """The convolutions and linear layers of a network by name, in the order in which they are
+    registered.
+    """
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, FILTER_LAYERS)
+    }
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
@@ -389,8 +385,13 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
 def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) -> dict[str, float]:
     for name, weight in layers.items():
         if not isinstance(find_layer(model, name), FILTER_LAYERS):
-            found, known = type(find_layer(model, name)).__name__, ", ".join(filter_layers(model)) or "none"
-            raise ValueError(f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}")
+            found, known = (
+                type(find_layer(model, name)).__name__,
+                ", ".join(filter_layers(model)) or "none",
+            )
+            raise ValueError(
+                f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}"
+            )
         if not 0 <= weight < math.inf:
             raise ValueError(f"{symbol} of {name!r} is {weight}; it has to be a number ≥ 0")
     return dict(layers)

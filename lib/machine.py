@@ -1,11 +1,22 @@
-"""What this machine's processor is and can, as the operating system says it."""
+"""What this machine's processor is and can, and what makes a training step faster on it, with
+PyTorch alone.
+"""
 
+import ctypes
 import platform
+import warnings
+from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 #: Instruction sets that the speed of products hangs on, as Linux calls them.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 CPUINFO = Path("/proc/cpuinfo")  # only Linux has it
+# glibc's numbers for mallopt (malloc.h), and the largest block that its heap will take
+# (DEFAULT_MMAP_THRESHOLD_MAX)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK, _KEPT = 32 << 20, 512 << 20
 
 
 def processor() -> str:
@@ -27,3 +38,53 @@ def _cpuinfo(key: str) -> str:
         return ""
     values = (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key)
     return next(values, "")
+
+
+@lru_cache(maxsize=1)
+def keep_memory() -> bool:
+    """Let the C library keep up to 512 MiB of freed memory: a step then finds its 1–4 MB
+    activations where the last left them.
+
+    Otherwise the heap's end goes back to the system and comes again, zeroed page by page, up to two
+    thousand pages a step. No result changes. For the whole process; done once.
+
+    Returns:
+        whether it was done: only on Linux with glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # other systems and C libraries
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has fast products in bfloat16, and not a plain loop or an emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
+    """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop, some ten times
+    slower than float32.
+
+    oneDNN, PyTorch's library for them, takes bfloat16 on AVX-512 and newer, even where it then
+    computes in float32; with AVX2 alone it does not (`results/bench/epyc_avx2`). Results are the
+    same.
+
+    Returns:
+        whether it warned: never for a GPU.
+    """
+    if device.type != "cpu" or has_bfloat16(device):
+        return False
+    warnings.warn(
+        "this processor has no fast bfloat16: a step takes some ten times as long as in float32 "
+        "(notebook 80). "
+        "Leave PRECISION unset; a checkpoint that was begun in bfloat16 goes on in it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True

@@ -3,22 +3,29 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from lib.cca import (  # noqa: F401  (canonical correlations are measures, too)
+    CanonicalCorrelations,
+    Similarities,
+    cca,
+    channel_points,
+    mean_cca,
+    pwcca,
+    similarities,
+    svcca,
+)
 from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy, unmeasured
 
-MOST_FILTERS = 1024  # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's training
+# ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's
+# training
+MOST_FILTERS = 1024
 ABLATION_MASKS = ("element", "shared", "channel")
 ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
-# A channel whose values all lie within this many machine epsilons of each other, relative to the largest, is dead: what is
-# left of it is rounding. Epsilon is that of the array as given, so a channel's own scale plays no part.
-DEAD_SPREAD = 8
-MAIN = 0.99  # share of the variance that SVCCA keeps (Raghu et al., 2017)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +42,8 @@ def cumulative_ablation(
     generator: torch.Generator | None = None,
     orders: int = 3,
 ) -> Tensor:
-    """Accuracy in % as more and more of φ is set to zero: [11], at 0, 10, … 100 % (AL2, section 5.2).
+    """Accuracy in % as more and more of φ is set to zero: [11], at 0, 10, … 100 % (AL2, section
+    5.2).
 
     Nothing is rescaled. Take φ in eval mode and give a head in eval mode.
 
@@ -43,9 +51,10 @@ def cumulative_ablation(
         head: maps φ to logits [N, K].
         phi: features [N, units] or [N, channels, …].
         labels: [N].
-        mask: `element`, an independent coin for each image and unit, anew at each fraction (the AL2 authors' code);
-            `shared`, one random order of units for all images, nested over fractions (Morcos et al., 2018);
-            `channel`, the same for whole feature maps (dimension 1 of φ).
+        mask: `element`, an independent coin for each image and unit, anew at each fraction (the AL2
+            authors' code); `shared`, one random order of units for all images, nested over
+            fractions (Morcos et al., 2018); `channel`, the same for whole feature maps (dimension 1
+            of φ).
         generator: of the coins and orders, on φ's device; None: the global one.
         orders: random orders averaged over, for `shared` and `channel`.
 
@@ -53,7 +62,10 @@ def cumulative_ablation(
         ValueError: for an unknown mask, no images, or numbers of features and labels that differ.
     """
     if len(phi) != len(labels) or len(phi) == 0:
-        raise ValueError(f"{len(phi)} feature vectors and {len(labels)} labels; they have to be as many, and at least one")
+        raise ValueError(
+            f"{len(phi)} feature vectors and {len(labels)} labels; they have to be as many, and at "
+            "least one"
+        )
     if mask not in ABLATION_MASKS:
         raise ValueError(f"mask is {mask!r}; allowed: {', '.join(ABLATION_MASKS)}")
     if orders < 1:
@@ -68,21 +80,31 @@ def cumulative_ablation(
     with torch.no_grad():
         if mask == "element":
             return curve(lambda f: draw(*phi.shape) >= f)
-        shape = (1, *phi.shape[1:]) if mask == "shared" else (1, phi.shape[1], *[1] * (phi.dim() - 2))
+        shape = (
+            (1, *phi.shape[1:]) if mask == "shared" else (1, phi.shape[1], *[1] * (phi.dim() - 2))
+        )
         curves = []
         for _ in range(orders):
-            # rank of each unit in a random order: the first round(f · units) are ablated, so fractions are exact and nested
+            # rank of each unit in a random order: the first round(f · units) are ablated, so
+            # fractions are exact and nested
             rank = draw(math.prod(shape)).argsort().argsort()
             units = rank.numel()
-            curves.append(curve(lambda f, rank=rank, units=units: rank.view(shape) >= round(f * units)))
+            curves.append(
+                curve(lambda f, rank=rank, units=units: rank.view(shape) >= round(f * units))
+            )
         return torch.stack(curves).mean(0)
 
 
 def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
-    """Area under an ablation curve by the trapezoid rule over fractions 0 … 1: a constant 100 % gives 100 (Table 2)."""
+    """Area under an ablation curve by the trapezoid rule over fractions 0 … 1: a constant 100 %
+    gives 100 (Table 2).
+    """
     values = torch.as_tensor(accuracies, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
-        raise ValueError(f"an ablation curve is one row of at least two accuracies, not of shape {tuple(values.shape)}")
+        raise ValueError(
+            "an ablation curve is one row of at least two accuracies, not of shape "
+            f"{tuple(values.shape)}"
+        )
     return torch.trapezoid(values, dx=1 / (len(values) - 1)).item()
 
 
@@ -90,28 +112,37 @@ def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
 def entropy_maps(
     model: nn.Module, images: Tensor, layers: Sequence[str] | None = None, *, batch: int = 500
 ) -> dict[str, Tensor]:
-    """Entropy of the activation vector at each receptive field, in nats (targeted sparsity, Eq. 4, Figures 1 and 4).
+    """Entropy of the activation vector at each receptive field, in nats (targeted sparsity, Eq. 4,
+    Figures 1 and 4).
 
     Args:
-        model: any module; runs in eval mode, and is left in the mode it was in, submodule by submodule.
+        model: any module; runs in eval mode, and is left in the mode it was in, submodule by
+            submodule.
         images: [N, C, H, W].
-        layers: names of convolutions or linear layers; None: all of them but the last, which is the classifier.
+        layers: names of convolutions or linear layers; None: all of them but the last, which is the
+            classifier.
         batch: images at a time.
 
     Returns:
-        by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major as the image; [N] of a dense
+        by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major
+            as the image; [N] of a dense
         layer. The largest value possible is ln D for D filters.
 
     Raises:
-        ValueError: for no images, and for a layer that is not there (the message lists those there are), does not run, or
-            runs more than once.
+        ValueError: for no images, and for a layer that is not there (the message lists those there
+            are), does not run, or runs more than once.
     """
     if len(images) == 0:
         raise ValueError("there are no images to measure the entropy on")
-    modules = {name: find_layer(model, name) for name in (hidden_layers(model) if layers is None else layers)}
+    modules = {
+        name: find_layer(model, name)
+        for name in (hidden_layers(model) if layers is None else layers)
+    }
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
     hooks = [
-        module.register_forward_hook(lambda m, i, out, name=name: found[name].append(layer_entropy(m, out)))
+        module.register_forward_hook(
+            lambda m, i, out, name=name: found[name].append(layer_entropy(m, out))
+        )
         for name, module in modules.items()
     ]
     try:
@@ -123,16 +154,23 @@ def entropy_maps(
             hook.remove()
     if idle := [name for name, parts in found.items() if not parts]:
         ran = ", ".join(name for name, parts in found.items() if parts) or "none"
-        raise ValueError(f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: {ran}")
+        raise ValueError(
+            f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: {ran}"
+        )
     maps = {name: torch.cat(parts) for name, parts in found.items()}
     if twice := [name for name, entropy in maps.items() if len(entropy) != len(images)]:
-        raise ValueError(f"{', '.join(twice)} ran more than once for each image; its entropies cannot be told apart")
+        raise ValueError(
+            f"{', '.join(twice)} ran more than once for each image; its entropies cannot be told "
+            "apart"
+        )
     return maps
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and each of its submodules back in its own mode afterwards (some may be frozen)."""
+    """The network in eval mode, and each of its submodules back in its own mode afterwards (some
+    may be frozen).
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -149,16 +187,19 @@ def hidden_layers(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def correlation_rms(weight: Tensor) -> Tensor:
-    """Root mean square of the correlations of pairs of filters, a scalar: 0 for none, 1 where all filters are alike.
+    """Root mean square of the correlations of pairs of filters, a scalar: 0 for none, 1 where all
+    filters are alike.
 
-    D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 / √(F − 1) where D ≫ F.
+    D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 /
+    √(F − 1) where D ≫ F.
     """
     return _rms(filter_correlation(weight.float()))
 
 
 @torch.no_grad()
 def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
-    """How often each correlation of two filters occurs: counts [bins] over −1 … 1, each pair once (targeted sparsity, Fig. 7).
+    """How often each correlation of two filters occurs: counts [bins] over −1 … 1, each pair once
+    (targeted sparsity, Fig. 7).
 
     Args:
         weight: [D, …] of a convolution or dense layer.
@@ -169,7 +210,9 @@ def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
 
 @torch.no_grad()
 def correlation_summary(weight: Tensor, bins: int = 200) -> tuple[Tensor, Tensor]:
-    """`correlation_rms` and `correlation_histogram` of a float32 weight, to the last bit, at the cost of one of them."""
+    """`correlation_rms` and `correlation_histogram` of a float32 weight, to the last bit, at the
+    cost of one of them.
+    """
     c = filter_correlation(weight.float())
     return _rms(c), _histogram(c, bins)
 
@@ -186,14 +229,18 @@ def _histogram(c: Tensor, bins: int) -> Tensor:
 
 
 def smoothed(curve: Sequence[float]) -> np.ndarray:
-    """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held (targeted sparsity, Fig. 3; protocol, section 2)."""
+    """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held (targeted sparsity, Fig. 3;
+    protocol, section 2).
+    """
     return gaussian_filter1d(np.asarray(curve, dtype=np.float64), sigma=2, mode="nearest")
 
 
 def moment_of_overfitting(losses: Sequence[float]) -> int | None:
-    """The epoch, counted from 1, at which the smoothed validation loss is least, if it ends more than 2 % above that.
+    """The epoch, counted from 1, at which the smoothed validation loss is least, if it ends more
+    than 2 % above that.
 
-    None where it does not: the network has not overfitted (protocol, section 2). `losses`: one an epoch, penalties left out.
+    None where it does not: the network has not overfitted (protocol, section 2). `losses`: one an
+        epoch, penalties left out.
 
     Raises:
         ValueError: for no epochs, or a loss that is not finite.
@@ -203,7 +250,8 @@ def moment_of_overfitting(losses: Sequence[float]) -> int | None:
 
 
 def rise_after_least(losses: Sequence[float]) -> float:
-    """By how much the smoothed validation loss ends above its least value, in % of that: how heavy the overfitting is.
+    """By how much the smoothed validation loss ends above its least value, in % of that: how heavy
+    the overfitting is.
 
     0 where the last epoch's is the least. `losses` and errors: as for `moment_of_overfitting`.
     """
@@ -216,184 +264,3 @@ def _smoothed_loss(losses: Sequence[float]) -> np.ndarray:
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError("a loss curve has one finite value an epoch, at least one")
     return smoothed(values)
-
-
-class CanonicalCorrelations(NamedTuple):
-    """What `cca` gives. Fewer coefficients than both sides have live channels: those of one depend linearly on each other."""
-
-    coefficients: Tensor  # descending, in [0, 1], float64 [min(rank of x, rank of y)]
-    dropped_x: int  # dead channels of x
-    dropped_y: int
-
-
-def channel_points(phi: Tensor) -> Tensor:
-    """Features [N, C, w, w] as C channels of N·w·w points each, [C, N·w·w], for `cca` (AL2, section 5.1); [N, C] as [C, N]."""
-    if phi.dim() < 2:
-        raise ValueError(f"features are [N, C, …], not of shape {tuple(phi.shape)}")
-    return phi.movedim(1, 0).flatten(1)
-
-
-def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations:
-    """The whole sequence of canonical correlations of two sets of channels at the same points (AL2, Eq. 3 and Fig. 1).
-
-    They are the singular values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels (Björck and Golub, 1973): no
-    covariance is formed or inverted, which would cost half of the digits. Invariant to any invertible affine map of the
-    channels. In float64 on the CPU, whatever is given.
-
-    Channels count alike whatever their scale, one of 1e-8 beside one of 1. Dead ones, constant but for rounding (see
-    DEAD_SPREAD), are dropped and counted. Live ones may depend linearly on each other (one channel twice): after scaling
-    to unit variance, directions whose singular value is below C·ε of the largest hold rounding alone and are dropped, so a
-    repeated channel changes nothing. ε is that of the array given (float64's: times √points): give the precision that
-    it was computed in, since an upcast copy passes its rounding off as signal. A mean of k standard deviations makes a
-    channel's rounding k times as large, so beyond k ≈ 10 dependence may go unnoticed. No live channel: no coefficients.
-
-    Args:
-        x: [channels, points], as `channel_points` makes them.
-        y: [channels, points], the same points; the number of channels may differ.
-
-    Raises:
-        ValueError: for arrays that are not [channels, points], numbers of points that differ, NaN or infinity, and as few
-            points as live channels: x (or y) then spans everything and each coefficient is 1 whatever the data. Where
-            rank x + rank y > points − 1, as many coefficients as it exceeds are 1 for the same reason: take many points.
-    """
-    x, y = _pair(x, y)
-    return CanonicalCorrelations(_correlate(x, _span(x), y, _span(y))[1], x.dropped, y.dropped)
-
-
-def mean_cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean of the coefficients of `cca`, whose arguments and errors it has; NaN where there are none."""
-    return cca(x, y).coefficients.mean().item()
-
-
-def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN) -> float:
-    """Mean canonical correlation of the main principal directions of x and of y (SVCCA; Raghu et al., 2017).
-
-    Kept on each side are the fewest directions that hold `variance` of the sum of the channels' variances (squared singular
-    values). Channels are centred but keep their scale, or else there were no main directions to speak of: unlike `cca`
-    this is invariant to rotation and to one common scale only.
-
-    Args:
-        x: [channels, points].
-        y: [channels, points].
-        variance: share to keep, above 0; 1 is `mean_cca`.
-
-    Raises:
-        ValueError: as `cca`, and for a share outside (0, 1].
-    """
-    if not 0 < variance <= 1:
-        raise ValueError(f"variance is {variance}; a share above 0 and up to 1 is allowed")
-    if variance == 1:
-        return mean_cca(x, y)
-    x, y = _pair(x, y)
-    return _correlate(x, _main_directions(x, variance), y, _main_directions(y, variance))[1].mean().item()
-
-
-def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean canonical correlation, weighted by how much of x each direction accounts for (PWCCA; Morcos et al., 2018).
-
-    Σ_i α_i ρ_i / Σ_i α_i with α_i = Σ_j |⟨h_i, x_j⟩|, h_i the i-th canonical variate of x (unit length over the points), x_j
-    the centred channel j of x in its own scale. i runs over the coefficients of `cca`: where x has the larger rank, its
-    directions without a partner in y have no weight. Not symmetric; invariant to any invertible affine map of y, and to one
-    common scale of x and shifts of its channels. Arguments and errors as `cca`; NaN where there are no coefficients.
-    """
-    x, y = _pair(x, y)
-    return _weighted(x, *_correlate(x, _span(x), y, _span(y)))
-
-
-class Similarities(NamedTuple):
-    """What `similarities` gives: `cca` and its three summaries, each as the function of its name has it."""
-
-    cca: CanonicalCorrelations
-    mean_cca: float
-    svcca: float
-    pwcca: float
-
-
-def similarities(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Similarities:
-    """The whole family at the cost of one decomposition of each argument. Arguments and errors as `cca`."""
-    x, y = _pair(x, y)
-    variates, rho = _correlate(x, _span(x), y, _span(y))
-    main = _correlate(x, _main_directions(x, MAIN), y, _main_directions(y, MAIN))[1]
-    summaries = rho.mean().item(), main.mean().item(), _weighted(x, variates, rho)
-    return Similarities(CanonicalCorrelations(rho, x.dropped, y.dropped), *summaries)
-
-
-def _weighted(x: "_Channels", variates: Tensor, rho: Tensor) -> float:
-    """Mean of ρ weighted by how much of x's channels each variate accounts for."""
-    alpha = (variates.T @ x.r).abs().sum(1)  # ⟨h_i, x_j⟩: both are Q times what stands here
-    return ((alpha * rho).sum() / alpha.sum()).item()
-
-
-class _Channels(NamedTuple):
-    """Centred live channels as the columns of Q·R; whatever concerns one array alone is read from R, which is small."""
-
-    q: Tensor  # orthonormal columns, float64 [points, C]
-    r: Tensor  # [C, C]
-    tolerance: float  # singular values of unit channels below this share of the largest are rounding
-    dropped: int
-
-
-def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> tuple[_Channels, _Channels]:
-    x, y = _channels(x, "x"), _channels(y, "y")
-    if len(x.q) != len(y.q):
-        raise ValueError(f"x has {len(x.q)} points and y {len(y.q)}; they have to be the same points")
-    return x, y
-
-
-def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
-    """Live channels of [channels, points], centred; the errors of `cca` that concern one array."""
-    # a copy of an array, since torch takes neither read-only ones nor negative strides
-    x = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, order="C"))
-    if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] < 2:
-        raise ValueError(
-            f"{name} is [channels, points], at least one and two, not of shape {tuple(x.shape)}; "
-            "channel_points makes it of convolutional features"
-        )
-    epsilon = torch.finfo(x.dtype if x.dtype.is_floating_point else torch.float64).eps
-    low, high = x.aminmax(dim=1)
-    low, high = low.double(), high.double()
-    if not (low.isfinite() & high.isfinite()).all():  # a NaN is least and greatest at once
-        bad = ~x.isfinite()
-        raise ValueError(
-            f"{name} has {int(bad.sum())} values that are NaN or infinite, in {int(bad.any(1).sum())} of {len(x)} channels; "
-            "correlations need finite ones"
-        )
-    live = high - low > DEAD_SPREAD * epsilon * torch.maximum(low.abs(), high.abs())
-    dropped = int((~live).sum())
-    points = (x[live] if dropped else x).to(torch.float64, copy=True)
-    if len(points) >= points.shape[1]:
-        raise ValueError(
-            f"{name} has {points.shape[1]} points for {len(points)} live channels, which then span everything, and all "
-            "correlations are 1; give more points than channels, several times as many"
-        )
-    for _ in range(2):  # the first mean is rounded, which shows where it is far from 0
-        points -= points.mean(1, keepdim=True)
-    # Householder's QR is as accurate in a small column as in a large one, so the scale of channels can wait
-    q, r = torch.linalg.qr(points.T)
-    # the rounding of the array given, or that of QR here, which grows with the number of points
-    tolerance = len(r) * max(epsilon, math.sqrt(len(q)) * torch.finfo(torch.float64).eps)
-    return _Channels(q, r, tolerance, dropped)
-
-
-def _span(x: _Channels) -> Tensor:
-    """Columns u [C, rank] such that Q·u is an orthonormal basis of what the channels span."""
-    if x.r.numel() == 0:
-        return x.r
-    scaled = x.r / x.r.abs().amax(0)  # first, so that no square underflows
-    u, s, _ = torch.linalg.svd(scaled / scaled.norm(dim=0))
-    return u[:, s > x.tolerance * s[0]]
-
-
-def _main_directions(x: _Channels, variance: float) -> Tensor:
-    """Columns u such that those of Q·u are the first principal directions of the channels that hold `variance`."""
-    if x.r.numel() == 0:
-        return x.r
-    u, s, _ = torch.linalg.svd(x.r / x.r.abs().max())
-    held = s.square().cumsum(0)
-    return u[:, : int((held < variance * held[-1]).sum()) + 1]
-
-
-def _correlate(x: _Channels, u: Tensor, y: _Channels, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Canonical variates of x, as Q·[C, k], and canonical correlations [k] of the spans of Q·u and Q·v, k the lower rank."""
-    left, rho, _ = torch.linalg.svd(u.T @ (x.q.T @ y.q) @ v, full_matrices=False)
-    return u @ left, rho.clamp(max=1)

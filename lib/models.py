@@ -1,4 +1,6 @@
-"""The papers' networks. Layers carry the papers' names, so that a penalty or a measure can be attached by name."""
+"""The papers' networks. Layers carry the papers' names, so that a penalty or a measure can be
+attached by name.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,7 +14,8 @@ from lib.run import Run, generator
 
 
 class Dropout(nn.Module):
-    """Dropout whose coins come from a generator of its own (`.generator`), so that a run can be resumed and compared.
+    """Dropout whose coins come from a generator of its own (`.generator`), so that a run can be
+    resumed and compared.
 
     Args:
         p: probability of dropping a unit; kept units are scaled by 1 / (1 - p) in training mode.
@@ -26,7 +29,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        # drawn in the logical order of x, whatever its memory format and precision: the same coins on every layout
+        # drawn in the logical order of x, whatever its memory format and precision: the same coins
+        # on every layout
         dtype = torch.promote_types(x.dtype, torch.float32)
         coins = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=dtype)
         return x * (coins >= self.p) * (1 / (1 - self.p))
@@ -36,13 +40,17 @@ class Dropout(nn.Module):
 
 
 class AL2Trunk(nn.Module):
-    """Trunk φ of the AL2 network: [N, C, S, S] → [N, 50, w, w] (w = 4 for 28×28 input, 5 for 32×32).
+    """Trunk φ of the AL2 network: [N, C, S, S] → [N, 50, w, w] (w = 4 for 28×28 input, 5 for
+    32×32).
 
-    conv1 5×5 (C → 20), pool, ReLU, conv2 5×5 (20 → 50), [batch norm], pool, ReLU, [dropout]. Pooling comes before ReLU:
-    the maximum of rectified values is the rectified maximum, so the function is the paper's, on a quarter of the units.
+    conv1 5×5 (C → 20), pool, ReLU, conv2 5×5 (20 → 50), [batch norm], pool, ReLU, [dropout].
+    Pooling comes before ReLU: the maximum of rectified values is the rectified maximum, so the
+        function is the paper's, on a quarter of the units.
     """
 
-    def __init__(self, in_channels: int = 1, batch_norm: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int = 1, batch_norm: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
@@ -50,14 +58,17 @@ class AL2Trunk(nn.Module):
         self.dropout = Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, C, 28, 28] → [N, 20, 24, 24] → [N, 20, 12, 12]
+        x = F.relu(
+            F.max_pool2d(self.conv1(images), 2)
+        )  # [N, C, 28, 28] → [N, 20, 24, 24] → [N, 20, 12, 12]
         x = self.norm(self.conv2(x))  # → [N, 50, 8, 8]
         x = F.relu(F.max_pool2d(x, 2))  # → [N, 50, 4, 4]
         return self.dropout(x)
 
 
 class AL2CNN(nn.Module):
-    """Network of the AL2 paper (section 4 and the authors' code): trunk φ, then head ψ (fc1, ReLU, fc2).
+    """Network of the AL2 paper (section 4 and the authors' code): trunk φ, then head ψ (fc1, ReLU,
+    fc2).
 
     Args:
         in_channels: C of the images.
@@ -67,7 +78,8 @@ class AL2CNN(nn.Module):
         dropout: probability of element-wise dropout, last in the trunk; 0 for none.
 
     Raises:
-        ValueError: if the images are too small for two 5×5 convolutions, each followed by 2×2 pooling.
+        ValueError: if the images are too small for two 5×5 convolutions, each followed by 2×2
+            pooling.
     """
 
     def __init__(
@@ -82,7 +94,10 @@ class AL2CNN(nn.Module):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
-            raise ValueError(f"images of {image_size}×{image_size} are too small for the AL2 network: 16×16 is the least")
+            raise ValueError(
+                f"images of {image_size}×{image_size} are too small for the AL2 network: 16×16 is "
+                "the least"
+            )
         self.trunk = AL2Trunk(in_channels, batch_norm, dropout)
         self.head = nn.Sequential(
             OrderedDict(
@@ -99,7 +114,11 @@ class AL2CNN(nn.Module):
 
 
 # Filters of conv1 … conv4 and units of fc1 (targeted sparsity, Table 1).
-CONVNET_WIDTHS = {"s": (16, 16, 32, 32, 64), "m": (64, 64, 128, 128, 256), "xxl": (256, 256, 512, 512, 1024)}
+CONVNET_WIDTHS = {
+    "s": (16, 16, 32, 32, 64),
+    "m": (64, 64, 128, 128, 256),
+    "xxl": (256, 256, 512, 512, 1024),
+}
 
 
 def convnet_filters(size: str) -> dict[str, int]:
@@ -108,7 +127,8 @@ def convnet_filters(size: str) -> dict[str, int]:
 
 
 class ConvNet(nn.Module):
-    """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2 (targeted sparsity, Figure 2 and Table 1).
+    """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2 (targeted sparsity, Figure
+    2 and Table 1).
 
     Args:
         widths: filters of conv1 … conv4, units of fc1.
@@ -139,7 +159,9 @@ class ConvNet(nn.Module):
         side = ((image_size - lost) // 2 - lost) // 2
         if side < 1:
             least = f"padding {padding!r}: {4 + 3 * lost}×{4 + 3 * lost} is the least"
-            raise ValueError(f"images of {image_size}×{image_size} are too small for a ConvNet with {least}")
+            raise ValueError(
+                f"images of {image_size}×{image_size} are too small for a ConvNet with {least}"
+            )
         one, two, three, four, units = widths
         self.conv1 = nn.Conv2d(in_channels, one, 3, padding=padding)
         self.conv2 = nn.Conv2d(one, two, 3, padding=padding)
@@ -156,7 +178,9 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(images)))  # [N, C, S, S] → [N, D1, S, S]
-        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))  # → [N, D2, S/2, S/2]; pooling first is the same, and cheaper
+        x = F.relu(
+            F.max_pool2d(self.norm2(self.conv2(x)), 2)
+        )  # → [N, D2, S/2, S/2]; pooling first is the same, and cheaper
         x = F.relu(self.norm3(self.conv3(self.dropout1(x))))  # → [N, D3, S/2, S/2]
         x = F.relu(F.max_pool2d(self.norm4(self.conv4(x)), 2))  # → [N, D4, S/4, S/4]
         phi = self.features(self.dropout2(x))  # → [N, D4·S/4·S/4]
@@ -164,7 +188,8 @@ class ConvNet(nn.Module):
 
 
 class LeNet(nn.Module):
-    """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU (targeted sparsity, Table 3; the protocol's reading).
+    """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU (targeted sparsity, Table 3; the
+    protocol's reading).
 
     Raises:
         ValueError: if the images are too small for the layers.
@@ -174,10 +199,16 @@ class LeNet(nn.Module):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
-            raise ValueError(f"images of {image_size}×{image_size} are too small for LeNet: 16×16 is the least")
+            raise ValueError(
+                f"images of {image_size}×{image_size} are too small for LeNet: 16×16 is the least"
+            )
         self.conv1, self.conv2 = nn.Conv2d(in_channels, 6, 5), nn.Conv2d(6, 16, 5)
         self.features = nn.Flatten()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(16 * side * side, 120), nn.Linear(120, 84), nn.Linear(84, num_classes)
+        self.fc1, self.fc2, self.fc3 = (
+            nn.Linear(16 * side * side, 120),
+            nn.Linear(120, 84),
+            nn.Linear(84, num_classes),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, C, 32, 32] → [N, 6, 14, 14]
@@ -187,7 +218,8 @@ class LeNet(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """AlexNet for small images: five 3×3 convolutions, padding 1, then fc 4096, 4096, K; no dropout (Table 3).
+    """AlexNet for small images: five 3×3 convolutions, padding 1, then fc 4096, 4096, K; no dropout
+    (Table 3).
 
     Raises:
         ValueError: if the images are too small for the layers.
@@ -197,7 +229,9 @@ class AlexNet(nn.Module):
         super().__init__()
         side = (image_size + 1) // 2 // 2 // 2 // 2  # stride 2, then three pools
         if side < 1:
-            raise ValueError(f"images of {image_size}×{image_size} are too small for AlexNet: 15×15 is the least")
+            raise ValueError(
+                f"images of {image_size}×{image_size} are too small for AlexNet: 15×15 is the least"
+            )
         self.conv1 = nn.Conv2d(in_channels, 64, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
         self.conv3 = nn.Conv2d(192, 384, 3, padding=1)
@@ -212,7 +246,9 @@ class AlexNet(nn.Module):
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # → [N, 192, 4, 4]
         x = F.relu(self.conv4(F.relu(self.conv3(x))))  # → [N, 384, 4, 4] → [N, 256, 4, 4]
         x = F.relu(F.max_pool2d(self.conv5(x), 2))  # → [N, 256, 2, 2]
-        x = F.relu(self.fc2(F.relu(self.fc1(self.features(x)))))  # → [N, 1024] → [N, 4096] → [N, 4096]
+        x = F.relu(
+            self.fc2(F.relu(self.fc1(self.features(x))))
+        )  # → [N, 1024] → [N, 4096] → [N, 4096]
         return self.fc3(x)  # → [N, K]
 
 
@@ -240,10 +276,12 @@ def architecture(run: Run, in_channels: int, image_size: int, num_classes: int) 
 
 
 def build(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """The network that `run` names, with its initial weights: the same in all networks of a seed, where they share them.
+    """The network that `run` names, with its initial weights: the same in all networks of a seed,
+    where they share them.
 
-    Weights are drawn on the CPU from the run's own seed; the global generator is left as it was. The AL2 network starts as
-    PyTorch starts its layers; the others as Keras does, with Glorot-uniform weights and zero biases (protocol, section 2).
+    Weights are drawn on the CPU from the run's own seed; the global generator is left as it was.
+    The AL2 network starts as PyTorch starts its layers; the others as Keras does, with
+    Glorot-uniform weights and zero biases (protocol, section 2).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(run.seed, "weights").initial_seed())

@@ -1,4 +1,5 @@
-"""Sparsity while it happens: a TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks.
+"""Sparsity while it happens: a TensorBoard writer for any training loop, and an explorer of stored
+heat maps for notebooks.
 
 with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
     monitor.log(model, 0)  # before training
@@ -6,8 +7,9 @@ with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
         train(model)
         monitor.log(model, epoch)
 
-trainer.fit(runs, watch=monitor.watch) does the same for this project's runs. To see it: `tensorboard --logdir logs
---samples_per_plugin images=1000` (without the latter TensorBoard keeps ten epochs' pictures), and "Show actual image size".
+trainer.fit(runs, watch=monitor.watch) does the same for this project's runs. To see it:
+`tensorboard --logdir logs --samples_per_plugin images=1000` (without the latter TensorBoard keeps
+ten epochs' pictures), and "Show actual image size".
 """
 
 import io
@@ -22,7 +24,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lib import measures
-from lib.heat_maps import (
+from lib.losses import filter_layers
+from lib.plots import (
     as_array,
     check_filters,
     correlation_figure,
@@ -34,29 +37,36 @@ from lib.heat_maps import (
     show_maps,
     when,
 )
-from lib.losses import filter_layers
 from lib.run import Run
 
 MOST_IMAGES = 16
 
 
 class Monitor:
-    """Writes what targeted sparsity looks at to TensorBoard: heat maps, mean entropies, correlations of filters (C1, Fig. 1–7).
+    """Writes what targeted sparsity looks at to TensorBoard: heat maps, mean entropies,
+    correlations of filters (C1, Fig. 1–7).
 
-    Tags: `entropy/<layer>` mean entropy in nats (scalars, and all layers in one chart under Custom Scalars),
-    `correlations/<layer>` the coefficients of all pairs of filters (histograms of 200 bins), `heat_maps` the images beside
-    their maps, `correlations_over_epochs` the same histograms with the epoch on x (both pictures).
+    Tags: `entropy/<layer>` mean entropy in nats (scalars, and all layers in one chart under Custom
+        Scalars),
+    `correlations/<layer>` the coefficients of all pairs of filters (histograms of 200 bins),
+    `heat_maps` the images beside their maps, `correlations_over_epochs` the same histograms with
+    the epoch on x (both pictures).
 
-    The network is left as it was: in its modes, without gradients, with no random number drawn. Where a log is continued,
-    as after an interruption, what it already held of the same or later epochs gives way to the new; the picture of correlations
-    over epochs then begins where it goes on. Correlations are of layers of at most 1,024 filters.
+    The network is left as it was: in its modes, without gradients, with no random number drawn.
+        Where a log is continued,
+    as after an interruption, what it already held of the same or later epochs gives way to the new;
+    the picture of correlations over epochs then begins where it goes on. Correlations are of layers
+    of at most 1,024 filters.
 
     Args:
         log_dir: folder for TensorBoard, made by the first `log`.
         images: [n, C, H, W], at most 16, scaled as the network takes them: those drawn.
-        layers: names of convolutions or linear layers; None: all but the last, which is the classifier.
-        measure_images: [N, C, H, W] that the mean entropies are over (1,000 in the paper); None: `images`.
-        every: draw the pictures, which take most of a log's time, at every so many epochs only; the rest is written at each.
+        layers: names of convolutions or linear layers; None: all but the last, which is the
+            classifier.
+        measure_images: [N, C, H, W] that the mean entropies are over (1,000 in the paper); None:
+            `images`.
+        every: draw the pictures, which take most of a log's time, at every so many epochs only; the
+            rest is written at each.
 
     Raises:
         ValueError: for images of another shape, too many of them to draw, or an `every` below 1.
@@ -73,12 +83,20 @@ class Monitor:
     ) -> None:
         _check_images("images", images)
         if len(images) > MOST_IMAGES:
-            raise ValueError(f"{len(images)} images cannot be drawn, {MOST_IMAGES} at most; give many as measure_images")
+            raise ValueError(
+                f"{len(images)} images cannot be drawn, {MOST_IMAGES} at most; give many as "
+                "measure_images"
+            )
         if measure_images is not None:
             _check_images("measure_images", measure_images)
         if every < 1:
             raise ValueError(f"every is {every}; at least 1 epoch is needed")
-        self.log_dir, self.images, self.measure_images, self.every = Path(log_dir), images, measure_images, every
+        self.log_dir, self.images, self.measure_images, self.every = (
+            Path(log_dir),
+            images,
+            measure_images,
+            every,
+        )
         self.layers = None if layers is None else list(layers)
         self.closed = False
         self._writer = None
@@ -90,27 +108,36 @@ class Monitor:
         """Measure the network as it is after `epoch`; 0 is before training (−1 in the paper).
 
         Raises:
-            ValueError: for a layer that the network does not have (the message lists those it has), and an epoch that does not
-                come after the last one.
+            ValueError: for a layer that the network does not have (the message lists those it has),
+                and an epoch that does not come after the last one.
             RuntimeError: after `close`.
         """
         if self.closed:
-            raise RuntimeError(f"the monitor of {self.log_dir} is closed; open another one to log more")
+            raise RuntimeError(
+                f"the monitor of {self.log_dir} is closed; open another one to log more"
+            )
         epoch, last = operator.index(epoch), self._epochs[-1] if self._epochs else -1
         if epoch <= last:
             raise ValueError(
-                f"epoch is {epoch}, but it has to be {last + 1} or more; open another monitor for another training"
+                f"epoch is {epoch}, but it has to be {last + 1} or more; open another monitor for "
+                "another training"
             )
         layers = self._layers(model)
         like = next(model.parameters())
-        # in eval mode, too, when the weights are read: a spectral norm changes with each look at them otherwise
+        # in eval mode, too, when the weights are read: a spectral norm changes with each look at
+        # them otherwise
         with measures.eval_mode(model), torch.no_grad():
             maps = measures.entropy_maps(model, self.images.to(like), list(layers))
             many = self.measure_images
-            means = maps if many is None else measures.entropy_maps(model, many.to(like), list(layers))
+            means = (
+                maps if many is None else measures.entropy_maps(model, many.to(like), list(layers))
+            )
             weights = {name: layer.weight for name, layer in layers.items()}
             compared = {name: w for name, w in weights.items() if len(w) <= measures.MOST_FILTERS}
-            histograms = {name: measures.correlation_histogram(w).cpu().numpy() for name, w in compared.items()}
+            histograms = {
+                name: measures.correlation_histogram(w).cpu().numpy()
+                for name, w in compared.items()
+            }
         self._epochs.append(epoch)
 
         writer = self._open(epoch)
@@ -120,21 +147,31 @@ class Monitor:
             self._histograms.setdefault(name, []).append(counts)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
         if epoch % self.every == 0:
-            planes = {name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3}  # [n, A, B]; not dense layers
+            planes = {
+                name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3
+            }  # [n, A, B]; not dense layers
             filters = {name: len(weight) for name, weight in weights.items()}
             if planes:
-                figure = heat_map_figure(self.images, planes, filters, title=when(epoch), figure=Figure(dpi=100))
+                figure = heat_map_figure(
+                    self.images, planes, filters, title=when(epoch), figure=Figure(dpi=100)
+                )
                 writer.add_figure("heat_maps", figure, epoch)
             self._draw_correlations()
         writer.flush()
 
     def watch(self, run: Run, model: nn.Module, epoch: int) -> None:
-        """`log` for `trainer.fit(runs, watch=…)`: a run's log has its own folder, `log_dir`/<name of the run>."""
+        """`log` for `trainer.fit(runs, watch=…)`: a run's log has its own folder, `log_dir`/<name
+        of the run>.
+        """
         if self.closed:
-            raise RuntimeError(f"the monitor of {self.log_dir} is closed; open another one to log more")
+            raise RuntimeError(
+                f"the monitor of {self.log_dir} is closed; open another one to log more"
+            )
         if run.name not in self._runs:
             options = {"measure_images": self.measure_images, "every": self.every}
-            self._runs[run.name] = Monitor(self.log_dir / run.name, self.images, self.layers, **options)
+            self._runs[run.name] = Monitor(
+                self.log_dir / run.name, self.images, self.layers, **options
+            )
         self._runs[run.name].log(model, epoch)
 
     def close(self) -> None:
@@ -158,15 +195,22 @@ class Monitor:
         names = measures.hidden_layers(model) if self.layers is None else self.layers
         if not names or not known.keys() >= set(names):
             wrong = ", ".join(repr(name) for name in names if name not in known) or "none"
-            raise ValueError(f"layers: {wrong}; the network's convolutions and linear layers are {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"layers: {wrong}; the network's convolutions and linear layers are "
+                f"{', '.join(known) or 'none'}"
+            )
         return {name: known[name] for name in names}
 
     def _open(self, epoch: int):
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds: only where something is written
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # takes seconds: only where something is written
 
             self._writer = SummaryWriter(self.log_dir, purge_step=epoch)
-            self._writer.add_custom_scalars({"entropy": {"all layers (nats)": ["Multiline", ["entropy/.*"]]}})
+            self._writer.add_custom_scalars(
+                {"entropy": {"all layers (nats)": ["Multiline", ["entropy/.*"]]}}
+            )
         return self._writer
 
     def _draw_correlations(self) -> None:
@@ -185,7 +229,8 @@ def explorer(
     *,
     filters: Mapping[str, int],
 ):
-    """A widget that shows the heat map of a layer, epoch and image, each chosen by hand (contribution C1).
+    """A widget that shows the heat map of a layer, epoch and image, each chosen by hand
+    (contribution C1).
 
     Args:
         images: [n, C, H, W].
@@ -198,7 +243,8 @@ def explorer(
         an `ipywidgets.VBox`.
 
     Raises:
-        ValueError: for shapes that do not fit each other, and a layer without its number of filters.
+        ValueError: for shapes that do not fit each other, and a layer without its number of
+            filters.
     """
     import ipywidgets as widgets
 
@@ -207,19 +253,33 @@ def explorer(
     maps = {name: as_array(m) for name, m in heat_maps.items()}
     for name, m in maps.items():
         if m.ndim != 4 or m.shape[:2] != (len(epochs), len(images)):
-            raise ValueError(f"heat maps of {name!r} have shape {m.shape}; [{len(epochs)}, {len(images)}, A, B] is needed")
+            raise ValueError(
+                f"heat maps of {name!r} have shape {m.shape}; [{len(epochs)}, {len(images)}, A, B] "
+                "is needed"
+            )
     if not maps or not epochs:
-        raise ValueError(f"there are {len(maps)} layers and {len(epochs)} epochs to show; at least one each is needed")
+        raise ValueError(
+            f"there are {len(maps)} layers and {len(epochs)} epochs to show; at least one each is "
+            "needed"
+        )
     check_filters(maps, filters)
-    shown, curves = displayed(images), {name: as_array(curve) for name, curve in (entropies or {}).items()}
+    shown, curves = (
+        displayed(images),
+        {name: as_array(curve) for name, curve in (entropies or {}).items()},
+    )
     for name, curve in curves.items():
         if curve.ndim != 1 or len(curve) <= max(epochs):
-            raise ValueError(f"entropies of {name!r} have shape {curve.shape}; one before training and one an epoch are needed")
+            raise ValueError(
+                f"entropies of {name!r} have shape {curve.shape}; one before training and one an "
+                "epoch are needed"
+            )
 
     layer = widgets.Dropdown(options=list(maps), description="layer")
     epoch = widgets.SelectionSlider(options=epochs, description="epoch")
     image = widgets.IntSlider(0, 0, len(images) - 1, description="image")
-    stretch = widgets.Checkbox(False, description="colours over this layer's own range", indent=False)
+    stretch = widgets.Checkbox(
+        False, description="colours over this layer's own range", indent=False
+    )
     picture = widgets.Image(format="png")
 
     def draw(change: object = None) -> None:
@@ -238,7 +298,9 @@ def explorer(
         if name in curves:
             axes[2].plot(range(len(curves[name])), curves[name], color="0.2")
             axes[2].axvline(epoch.value, color="tab:red", lw=1)
-            axes[2].set(xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, highest(filters[name])))
+            axes[2].set(
+                xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, highest(filters[name]))
+            )
             axes[2].xaxis.get_major_locator().set_params(integer=True)
             axes[2].set_title(f"{name}, mean", size="medium")
         file = io.BytesIO()
@@ -255,10 +317,23 @@ def _raw(counts: np.ndarray) -> dict:
     """A histogram over −1 … 1 as TensorBoard takes it; sums are those of the bins' middles."""
     edges = np.linspace(-1, 1, len(counts) + 1)
     middles = (edges[1:] + edges[:-1]) / 2
-    sums = {"num": int(counts.sum()), "sum": float(counts @ middles), "sum_squares": float(counts @ middles**2)}
-    return {"min": -1.0, "max": 1.0, **sums, "bucket_limits": edges[1:].tolist(), "bucket_counts": counts.tolist()}
+    sums = {
+        "num": int(counts.sum()),
+        "sum": float(counts @ middles),
+        "sum_squares": float(counts @ middles**2),
+    }
+    return {
+        "min": -1.0,
+        "max": 1.0,
+        **sums,
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+    }
 
 
 def _check_images(name: str, images: np.ndarray | Tensor) -> None:
     if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"{name} have shape {tuple(images.shape)}; [n, C, H, W] with at least one image is needed")
+        raise ValueError(
+            f"{name} have shape {tuple(images.shape)}; [n, C, H, W] with at least one image is "
+            "needed"
+        )

@@ -1,4 +1,6 @@
-"""What is measured of a network beside its training: accuracy and loss on images, and all that its run asks for."""
+"""What is measured of a network beside its training: accuracy and loss on images, and all that its
+run asks for.
+"""
 
 import math
 
@@ -16,7 +18,8 @@ CCA_IMAGES = 1000  # protocol, section 1
 
 
 def evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str, float]:
-    """Accuracy in % and cross-entropy on (the first) test images and, where some are held out, on the validation images.
+    """Accuracy in % and cross-entropy on (the first) test images and, where some are held out, on
+    the validation images.
 
     NaN where a logit is not finite: the largest of such logits means nothing.
     """
@@ -33,9 +36,15 @@ def evaluate(model: nn.Module, task: Task, run: Run, *, full: bool) -> dict[str,
 
 
 def observe(
-    model: nn.Module, task: Task, run: Run, epoch: int, arrays: dict[str, list[Tensor]], starts: dict[str, Tensor]
+    model: nn.Module,
+    task: Task,
+    run: Run,
+    epoch: int,
+    arrays: dict[str, list[Tensor]],
+    starts: dict[str, Tensor],
 ) -> dict[str, float]:
-    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and arrays that are added to.
+    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and
+    arrays that are added to.
 
     `starts` holds φ at the starts that canonical correlations are taken against.
     """
@@ -51,7 +60,9 @@ def observe(
         add("ablation epochs", torch.tensor(epoch))
     mapped = epoch in run.heat_map_epochs() and run.heat_maps
     if run.entropy or mapped:
-        maps = measures.entropy_maps(model, task.measure.images if run.entropy else task.measure.images[: run.heat_maps])
+        maps = measures.entropy_maps(
+            model, task.measure.images if run.entropy else task.measure.images[: run.heat_maps]
+        )
     if mapped:
         for layer, entropy in maps.items():
             add(f"heat maps {layer}", entropy[: run.heat_maps].half())
@@ -71,20 +82,31 @@ def observe(
             starts |= {CCA_STARTS[epoch]: phi} if CCA_STARTS[epoch] in run.cca else {}
         for start in starts if epoch in run.cca_epochs() else ():
             found = measures.similarities(starts[start], phi)
-            # sequences of one length: where a channel is dead, or depends on others, the last coefficients are missing
+            # sequences of one length: where a channel is dead, or depends on others, the last
+            # coefficients are missing
             missing = len(phi) - len(found.cca.coefficients)
             add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
             add(f"cca dropped {start}", torch.tensor([found.cca.dropped_x, found.cca.dropped_y]))
-            columns |= {f"{name} {start}": getattr(found, name) for name in ("mean_cca", "svcca", "pwcca")}
+            columns |= {
+                f"{name} {start}": getattr(found, name) for name in ("mean_cca", "svcca", "pwcca")
+            }
             add(f"cca epochs {start}", torch.tensor(epoch))
     return columns
 
 
 def kept(model: nn.Module, task: Task, run: Run) -> dict[str, np.ndarray]:
-    """What the run asks for of the trained network itself: `trunk <parameter>` and `predictions` int16 [N_train]."""
-    found = {f"trunk {k}": v.cpu().numpy() for k, v in model.trunk.state_dict().items()} if run.keep_trunk else {}
+    """What the run asks for of the trained network itself: `trunk <parameter>` and `predictions`
+    int16 [N_train].
+    """
+    found = (
+        {f"trunk {k}": v.cpu().numpy() for k, v in model.trunk.state_dict().items()}
+        if run.keep_trunk
+        else {}
+    )
     if run.predictions:
-        found["predictions"] = predict(model, task.train.images).argmax(1).cpu().numpy().astype(np.int16)
+        found["predictions"] = (
+            predict(model, task.train.images).argmax(1).cpu().numpy().astype(np.int16)
+        )
     return found
 
 
@@ -102,16 +124,22 @@ def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Ten
         if id(images) not in features:
             features[id(images)] = predict(model.trunk, images)
         coins = generator(run.seed, "ablation", spec, epoch, device=images.device)
-        curves[spec] = measures.cumulative_ablation(model.head, features[id(images)], labels, mask=mask, generator=coins)
+        curves[spec] = measures.cumulative_ablation(
+            model.head, features[id(images)], labels, mask=mask, generator=coins
+        )
     return curves
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Outputs in eval mode for images [N, C, H, W], batch by batch; penalties attached to the network measure nothing."""
+    """Outputs in eval mode for images [N, C, H, W], batch by batch; penalties attached to the
+    network measure nothing.
+    """
     model.eval()
     with losses.unmeasured():
-        return torch.cat([model(batch) for batch in images.split(EVAL_BATCHES.get(images.device.type, 500))])
+        return torch.cat(
+            [model(batch) for batch in images.split(EVAL_BATCHES.get(images.device.type, 500))]
+        )
 
 
 def metric_names(run: Run, task: Task, model: nn.Module) -> list[str]:
@@ -126,19 +154,27 @@ def metric_names(run: Run, task: Task, model: nn.Module) -> list[str]:
         "activation_l2",
     ]
     columns += ["lambda"] if run.al2 else []
-    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
+    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(
+        run.decorrelation
+    )
     columns += ["validation_accuracy", "validation_cross_entropy"] if len(task.validation) else []
     if run.entropy:
         columns += [f"entropy {layer}" for layer in measures.hidden_layers(model)]
         columns += [f"correlation {layer}" for layer in _correlated(model)]
-    columns += [f"{scalar} {start}" for start in run.cca for scalar in ("mean_cca", "svcca", "pwcca")]
+    columns += [
+        f"{scalar} {start}" for start in run.cca for scalar in ("mean_cca", "svcca", "pwcca")
+    ]
     return columns + [_area_column(spec) for spec in run.ablations]
 
 
 def _correlated(model: nn.Module) -> list[str]:
-    """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not AlexNet's 4,096 units."""
+    """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not
+    AlexNet's 4,096 units.
+    """
     return [
-        name for name in measures.hidden_layers(model) if len(losses.find_layer(model, name).weight) <= measures.MOST_FILTERS
+        name
+        for name in measures.hidden_layers(model)
+        if len(losses.find_layer(model, name).weight) <= measures.MOST_FILTERS
     ]
 
 

@@ -1,9 +1,12 @@
-"""Where things lie. Every path is absolute, so that nothing depends on the folder a notebook or a test is started in.
+"""Where things lie. Every path is absolute, so that nothing depends on the folder a notebook or a
+test is started in.
 
-Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user downloads them), `CACHE_DIR`
-(their decoded copies, safe to delete) and `RESULTS_DIR` (run folders). They are read at each call, so that a test or a
-notebook can set them late. The papers' own numbers always lie in the project, and so does the stored evidence: its runs are
-found there wherever `RESULTS_DIR` points, and nothing is written to them then.
+Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user
+    downloads them), `CACHE_DIR`
+(their decoded copies, safe to delete) and `RESULTS_DIR` (run folders). They are read at each call,
+so that a test or a notebook can set them late. The papers' own numbers always lie in the project,
+and so does the stored evidence: its runs are found there wherever `RESULTS_DIR` points, and nothing
+    is written to them then.
 """
 
 import os
@@ -15,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published"
 PARAMS = ROOT / "notebooks" / "params"
-EVIDENCE = tuple(ROOT / "results" / profile for profile in ("lite", "paper"))  # committed runs, by profile
+EVIDENCE = tuple(
+    ROOT / "results" / profile for profile in ("lite", "paper")
+)  # committed runs, by profile
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -39,9 +44,11 @@ def results_dir() -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, moved over it when the block ends well and deleted when it does not.
+    """A temporary name beside `target`, moved over it when the block ends well and deleted when it
+    does not.
 
-    Whoever reads `target` sees the old file or the whole new one, never a part, whenever the writer is killed.
+    Whoever reads `target` sees the old file or the whole new one, never a part, whenever the writer
+    is killed.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:

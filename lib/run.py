@@ -1,7 +1,8 @@
 """What one training is: a frozen, validated description with a stable id.
 
-The id hashes the canonical JSON of the fields that differ from their defaults, so that a field added later changes no id;
-a default, once published, never changes. What is *measured* is no part of the id, and neither is the device.
+The id hashes the canonical JSON of the fields that differ from their defaults, so that a field
+added later changes no id; a default, once published, never changes. What is *measured* is no part
+of the id, and neither is the device.
 """
 
 import dataclasses
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
-from lib.losses import BATCHES, CENTRES, PAIRS, PAPER_EPOCHS, REDUCTIONS, SCHEDULES
+from lib.losses import BATCHES, CENTRES, PAIRS, REDUCTIONS
 from lib.measures import ABLATION_MASKS
+from lib.schedules import PAPER_EPOCHS, SCHEDULES
 
 CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
 NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
@@ -40,7 +42,8 @@ ALLOWED = {
 }
 
 
-# Seeds from here on are for calibration and screening: no table, claim or figure of results contains them.
+# Seeds from here on are for calibration and screening: no table, claim or figure of results
+# contains them.
 SCREENING_SEED = 100
 
 # The layers that SparsityReg and DecorrReg act on (targeted sparsity, section 4.2).
@@ -66,52 +69,71 @@ def _measured(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained once. Defaults: the bare network of the AL2 paper on 75 % corrupted labels (sections 3 and 4).
+    """One network trained once. Defaults: the bare network of the AL2 paper on 75 % corrupted
+    labels (sections 3 and 4).
 
     Args:
         dataset: a name that `lib.data.load` knows, or that of an image folder in `DATA_DIR`.
         image_size: side in pixels, for data sets that can be resized; None: the set's own.
         classes: the first so many classes, for data sets that can be cut; None: all.
         normalize: input scale, "al2" (mean and standard deviation) or "unit" ([0, 1]).
-        n_train: training images, the first of a fixed stratified permutation; None: all that are not held out.
-        n_validation: images held out of the training split before corruption, and corrupted like the rest.
+        n_train: training images, the first of a fixed stratified permutation; None: all that are
+            not held out.
+        n_validation: images held out of the training split before corruption, and corrupted like
+            the rest.
         corruption: fraction of training labels replaced by another class, in [0, 1].
-        corruption_law: "bernoulli" (each label with that probability) or "exact" (exactly that share).
+        corruption_law: "bernoulli" (each label with that probability) or "exact" (exactly that
+            share).
         network: architecture, see `lib.models.build`.
-        batch_norm: batch normalisation, in al2_cnn after the second convolution, in ConvNets see `norm_place`.
-        bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch 1.1 drew it).
-        norm_place: in ConvNets, "conv" (after each convolution) or "block" (after the second one of a block).
+        batch_norm: batch normalisation, in al2_cnn after the second convolution, in ConvNets see
+            `norm_place`.
+        bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch 1.1
+            drew it).
+        norm_place: in ConvNets, "conv" (after each convolution) or "block" (after the second one of
+            a block).
         padding: of the ConvNets' convolutions, "same" or "valid".
-        dropout: probability of dropping a unit, of φ in al2_cnn, after each pool in ConvNets; in [0, 1).
+        dropout: probability of dropping a unit, of φ in al2_cnn, after each pool in ConvNets; in
+            [0, 1).
         al2: whether λ_e · mean(φ²) is added to the loss.
-        schedule: the series λ_e, see `lib.losses.schedule`.
+        schedule: the series λ_e, see `lib.schedules.schedule`.
         speed: how many of the paper's epochs one epoch of the schedule stands for; > 0.
-        rate: the schedule's factor, slope or value, see `lib.losses.schedule`; None: its own default.
+        rate: the schedule's factor, slope or value, see `lib.schedules.schedule`; None: its own
+            default.
         sparsity: layers whose entropy SparsityReg keeps up, by name.
         sparsity_weight: λ_i of each of them; ≥ 0.
         sparsity_batch: "mean" or "sum" of the entropies of a batch, see `lib.losses.SparsityReg`.
         decorrelation: layers whose filters DecorrReg decorrelates, by name.
         decorrelation_weight: κ_i of each of them; ≥ 0.
-        decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see `lib.losses.decorrelation`.
-        relabelled_by: id of another run, of the same images, whose last predictions replace the corrupted training labels (AL2,
-            section 4: relabelling); the validation labels stay as they are. None: trained on the corrupted labels.
-        n_measure: images held out of the training split to measure entropy on; in neither training nor validation set.
+        decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see
+            `lib.losses.decorrelation`.
+        relabelled_by: id of another run, of the same images, whose last predictions replace the
+            corrupted training labels (AL2, section 4: relabelling); the validation labels stay as
+                they are. None: trained on the corrupted labels.
+        n_measure: images held out of the training split to measure entropy on; in neither training
+            nor validation set.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
-        seed: of initial weights, corruption, batch order, dropout and ablation masks, a generator for each.
-        test_images: measured each epoch on so many test images, of every class; None: on all. Not in the id, like all below.
-        ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`, `train-corrupt`, `test`. Of
-            al2_cnn alone; the other networks have none.
-        entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and histogram of its
-            filters' correlations (up to 1,024 filters), before training and after each epoch.
-        cca: canonical correlations of φ, of one fixed sample of training images, between `cca_epochs()` and a start: "init"
-            (before training) or "epoch1" (after the first epoch, as the AL2 authors' code has it). Of al2_cnn alone.
+        seed: of initial weights, corruption, batch order, dropout and ablation masks, a generator
+            for each.
+        test_images: measured each epoch on so many test images, of every class; None: on all. Not
+            in the id, like all below.
+        ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`,
+            `train-corrupt`, `test`. Of al2_cnn alone; the other networks have none.
+        entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and
+            histogram of its filters' correlations (up to 1,024 filters), before training and after
+            each epoch.
+        cca: canonical correlations of φ, of one fixed sample of training images, between
+            `cca_epochs()` and a start: "init" (before training) or "epoch1" (after the first epoch,
+                as the AL2 authors' code has it). Of al2_cnn alone.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
-        keep_trunk: store the last weights of the trunk alone among the arrays; of al2_cnn alone, 100 KB.
-        predictions: store the classes predicted for the training images at the end; needed for `relabelled_by`.
+        keep_trunk: store the last weights of the trunk alone among the arrays; of al2_cnn alone,
+            100 KB.
+        predictions: store the classes predicted for the training images at the end; needed for
+            `relabelled_by`.
 
     Raises:
-        ValueError: for a value that is not allowed; the message names the field and what is allowed.
+        ValueError: for a value that is not allowed; the message names the field and what is
+            allowed.
         TypeError: for a value of a type that the field cannot take.
     """
 
@@ -169,12 +191,25 @@ class Run:
         for start in self.cca:
             _one_of("cca", start, CCA_STARTS)
         if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
-            raise ValueError(f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's in DATA_DIR")
+            raise ValueError(
+                f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's "
+                "in DATA_DIR"
+            )
         if self.relabelled_by is not None:
-            _check("relabelled_by", self.relabelled_by, "a run's id, ten hexadecimal digits", is_id(self.relabelled_by))
+            _check(
+                "relabelled_by",
+                self.relabelled_by,
+                "a run's id, ten hexadecimal digits",
+                is_id(self.relabelled_by),
+            )
         _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
         _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
-        _check("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
+        _check(
+            "learning_rate",
+            self.learning_rate,
+            "a positive number",
+            0 < self.learning_rate < math.inf,
+        )
         _check("momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1)
         for name in ("weight_decay", "sparsity_weight", "decorrelation_weight"):
             _check(name, getattr(self, name), "a number ≥ 0", 0 <= getattr(self, name) < math.inf)
@@ -187,12 +222,25 @@ class Run:
         for name in ("n_validation", "n_measure", "heat_maps", "seed"):
             _check(name, getattr(self, name), "a whole number ≥ 0", getattr(self, name) >= 0)
         if self.al2 and self.schedule == "al2" and self.rate is not None:
-            raise ValueError(f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead")
+            raise ValueError(
+                f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead"
+            )
         if self.entropy and not self.n_measure:
-            raise ValueError("entropy is measured on images held out for it: n_measure is 0; it has to be a whole number ≥ 1")
-        _check("heat_maps", self.heat_maps, f"at most n_measure, {self.n_measure}", self.heat_maps <= self.n_measure)
+            raise ValueError(
+                "entropy is measured on images held out for it: n_measure is 0; it has to be a "
+                "whole number ≥ 1"
+            )
+        _check(
+            "heat_maps",
+            self.heat_maps,
+            f"at most n_measure, {self.n_measure}",
+            self.heat_maps <= self.n_measure,
+        )
         if self.network in ("lenet", "alexnet") and (self.batch_norm or self.dropout):
-            raise ValueError(f"{self.network} has neither batch norm nor dropout; take a ConvNet: {', '.join(CONVNETS)}")
+            raise ValueError(
+                f"{self.network} has neither batch norm nor dropout; take a ConvNet: "
+                f"{', '.join(CONVNETS)}"
+            )
         for name in self._without_effect():
             object.__setattr__(self, name, self.__dataclass_fields__[name].default)
         if self.network != "al2_cnn":
@@ -203,7 +251,9 @@ class Run:
     def _without_effect(self) -> list[str]:
         """Settings that cannot change the result, and so are no part of the id."""
         convnet = self.network in CONVNETS
-        names = ["schedule", "speed", "rate"] * (not self.al2) + ["corruption_law"] * (self.corruption == 0)
+        names = ["schedule", "speed", "rate"] * (not self.al2) + ["corruption_law"] * (
+            self.corruption == 0
+        )
         names += ["speed"] * (self.schedule == "constant")
         names += ["bn_gamma"] * (not (self.batch_norm and self.network == "al2_cnn"))
         names += ["norm_place"] * (not (self.batch_norm and convnet)) + ["padding"] * (not convnet)
@@ -211,12 +261,16 @@ class Run:
         if not (self.sparsity and self.sparsity_weight):
             names += ["sparsity", "sparsity_weight", "sparsity_batch"]
         if not (self.decorrelation and self.decorrelation_weight):
-            names += [f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")]
+            names += [
+                f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")
+            ]
         return names
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
-        """A run from a mapping of field names; an unknown name is refused with the nearest known one."""
+        """A run from a mapping of field names; an unknown name is refused with the nearest known
+        one.
+        """
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -234,19 +288,31 @@ class Run:
         return self._fields(measured=True)
 
     def described(self) -> dict[str, Any]:
-        """The run as columns of a tidy frame: `id`, `baseline`, `variant`, every field; layers as one text, "conv3 conv4"."""
-        fields = {name: " ".join(v) if isinstance(v, list) else v for name, v in self.to_dict().items()}
+        """The run as columns of a tidy frame: `id`, `baseline`, `variant`, every field; layers as
+        one text, "conv3 conv4".
+        """
+        fields = {
+            name: " ".join(v) if isinstance(v, list) else v for name, v in self.to_dict().items()
+        }
         return {"id": self.id, "baseline": self.baseline, "variant": self.variant, **fields}
 
     def _fields(self, measured: bool) -> dict[str, Any]:
-        names = [f.name for f in dataclasses.fields(self) if f.metadata.get("measure", False) == measured]
+        names = [
+            f.name for f in dataclasses.fields(self) if f.metadata.get("measure", False) == measured
+        ]
         values = {name: getattr(self, name) for name in names}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}  # as JSON gives them back
+        return {
+            name: list(v) if isinstance(v, tuple) else v for name, v in values.items()
+        }  # as JSON gives them back
 
     def canonical(self) -> str:
         """The JSON that the id hashes: sorted keys, fields at their default left out."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        kept = {name: value for name, value in self.to_dict().items() if getattr(self, name) != defaults[name]}
+        kept = {
+            name: value
+            for name, value in self.to_dict().items()
+            if getattr(self, name) != defaults[name]
+        }
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
@@ -256,27 +322,46 @@ class Run:
 
     @property
     def baseline(self) -> str:
-        """The published tables' name of the network without AL2: bare, batchnorm, dropout, weight_decay, or a sum."""
-        on = {"batchnorm": self.batch_norm, "dropout": self.dropout > 0, "weight_decay": self.weight_decay > 0}
+        """The published tables' name of the network without AL2: bare, batchnorm, dropout,
+        weight_decay, or a sum.
+        """
+        on = {
+            "batchnorm": self.batch_norm,
+            "dropout": self.dropout > 0,
+            "weight_decay": self.weight_decay > 0,
+        }
         return "+".join(name for name, used in on.items() if used) or "bare"
 
     @property
     def variant(self) -> str:
-        """The targeted-sparsity paper's name of a ConvNet: vanillaNet, dropNet, normNet, sr1Net, sr2Net, sr3Net.
+        """The targeted-sparsity paper's name of a ConvNet: vanillaNet, dropNet, normNet, sr1Net,
+        sr2Net, sr3Net.
 
-        LeNet and AlexNet keep their names, with `+sr` where they are regularised; what has no name in the paper is spelled out.
+        LeNet and AlexNet keep their names, with `+sr` where they are regularised; what has no name
+        in the paper is spelled out.
         """
         plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
-        parts = [plain or ("normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet")]
+        parts = [
+            plain or ("normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet")
+        ]
         parts += ["dropout"] * bool(not plain and self.batch_norm and self.dropout)
-        if plain or self.batch_norm or self.dropout or (self.sparsity, self.decorrelation) not in SPARSITY_NETWORKS.values():
+        if (
+            plain
+            or self.batch_norm
+            or self.dropout
+            or (self.sparsity, self.decorrelation) not in SPARSITY_NETWORKS.values()
+        ):
             layers = "" if self.network in ("lenet", "alexnet") else f" {' '.join(self.sparsity)}"
-            parts += [f"sr{layers}"] * bool(self.sparsity) + [f"decorr {' '.join(self.decorrelation)}"] * bool(
-                self.decorrelation
-            )
+            parts += [f"sr{layers}"] * bool(self.sparsity) + [
+                f"decorr {' '.join(self.decorrelation)}"
+            ] * bool(self.decorrelation)
             parts += ["al2"] * self.al2
             return "+".join(parts)
-        named = [name for name, layers in SPARSITY_NETWORKS.items() if layers == (self.sparsity, self.decorrelation)]
+        named = [
+            name
+            for name, layers in SPARSITY_NETWORKS.items()
+            if layers == (self.sparsity, self.decorrelation)
+        ]
         return "+".join([*named, *["al2"] * self.al2])
 
     @property
@@ -284,9 +369,9 @@ class Run:
         """Readable, unique by its end: network, what sets it apart, id. The name of its folder."""
         if self.network == "al2_cnn":
             parts = [self.network, self.baseline]
-            parts += [f"sr_{len(self.sparsity)}"] * bool(self.sparsity) + [f"decorr_{len(self.decorrelation)}"] * bool(
-                self.decorrelation
-            )
+            parts += [f"sr_{len(self.sparsity)}"] * bool(self.sparsity) + [
+                f"decorr_{len(self.decorrelation)}"
+            ] * bool(self.decorrelation)
             if self.al2:
                 parts.append("al2" if self.schedule == "al2" else f"al2_{self.schedule}")
             parts += ["relabelled"] * bool(self.relabelled_by)
@@ -295,23 +380,32 @@ class Run:
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
 
     def heat_map_epochs(self) -> list[int]:
-        """Before training (0, the paper's −1), after the first epochs, and ever more rarely to the last: about a dozen."""
+        """Before training (0, the paper's −1), after the first epochs, and ever more rarely to the
+        last: about a dozen.
+        """
         return sorted({0} | {round(self.epochs ** (k / 10)) for k in range(11)})
 
     def cca_epochs(self) -> list[int]:
-        """Every tenth epoch, as in Fig. 1 of the AL2 paper; of a short training at least 50 epochs, or all."""
+        """Every tenth epoch, as in Fig. 1 of the AL2 paper; of a short training at least 50 epochs,
+        or all.
+        """
         step = max(1, min(10, self.epochs // 50))
         return list(range(step, self.epochs + 1, step))
 
     def point_epochs(self) -> list[int]:
-        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training at the same sevenths.
+        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training
+        at the same sevenths.
 
-        All test images and the ablations are measured there, and at the last epoch. The other paper's tables read the
-        best epoch of a curve that has to be measured on the same images throughout: its networks have no such epochs.
+        All test images and the ablations are measured there, and at the last epoch. The other
+        paper's tables read the best epoch of a curve that has to be measured on the same images
+        throughout: its networks have no such epochs.
         """
         if self.network != "al2_cnn":
             return []
-        return sorted({epoch_measured(e, self.epochs) for e in range(100, PAPER_EPOCHS + 1, 100)} | {self.epochs})
+        return sorted(
+            {epoch_measured(e, self.epochs) for e in range(100, PAPER_EPOCHS + 1, 100)}
+            | {self.epochs}
+        )
 
     def with_measures(self, other: "Run") -> "Run":
         """This run, measuring what either of the two measures."""
@@ -337,15 +431,17 @@ def is_id(text: str) -> bool:
 def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator of its own for each purpose, for example `generator(seed, "order", epoch)`.
 
-    Seeded from (seed, purpose) by a hash that is the same on every machine. Because an epoch can be part of the purpose,
-    a resumed training needs no stored generator states.
+    Seeded from (seed, purpose) by a hash that is the same on every machine. Because an epoch can be
+    part of the purpose, a resumed training needs no stored generator states.
     """
     digest = hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the field's type, so that 1 and 1.0 give one id; refuses what is not of it (True is no number)."""
+    """`value` as the field's type, so that 1 and 1.0 give one id; refuses what is not of it (True
+    is no number).
+    """
     text = str(kind)
     if value is None and "None" in text:
         return None
@@ -357,7 +453,9 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         if strange := [item for item in value if not isinstance(item, str)]:
             raise TypeError(f"{name} holds {strange[0]!r}; it has to be a list of names")
         return tuple(
-            sorted(set(value), key=lambda item: (*ABLATIONS, item).index(item)) if name == "ablations" else sorted(set(value))
+            sorted(set(value), key=lambda item: (*ABLATIONS, item).index(item))
+            if name == "ablations"
+            else sorted(set(value))
         )
     if not isinstance(value, (bool, str)):
         try:
@@ -368,7 +466,11 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         except (TypeError, OverflowError):
             pass
     wanted = getattr(kind, "__name__", text)
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and "float" in text else ""
+    hint = (
+        " (YAML reads 1e-4 as text: write 1.0e-4)"
+        if isinstance(value, str) and "float" in text
+        else ""
+    )
     raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it has to be {wanted}{hint}")
 
 

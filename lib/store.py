@@ -1,8 +1,10 @@
-"""The run store: a run is a folder. `ensure` trains what is missing, `load` and `collect` read what is there.
+"""The run store: a run is a folder. `ensure` trains what is missing, `load` and `collect` read what
+is there.
 
     results/<profile>/<dataset>/<network>-<what differs>-<id>/
 
-The profile names a folder and no more: a run is found by its id in whichever profile it was trained for, in `$RESULTS_DIR` or
+The profile names a folder and no more: a run is found by its id in whichever profile it was trained
+    for, in `$RESULTS_DIR` or
 among the committed runs of the project.
 """
 
@@ -26,13 +28,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import budget, paths, record, task, trainer
+from lib import paths, run_dir, task, trainer
 from lib.run import Run
+from lib.study import budget
 
 
 def find(run: Run) -> Path | None:
-    """The folder of a run, finished or under way, in any profile; None if there is none. Raises as `record.find`."""
-    return record.find(run.dataset, run.id)
+    """The folder of a run, finished or under way, in any profile; None if there is none. Raises as
+    `run_dir.find`.
+    """
+    return run_dir.find(run.dataset, run.id)
 
 
 def merged(runs: Iterable[Run]) -> dict[str, Run]:
@@ -43,22 +48,29 @@ def merged(runs: Iterable[Run]) -> dict[str, Run]:
     return found
 
 
-def ensure(runs: Sequence[Run], *, profile: str = "own", jobs: int = 1, deadline: float | None = None) -> None:
-    """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind is on the disk.
+def ensure(
+    runs: Sequence[Run], *, profile: str = "own", jobs: int = 1, deadline: float | None = None
+) -> None:
+    """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind
+    is on the disk.
 
-    Every run is checked against its data, and every folder is read, before anything trains. A run that another process
-    is training is waited for, not trained twice. Runs that are relabelled by another one are trained after it, anew if it
-    predicts other labels than they were trained on, and left out where its loss became NaN: it predicts nothing.
+    Every run is checked against its data, and every folder is read, before anything trains. A run
+    that another process is training is waited for, not trained twice. Runs that are relabelled by
+    another one are trained after it, anew if it predicts other labels than they were trained on,
+        and left out where its loss became NaN: it predicts nothing.
 
     Args:
-        runs: the runs that have to be there, the most wanted first: they are trained in this order, except that several
-            processes without a deadline begin with the longest.
-        profile: the folder under `results/` for those that are new; `own`, for runs of yours, is left alone by `make clean`.
-        jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a parallel make in one; a
-            script that asks for more than one has to guard its own start by `if __name__ == "__main__":`, as Python's
-            multiprocessing wants it. On a GPU side by side in this process, which its memory has to hold.
-        deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and keep a checkpoint, runs
-            that would not end in time are not begun (`budget.fits`), none is waited for. None: train all to the end.
+        runs: the runs that have to be there, the most wanted first: they are trained in this order,
+            except that several processes without a deadline begin with the longest.
+        profile: the folder under `results/` for those that are new; `own`, for runs of yours, is
+            left alone by `make clean`.
+        jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a
+            parallel make in one; a script that asks for more than one has to guard its own start by
+            `if __name__ == "__main__":`, as Python's multiprocessing wants it. On a GPU side by
+            side in this process, which its memory has to hold.
+        deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and
+            keep a checkpoint, runs that would not end in time are not begun (`budget.fits`), none
+                is waited for. None: train all to the end.
 
     Raises:
         ValueError, data.DataError, RecordError: bad input, before anything trains.
@@ -67,29 +79,43 @@ def ensure(runs: Sequence[Run], *, profile: str = "own", jobs: int = 1, deadline
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least one process is needed")
     if not re.fullmatch(r"\w[\w.-]*", profile):
-        raise ValueError(f"profile is {profile!r}; it has to be the name of a folder, such as 'quick'")
+        raise ValueError(
+            f"profile is {profile!r}; it has to be the name of a folder, such as 'quick'"
+        )
     asked = merged(runs)
     missing = [run for run in asked.values() if not _is_done(run)]
     if deadline is not None:
         paces = budget.paces()
-        missing = [run for run in missing if budget.fits(run, epochs_left(run), deadline - time.monotonic(), paces)]
+        missing = [
+            run
+            for run in missing
+            if budget.fits(run, epochs_left(run), deadline - time.monotonic(), paces)
+        ]
     if not missing:
         return
     _check_writable(paths.results_dir() / profile)
     for run in {task.check_key(run): run for run in missing}.values():
         task.prepare(replace(run, relabelled_by=None))
     _check_relabelling(missing, asked)
-    # a teacher that is trained again, for a measure that it lacks, comes before those that it relabels, too
+    # a teacher that is trained again, for a measure that it lacks, comes before those that it
+    # relabels, too
     while ready := [
         run
         for run in missing
         if run.relabelled_by is None
-        or (run.relabelled_by not in {other.id for other in missing} and task.relabeller(run) is not None)
+        or (
+            run.relabelled_by not in {other.id for other in missing}
+            and task.relabeller(run) is not None
+        )
     ]:
         _ensure(ready, profile, jobs, deadline)
         missing = [run for run in missing if run not in ready]
-        taught = [run for run in asked.values() if run.relabelled_by in {teacher.id for teacher in ready}]
-        missing += [run for run in taught if run not in missing and not _is_done(run)]  # by other predictions than before
+        taught = [
+            run for run in asked.values() if run.relabelled_by in {teacher.id for teacher in ready}
+        ]
+        missing += [
+            run for run in taught if run not in missing and not _is_done(run)
+        ]  # by other predictions than before
 
 
 def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
@@ -97,8 +123,15 @@ def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None)
     on_cpu = trainer.default_device() == "cpu"
     jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
     if jobs > 1 and on_cpu and deadline is None:
-        missing.sort(key=lambda run: -run.epochs)  # the longest first, so that no process is left alone at the end
-    with tqdm(total=sum(run.epochs for run in missing), unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
+        missing.sort(
+            key=lambda run: -run.epochs
+        )  # the longest first, so that no process is left alone at the end
+    with tqdm(
+        total=sum(run.epochs for run in missing),
+        unit="epoch",
+        disable=None,
+        desc=f"{len(missing)} runs",
+    ) as bar:
         if jobs == 1 or not on_cpu:
             _train_all(iter(missing), profile, bar.update, deadline, together=jobs)
         else:
@@ -106,9 +139,11 @@ def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None)
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: a row a run and epoch, with `profile` and what `Run.described` gives.
+    """One tidy frame of the runs' metrics: a row a run and epoch, with `profile` and what
+    `Run.described` gives.
 
-    A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else NaN) the one after it.
+    A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else
+    NaN) the one after it.
 
     Raises:
         LookupError: if a run has not been trained; the message says which and what to do.
@@ -121,105 +156,146 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         what = "train them with store.ensure"
         if all(map(is_without_labels, absent)):
             what = "the runs that relabel them diverged, so that there are no labels to train them on; leave them out"
-        raise LookupError(f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}")
+        raise LookupError(
+            f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}"
+        )
     for run in runs:
         frames.append(_tidy(find(run)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def collect(profile: str) -> pd.DataFrame:
-    """The same frame for every finished run of a profile; empty, without columns, where there is none."""
+    """The same frame for every finished run of a profile; empty, without columns, where there is
+    none.
+    """
     folders = sorted(f.parent for f in (paths.results_dir() / profile).glob("*/*/metrics.csv"))
     frames = [_tidy(folder) for folder in folders]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def available(runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are finished, also where `ensure` would train them again (for a measure, or for other labels)."""
-    return [run for run in runs if (folder := find(run)) is not None and record.is_finished(folder)]
+    """Those of the runs that are finished, also where `ensure` would train them again (for a
+    measure, or for other labels).
+    """
+    return [
+        run for run in runs if (folder := find(run)) is not None and run_dir.is_finished(folder)
+    ]
 
 
 def epochs_left(run: Run) -> int:
     """How many epochs a run lacks: those after its checkpoint.
 
-    None if it is finished with its measures, and none if it can never be trained (`is_without_labels`).
+    None if it is finished with its measures, and none if it can never be trained
+    (`is_without_labels`).
     """
     if _is_done(run) or is_without_labels(run):
         return 0
     folder = find(run)
-    if folder is None or not record.is_begun(folder):
+    if folder is None or not run_dir.is_begun(folder):
         return run.epochs
-    state = record.load_checkpoint(folder, run.with_measures(record.read_run(folder)), task.taught_labels(run))
+    state = run_dir.load_checkpoint(
+        folder, run.with_measures(run_dir.read_run(folder)), task.taught_labels(run)
+    )
     return run.epochs - len(state["rows"]) if state else run.epochs
 
 
 def is_without_labels(run: Run) -> bool:
-    """Whether a run can never be trained, because the loss of the one that relabels it became NaN."""
-    folder = record.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
-    return folder is not None and record.is_finished(folder) and record.read_metrics(folder)[1] is not None
+    """Whether a run can never be trained, because the loss of the one that relabels it became
+    NaN.
+    """
+    folder = run_dir.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
+    return (
+        folder is not None
+        and run_dir.is_finished(folder)
+        and run_dir.read_metrics(folder)[1] is not None
+    )
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
-    """The arrays measured in a finished run, by name; of E epochs, which end earlier in a run that diverged.
+    """The arrays measured in a finished run, by name; of E epochs, which end earlier in a run that
+    diverged.
 
-    `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`, `entropy before training`
-    [1, layers] and for each hidden layer `correlations <layer>` [1 + E, 200], the first before training; with `heat_maps`,
-    `heat map epochs` [points] and for each hidden layer `heat maps <layer>` [points, images, A, B] in float16 (of a linear
-    layer [points, images]); with `cca`, for each start `cca epochs <start>` [points], `cca <start>` [points, 50] (NaN behind
-    the last coefficient) and `cca dropped <start>` [points, 2]; with `keep_trunk`, the weights `trunk <parameter>`; with
-    `predictions`, `predictions` [N_train].
+    `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`, `entropy
+    before training` [1, layers] and for each hidden layer `correlations <layer>` [1 + E, 200], the
+    first before training; with `heat_maps`, `heat map epochs` [points] and for each hidden layer
+    `heat maps <layer>` [points, images, A, B] in float16 (of a linear layer [points, images]); with
+    `cca`, for each start `cca epochs <start>` [points], `cca <start>` [points, 50] (NaN behind the
+    last coefficient) and `cca dropped <start>` [points, 2]; with `keep_trunk`, the weights `trunk
+    <parameter>`; with `predictions`, `predictions` [N_train].
 
     Raises:
         LookupError: if the run has not been trained.
     """
     if not available([run]):
         raise LookupError(f"the run {run.name} is not in the store: train it with store.ensure")
-    return record.read_arrays(find(run))
+    return run_dir.read_arrays(find(run))
 
 
 def _tidy(folder: Path) -> pd.DataFrame:
-    run = record.read_run(folder)
-    metrics, diverged = record.read_metrics(folder)
+    run = run_dir.read_run(folder)
+    metrics, diverged = run_dir.read_metrics(folder)
     fields = {"profile": folder.parent.parent.name, **run.described()}
-    said = record.read_environment(folder)
+    said = run_dir.read_environment(folder)
     fields |= {"num_classes": said.get("num_classes"), "precision": said.get("precision")}
-    if run.entropy and (before := record.read_arrays(folder).get("entropy before training")) is not None:
+    if (
+        run.entropy
+        and (before := run_dir.read_arrays(folder).get("entropy before training")) is not None
+    ):
         layers = [name.removeprefix("entropy ") for name in metrics if name.startswith("entropy ")]
-        fields |= {f"start entropy {layer}": value for layer, value in zip(layers, before[0], strict=True)}
+        fields |= {
+            f"start entropy {layer}": value for layer, value in zip(layers, before[0], strict=True)
+        }
     described = pd.DataFrame(
-        [fields | {"diverged": float("nan") if diverged is None else float(diverged)}] * max(len(metrics), 1)
+        [fields | {"diverged": float("nan") if diverged is None else float(diverged)}]
+        * max(len(metrics), 1)
     )
     return pd.concat([described, metrics.reset_index(drop=True)], axis=1)
 
 
 def _is_done(run: Run) -> bool:
-    """Whether a run is finished with every measure asked for, on the labels it would be given now; damaged folders raise.
+    """Whether a run is finished with every measure asked for, on the labels it would be given now;
+    damaged folders raise.
 
-    A run that is relabelled by another one is not done if that teacher has been trained again and predicts other labels than
-    those whose hash the run recorded. Where either hash is missing (no teacher in the store, no predictions) it is done.
+    A run that is relabelled by another one is not done if that teacher has been trained again and
+    predicts other labels than those whose hash the run recorded. Where either hash is missing (no
+    teacher in the store, no predictions) it is done.
     """
     folder = find(run)
-    if folder is None or not record.is_begun(folder):
+    if folder is None or not run_dir.is_begun(folder):
         return False
-    stored = record.read_run(folder)
-    if not record.is_finished(folder):
-        record.load_checkpoint(folder, stored)
+    stored = run_dir.read_run(folder)
+    if not run_dir.is_finished(folder):
+        run_dir.load_checkpoint(folder, stored)
         return False
-    record.read_metrics(folder)
-    record.read_arrays(folder)
+    run_dir.read_metrics(folder)
+    run_dir.read_arrays(folder)
     if stored.measured() != stored.with_measures(run).measured():
         return False
-    return (labels := task.taught_labels(run)) is None or record.read_environment(folder).get("labels", labels) == labels
+    return (labels := task.taught_labels(run)) is None or run_dir.read_environment(folder).get(
+        "labels", labels
+    ) == labels
 
 
 def _train_all(
-    runs: Iterator[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None, together: int = 1
+    runs: Iterator[Run],
+    profile: str,
+    on_epoch: Callable[[], None],
+    deadline: float | None,
+    together: int = 1,
 ) -> None:
-    """Train the runs, so many at a time; those that another process is training are waited for, without a deadline."""
+    """Train the runs, so many at a time; those that another process is training are waited for,
+    without a deadline.
+    """
     busy: list[Run] = []
     while group := list(islice(runs, together)):
-        if deadline is not None:  # asked anew before each: what was trained meanwhile says how long the next one takes
-            group = [run for run in group if budget.fits(run, epochs_left(run), deadline - time.monotonic())]
+        if (
+            deadline is not None
+        ):  # asked anew before each: what was trained meanwhile says how long the next one takes
+            group = [
+                run
+                for run in group
+                if budget.fits(run, epochs_left(run), deadline - time.monotonic())
+            ]
         try:
             busy += _train(group, profile, on_epoch, deadline, block=False)
         except trainer.OutOfTime:
@@ -229,9 +305,16 @@ def _train_all(
 
 
 def _train(
-    runs: Sequence[Run], profile: str, on_epoch: Callable[[], None], deadline: float | None, *, block: bool
+    runs: Sequence[Run],
+    profile: str,
+    on_epoch: Callable[[], None],
+    deadline: float | None,
+    *,
+    block: bool,
 ) -> list[Run]:
-    """Train runs under their locks, but those that another process has finished meanwhile; gives those that one still holds."""
+    """Train runs under their locks, but those that another process has finished meanwhile; gives
+    those that one still holds.
+    """
     with contextlib.ExitStack() as locks:
         held = [run for run in runs if locks.enter_context(lock(run, block=block))]
         todo, folders = [], []
@@ -240,19 +323,35 @@ def _train(
                 for _ in range(run.epochs):
                     on_epoch()
                 continue
-            folder = record.find(run.dataset, run.id, to_write=True) or paths.results_dir() / profile / run.dataset / run.name
-            todo.append(run.with_measures(record.read_run(folder)) if record.is_begun(folder) else run)
+            folder = (
+                run_dir.find(run.dataset, run.id, to_write=True)
+                or paths.results_dir() / profile / run.dataset / run.name
+            )
+            todo.append(
+                run.with_measures(run_dir.read_run(folder)) if run_dir.is_begun(folder) else run
+            )
             folders.append(folder)
         if todo:
             trainer.fit(todo, folders, on_epoch=on_epoch, deadline=deadline)
     return [run for run in runs if run not in held]
 
 
-def _train_in_processes(runs: list[Run], profile: str, jobs: int, bar: tqdm, deadline: float | None) -> None:
-    """Each process takes the next run that nobody has taken; the first error ends them all and is raised here."""
+def _train_in_processes(
+    runs: list[Run], profile: str, jobs: int, bar: tqdm, deadline: float | None
+) -> None:
+    """Each process takes the next run that nobody has taken; the first error ends them all and is
+    raised here.
+    """
     context = multiprocessing.get_context("spawn")
     taken, epochs, errors = context.Value("i", 0), context.Value("i", 0), context.SimpleQueue()
-    arguments = (runs, profile, taken, epochs, errors, deadline)  # one monotonic clock serves all processes
+    arguments = (
+        runs,
+        profile,
+        taken,
+        epochs,
+        errors,
+        deadline,
+    )  # one monotonic clock serves all processes
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
     for process in processes:
         process.start()
@@ -305,7 +404,9 @@ def _work(runs: list[Run], profile: str, taken, epochs, errors, deadline: float 
 
 @contextlib.contextmanager
 def lock(run: Run, *, block: bool) -> Iterator[bool]:
-    """Hold the run's lock, or say that another process does; the system frees it however its holder ends."""
+    """Hold the run's lock, or say that another process does; the system frees it however its holder
+    ends.
+    """
     folder = paths.results_dir() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / run.id, "w") as file:
@@ -318,7 +419,8 @@ def lock(run: Run, *, block: bool) -> Iterator[bool]:
 
 
 def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
-    """Refuse runs whose labels come from a run that is neither stored with its predictions nor trained here, with them.
+    """Refuse runs whose labels come from a run that is neither stored with its predictions nor
+    trained here, with them.
 
     And those whose labels come from a run of other images.
     """
@@ -327,11 +429,13 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
             continue
         teacher, folder = asked.get(run.relabelled_by), task.relabeller(run)
         if folder is not None:
-            teacher = record.read_run(folder)
+            teacher = run_dir.read_run(folder)
         elif not (teacher and teacher.predictions):
             raise ValueError(
-                f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in the store (a run that "
-                "diverged has none): give that run with predictions=True in the same list, or train it first"
+                f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are "
+                "not in the store (a run that "
+                "diverged has none): give that run with predictions=True in the same list, or "
+                "train it first"
             )
         task.check_relabeller(run, teacher)
 
@@ -343,9 +447,13 @@ def _check_writable(folder: Path) -> None:
             file.write(b"room for a run?" * 1000)
     except OSError as error:
         raise type(error)(
-            error.errno, f"results cannot be written to {folder} ({error.strerror}); free it or set RESULTS_DIR"
+            error.errno,
+            f"results cannot be written to {folder} ({error.strerror}); free it or set RESULTS_DIR",
         ) from error
 
 
 def _under_parallel_make() -> bool:
-    return any(flag.startswith("-j") or "jobserver" in flag for flag in os.environ.get("MAKEFLAGS", "").split())
+    return any(
+        flag.startswith("-j") or "jobserver" in flag
+        for flag in os.environ.get("MAKEFLAGS", "").split()
+    )

@@ -1,9 +1,12 @@
-"""Training: the data lives on the device, nothing inside an epoch waits for the host, a killed run goes on where it was.
+"""Training: the data lives on the device, nothing inside an epoch waits for the host, a killed run
+goes on where it was.
 
-Order of batches, dropout and masks of an epoch come from generators seeded by (seed, purpose, epoch), so that the state of
-a training is its weights, its optimiser and its epoch. On a CPU one thread trains one network: results do not depend on
-how many cores there are, and the run store gives each core a network of its own. On a GPU networks are trained side by side
-in one process, each on a stream of its own (`lib.steps`), and each as it would be trained alone.
+Order of batches, dropout and masks of an epoch come from generators seeded by (seed, purpose,
+epoch), so that the state of a training is its weights, its optimiser and its epoch. On a CPU one
+    thread trains one network: results do not depend on
+how many cores there are, and the run store gives each core a network of its own. On a GPU networks
+are trained side by side in one process, each on a stream of its own (`lib.steps`), and each as it
+would be trained alone.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import fast, losses, machine, models, observe, paths, record
+from lib import machine, models, observe, paths, run_dir, schedules
 from lib.run import Run
 from lib.steps import PRECISIONS, Steps, optimizer_of
 from lib.task import Task, check, data_key, prepare
@@ -49,30 +52,35 @@ def fit(
     deadline: float | None = None,
     side_by_side: bool | None = None,
 ) -> pd.DataFrame:
-    """Train the runs and give their metrics: one tidy frame, a row a run and epoch, with the run's `id`.
+    """Train the runs and give their metrics: one tidy frame, a row a run and epoch, with the run's
+    `id`.
 
     Args:
         runs: what to train.
-        folders: one each, to checkpoint into, to resume from and to write the finished run to; None: keep nothing. A checkpoint
-            of other labels, those of a teacher (`relabelled_by`) that was trained again since, is not gone on from.
+        folders: one each, to checkpoint into, to resume from and to write the finished run to;
+            None: keep nothing. A checkpoint of other labels, those of a teacher (`relabelled_by`)
+                that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
-        precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and all that is measured
-            beside the training stay float32 (on a GPU its convolutions are TF32 then), and so does the arithmetic of losses
-            and penalties, on activations that are rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in
+        precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and
+            all that is measured beside the training stay float32 (on a GPU its convolutions are
+            TF32 then), and so does the arithmetic of losses and penalties, on activations that are
+                rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in
             the precision it was begun in.
         on_epoch: called after each epoch of each run.
-        watch: called with run, network and epoch before training (epoch 0) and after each epoch, for example to log to
-            TensorBoard (`lib.monitor`). It must not change the network.
-        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one, None: train to the end.
-        side_by_side: whether the runs take their steps in turns, all at once, or one run is trained after another; each
-            gives the same results. None: side by side on a GPU.
+        watch: called with run, network and epoch before training (epoch 0) and after each epoch,
+            for example to log to TensorBoard (`lib.monitor`). It must not change the network.
+        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one, None:
+            train to the end.
+        side_by_side: whether the runs take their steps in turns, all at once, or one run is trained
+            after another; each gives the same results. None: side by side on a GPU.
 
     Raises:
-        ValueError: if a run does not fit its data, for an unknown precision, and for a device that is not there; raised before
-            any of them is trained.
+        ValueError: if a run does not fit its data, for an unknown precision, and for a device that
+            is not there; raised before any of them is trained.
         data.DataError, LookupError: as for `lib.task.prepare`, before any of them is trained.
-        record.RecordError: if a folder's checkpoint is damaged.
-        OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then hold what was trained.
+        run_dir.RecordError: if a folder's checkpoint is damaged.
+        OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
+            hold what was trained.
         OSError: if a folder cannot be written.
     """
     if folders is not None and len(folders) != len(runs):
@@ -90,12 +98,16 @@ def fit(
     frames: list[pd.DataFrame] = []
     with _reproducible(device, precision):
         trainings = [
-            _training(run, tasks[data_key(run)], folder, device, precision, on_epoch, watch, deadline)
+            _training(
+                run, tasks[data_key(run)], folder, device, precision, on_epoch, watch, deadline
+            )
             for run, folder in zip(runs, folders or [None] * len(runs), strict=True)
         ]
         while trainings:
             group, trainings = trainings[:together], trainings[together:]
-            frames += _take_turns(group, device, _turns_per_epoch(runs[0], tasks[data_key(runs[0])]))
+            frames += _take_turns(
+                group, device, _turns_per_epoch(runs[0], tasks[data_key(runs[0])])
+            )
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -103,18 +115,24 @@ def _turns_per_epoch(run: Run, task: Task) -> int:
     return -(-len(task.train) // run.batch_size)
 
 
-def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int) -> list[pd.DataFrame]:
-    """Let each training make a turn after the other, on a GPU each on a stream of its own, until all have ended.
+def _take_turns(
+    trainings: Sequence[Training], device: torch.device, turns: int
+) -> list[pd.DataFrame]:
+    """Let each training make a turn after the other, on a GPU each on a stream of its own, until
+    all have ended.
 
-    They begin spread over so many turns, an epoch of the first of them, so that not all are evaluated, and wait for the
-    host, at once. At a deadline those that have not begun still train one epoch, and keep a checkpoint like the others.
+    They begin spread over so many turns, an epoch of the first of them, so that not all are
+    evaluated, and wait for the host, at once. At a deadline those that have not begun still train
+    one epoch, and keep a checkpoint like the others.
     """
 
     def stream() -> AbstractContextManager:
         if device.type != "cuda":
             return nullcontext()
         own = torch.cuda.Stream(device)
-        own.wait_stream(torch.cuda.current_stream(device))  # what was put on the device before is there
+        own.wait_stream(
+            torch.cuda.current_stream(device)
+        )  # what was put on the device before is there
         return torch.cuda.stream(own)
 
     places, frames = [stream() for _ in trainings], {}
@@ -138,7 +156,9 @@ def _take_turns(trainings: Sequence[Training], device: torch.device, turns: int)
 
 
 def default_device() -> str:
-    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"; a ValueError if `$DEVICE` is not there."""
+    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"; a ValueError if `$DEVICE` is
+    not there.
+    """
     if asked := os.environ.get("DEVICE"):
         return checked_device(asked)
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,14 +169,21 @@ def checked_device(asked: str | torch.device) -> str:
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise ValueError(f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)") from None
+        raise ValueError(
+            f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"the device is {asked}, but PyTorch finds no GPU here; set DEVICE=cpu, or leave it unset")
+        raise ValueError(
+            f"the device is {asked}, but PyTorch finds no GPU here; set DEVICE=cpu, or leave it "
+            "unset"
+        )
     return str(asked)
 
 
 def default_precision(asked: str | None = None) -> str:
-    """The one asked for, else `$PRECISION`, else "float32"; a ValueError for one that is not in PRECISIONS."""
+    """The one asked for, else `$PRECISION`, else "float32"; a ValueError for one that is not in
+    PRECISIONS.
+    """
     precision = asked or os.environ.get("PRECISION") or PRECISIONS[0]
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
@@ -164,7 +191,9 @@ def default_precision(asked: str | None = None) -> str:
 
 
 def device_name(device: str | torch.device | None = None) -> str:
-    """The name of a device (None: the default one) in a run's record: the GPU's model, or the processor's kind."""
+    """The name of a device (None: the default one) in a run's record: the GPU's model, or the
+    processor's kind.
+    """
     device = torch.device(device or default_device())
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
@@ -183,27 +212,39 @@ def _training(
     model = models.build(run, *task.shape).to(device, memory_format=torch.channels_last)
     optimizer = optimizer_of(run, model)
     penalties = attach(run, model)
-    weights = losses.schedule(run.schedule, run.epochs, run.speed, run.rate) if run.al2 else [0.0] * run.epochs
+    weights = (
+        schedules.schedule(run.schedule, run.epochs, run.speed, run.rate)
+        if run.al2
+        else [0.0] * run.epochs
+    )
     rows: list[dict[str, float]] = []
     arrays: dict[str, list[Tensor]] = {}
     starts: dict[str, Tensor] = {}
     seconds, diverged = 0.0, None
 
-    state = record.load_checkpoint(folder, run, task.hashes["labels"]) if folder else None
+    state = run_dir.load_checkpoint(folder, run, task.hashes["labels"]) if folder else None
     if state:
         model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
-            if "capturable" in group:  # Adam's count of steps has to lie where this device wants it, not where it was begun
+            if (
+                "capturable" in group
+                # Adam's count of steps has to lie where this device wants it, not where it was begun
+            ):
                 group["capturable"] = device.type == "cuda"
         optimizer.load_state_dict(state["optimizer"])
-        rows, arrays, starts, seconds = state["rows"], state["arrays"], state["starts"], state["seconds"]
+        rows, arrays, starts, seconds = (
+            state["rows"],
+            state["arrays"],
+            state["starts"],
+            state["seconds"],
+        )
         precision = state.get("precision", PRECISIONS[0])  # one training, one precision
         for _ in rows:
             on_epoch()
     elif folder:
-        record.begin(folder, run)
+        run_dir.begin(folder, run)
     if precision == "bfloat16":
-        fast.warn_where_bfloat16_is_slow(device)
+        machine.warn_where_bfloat16_is_slow(device)
     steps = Steps(model, optimizer, penalties, task, run, precision)
 
     started = saved = time.monotonic()
@@ -226,41 +267,66 @@ def _training(
         late = deadline is not None and now >= deadline and epoch < run.epochs
         if folder and epoch < run.epochs and (late or now - saved > CHECKPOINT_SECONDS):
             saved = now
-            state = {"id": run.id, "measured": json.dumps(run.measured()), "model": model.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "rows": rows, "arrays": arrays, "starts": starts}
-            state |= {"seconds": seconds + saved - started, "device": device_name(device), "precision": precision}
+            state = {
+                "id": run.id,
+                "measured": json.dumps(run.measured()),
+                "model": model.state_dict(),
+            }
+            state |= {
+                "optimizer": optimizer.state_dict(),
+                "rows": rows,
+                "arrays": arrays,
+                "starts": starts,
+            }
+            state |= {
+                "seconds": seconds + saved - started,
+                "device": device_name(device),
+                "precision": precision,
+            }
             state |= {"labels": task.hashes["labels"]}
-            record.save_checkpoint(folder, state)
+            run_dir.save_checkpoint(folder, state)
         if late:
-            raise OutOfTime(f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go on")
+            raise OutOfTime(
+                f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go "
+                "on"
+            )
     for penalty in penalties:
         penalty.remove()
 
     metrics = pd.DataFrame(rows, columns=observe.metric_names(run, task, model))
     if folder:
-        env = _environment(device) | {"precision": precision} | task.hashes | {"num_classes": task.num_classes}
+        env = (
+            _environment(device)
+            | {"precision": precision}
+            | task.hashes
+            | {"num_classes": task.num_classes}
+        )
         env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
         kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
         stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
         stacked |= observe.kept(model, task, run) if diverged is None else {}
-        record.finish(folder, run, metrics, stacked, env, diverged, kept)
+        run_dir.finish(folder, run, metrics, stacked, env, diverged, kept)
     return metrics.assign(id=run.id)
 
 
 @contextmanager
 def _reproducible(device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
-    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no choice of methods on a GPU.
+    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no choice
+    of methods on a GPU.
 
-    Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three bits more, at their speed.
+    Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three bits
+    more, at their speed.
     """
     threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     if device.type == "cpu":
         torch.set_num_threads(1)
-        fast.keep_memory()
+        machine.keep_memory()
     try:
         tf32 = precision == "bfloat16"
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+        ):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -287,7 +353,9 @@ def commit() -> str:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, processor and commit, for a run's record. Threads are those of the training."""
+    """Versions, device, processor and commit, for a run's record. Threads are those of the
+    training.
+    """
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

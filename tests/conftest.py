@@ -1,4 +1,6 @@
-"""Every test has its own results and caches, trains on the CPU, and needs nothing from the internet."""
+"""Every test has its own results and caches, trains on the CPU, and needs nothing from the
+internet.
+"""
 
 import os
 
@@ -6,18 +8,22 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import pytest
 
-from lib import paths
+from lib import paths, plots
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """Nothing that a test writes outlives it or meets what another test, or a reader, has trained, or what is committed."""
+    """Nothing that a test writes outlives it or meets what another test, or a reader, has trained,
+    or what is committed.
+    """
     monkeypatch.setattr(paths, "EVIDENCE", ())
     monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.delenv("PRECISION", raising=False)
-    monkeypatch.delenv("MAKEFLAGS", raising=False)  # under a parallel make the store starts no processes
+    monkeypatch.delenv(
+        "MAKEFLAGS", raising=False
+    )  # under a parallel make the store starts no processes
 
 
 @pytest.fixture
@@ -26,7 +32,11 @@ def epochs_trained(monkeypatch):
     from lib.steps import Steps
 
     epochs, train = [], Steps.epoch
-    monkeypatch.setattr(Steps, "epoch", lambda steps, epoch, weight: (epochs.append(epoch), train(steps, epoch, weight))[1])
+    monkeypatch.setattr(
+        Steps,
+        "epoch",
+        lambda steps, epoch, weight: (epochs.append(epoch), train(steps, epoch, weight))[1],
+    )
     return epochs
 
 
@@ -35,9 +45,7 @@ def figure_style():
     """Figures look as in the notebooks, and none stays open."""
     import matplotlib.pyplot as plt
 
-    from lib import figures
-
     with plt.rc_context():
-        figures.style()
+        plots.style()
         yield
     plt.close("all")

@@ -1,4 +1,6 @@
-"""Both penalties under both tests: what is read out of made frames and drawn; that no paper's table or claim reads them."""
+"""Both penalties under both tests: what is read out of made frames and drawn; that no paper's table
+or claim reads them.
+"""
 
 import dataclasses
 
@@ -9,16 +11,29 @@ from made import cliff, kept, rising, stored
 from matplotlib.colors import to_rgb
 from test_report import assembled
 
-from lib import claims, measures, models, report, tables
-from lib.figures import across as figures_across
-from lib.figures import sparsity as figures_sparsity
+from lib import measures, models
 from lib.run import Run
-from lib.studies import across as study
-from lib.tables import across
+from lib.study import claims, report, tables
+from lib.study.experiments import across as study
+from lib.study.figures import across as figures_across
+from lib.study.figures import sparsity as figures_sparsity
+from lib.study.tables import across
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
-NOISY, CLEAN = ("trunk.conv1", "trunk.conv2", "head.fc1"), ("conv1", "conv2", "conv3", "conv4", "fc1")
-WIDTHS = {"trunk.conv1": 20, "trunk.conv2": 50, "head.fc1": 500, "conv1": 16, "conv2": 16, "conv3": 32, "conv4": 32, "fc1": 64}
+NOISY, CLEAN = (
+    ("trunk.conv1", "trunk.conv2", "head.fc1"),
+    ("conv1", "conv2", "conv3", "conv4", "fc1"),
+)
+WIDTHS = {
+    "trunk.conv1": 20,
+    "trunk.conv2": 50,
+    "head.fc1": 500,
+    "conv1": 16,
+    "conv2": 16,
+    "conv3": 32,
+    "conv4": 32,
+    "fc1": 64,
+}
 
 
 def peak(epoch):
@@ -27,7 +42,9 @@ def peak(epoch):
 
 
 def sinking(epoch):
-    """A training cross-entropy that is below the noise floor of 75 % in 10 classes, 2.2103, from epoch 8 on."""
+    """A training cross-entropy that is below the noise floor of 75 % in 10 classes, 2.2103, from
+    epoch 8 on.
+    """
     return 3 - 0.1 * epoch
 
 
@@ -36,29 +53,49 @@ def late(epoch):
     return cliff(epoch, at=15)
 
 
-def made(seeds=(0, 1), profile="made", over=None, diverged=None, start=None, corruption=0.75, long=40):
+def made(
+    seeds=(0, 1), profile="made", over=None, diverged=None, start=None, corruption=0.75, long=40
+):
     """A frame of both tests, 30 epochs (the ConvNets' 20).
 
     Args:
-        over: by (test, method), columns other than the common ones; a layer's entropy as a share of ln D.
+        over: by (test, method), columns other than the common ones; a layer's entropy as a share of
+            ln D.
         diverged: the epoch at which a (test, method, seed) diverged.
         start: entropy before training, as a share of ln D.
         long: epochs of vanillaNet and sr2Net.
     """
-    settings = {"epochs": 30, "clean_epochs": 20, "clean_long_networks": ["vanillaNet", "sr2Net"], "clean_long_epochs": long}
+    settings = {
+        "epochs": 30,
+        "clean_epochs": 20,
+        "clean_long_networks": ["vanillaNet", "sr2Net"],
+        "clean_long_epochs": long,
+    }
     parts = []
-    for run in study("mnist", clean_dataset="digits", seeds=seeds, corruption=corruption, **settings):
+    for run in study(
+        "mnist", clean_dataset="digits", seeds=seeds, corruption=corruption, **settings
+    ):
         test = "memorisation" if run.network == "al2_cnn" else "overfitting"
-        method = {(0, 0): "none", (1, 0): "AL2", (0, 1): "SparsityReg", (1, 1): "both"}[run.al2, bool(run.sparsity)]
+        method = {(0, 0): "none", (1, 0): "AL2", (0, 1): "SparsityReg", (1, 1): "both"}[
+            run.al2, bool(run.sparsity)
+        ]
         method = across.CONTROL if test == "memorisation" and not run.corruption else method
         columns = {"test_accuracy": peak, "cross_entropy": sinking, "test_cross_entropy": kept}
         columns |= {"activation_l2": 0.5, "ablation_auc": 60.0}
-        columns |= dict.fromkeys(NOISY if test == "memorisation" else CLEAN, 0.95) | (over or {}).get((test, method), {})
+        columns |= dict.fromkeys(NOISY if test == "memorisation" else CLEAN, 0.95) | (
+            over or {}
+        ).get((test, method), {})
         for name in [name for name in columns if name in WIDTHS]:
             value, most = columns.pop(name), np.log(WIDTHS[name])
-            columns[f"entropy {name}"] = (lambda e, v=value, m=most: m * v(e)) if callable(value) else most * value
-        part = stored(run, profile=profile, diverged=(diverged or {}).get((test, method, run.seed)), **columns)
-        before = {f"start entropy {layer}": start * np.log(WIDTHS[layer]) for layer in NOISY if start}
+            columns[f"entropy {name}"] = (
+                (lambda e, v=value, m=most: m * v(e)) if callable(value) else most * value
+            )
+        part = stored(
+            run, profile=profile, diverged=(diverged or {}).get((test, method, run.seed)), **columns
+        )
+        before = {
+            f"start entropy {layer}": start * np.log(WIDTHS[layer]) for layer in NOISY if start
+        }
         parts.append(part.assign(num_classes=10, precision="float32", **before))
     return pd.concat(parts, ignore_index=True)
 
@@ -69,7 +106,10 @@ def made(seeds=(0, 1), profile="made", over=None, diverged=None, start=None, cor
 def test_each_run_has_its_test_and_method():
     rows = across.labelled(made(seeds=(0,)))
     found = rows.drop_duplicates("id").groupby("test", sort=False).method.agg(list).to_dict()
-    assert found == {"memorisation": [*across.METHODS, across.CONTROL], "overfitting": list(across.METHODS)}
+    assert found == {
+        "memorisation": [*across.METHODS, across.CONTROL],
+        "overfitting": list(across.METHODS),
+    }
     assert across.labelled(pd.DataFrame()).empty
 
 
@@ -89,7 +129,9 @@ def test_filters_are_those_of_the_network_as_built(network):
 
 def test_entropy_is_a_share_of_ln_d_from_before_training_on():
     run = made(seeds=(0,), start=0.99)
-    run = run[run.id == run.id.iloc[0]].sample(frac=1, random_state=0)  # the order of rows is of no consequence
+    run = run[run.id == run.id.iloc[0]].sample(
+        frac=1, random_state=0
+    )  # the order of rows is of no consequence
     for layer in NOISY:
         curve = across.entropy(run, layer)
         assert list(curve.index) == list(range(31))
@@ -122,38 +164,68 @@ def test_accuracy_has_turned_where_it_ends_two_points_below_its_peak():
 
 
 def test_moments_of_a_run_and_the_lead_of_its_entropy():
-    over = {("memorisation", "none"): {"trunk.conv2": late}, ("memorisation", "AL2"): {"cross_entropy": 2.3}}
-    over |= {("overfitting", "none"): {"test_cross_entropy": rising, "conv4": lambda e: cliff(e, at=7)}}
+    over = {
+        ("memorisation", "none"): {"trunk.conv2": late},
+        ("memorisation", "AL2"): {"cross_entropy": 2.3},
+    }
+    over |= {
+        ("overfitting", "none"): {"test_cross_entropy": rising, "conv4": lambda e: cliff(e, at=7)}
+    }
     rows = across.labelled(made(over=over))
     runs = across.of_runs(rows).set_index(["test", "method", "seed"])
     assert len(runs) == 18
     names = ["turn", "crossing", "final", "best", "best_epoch"]
     assert runs.loc[("memorisation", "none", 1), names].tolist() == [10, 8, 60, 80, 10]
     assert np.isnan(runs.loc[("memorisation", "AL2", 0), "crossing"])
-    assert np.isnan(runs.loc[("memorisation", across.CONTROL, 0), "crossing"])  # its noise floor is 0
-    assert runs.loc[("overfitting", "none", 0), "turn"] == measures.moment_of_overfitting(rising(np.arange(1, 21)))
+    assert np.isnan(
+        runs.loc[("memorisation", across.CONTROL, 0), "crossing"]
+    )  # its noise floor is 0
+    assert runs.loc[("overfitting", "none", 0), "turn"] == measures.moment_of_overfitting(
+        rising(np.arange(1, 21))
+    )
     assert np.isnan(runs.loc[("overfitting", "AL2", 0), "turn"])
     layers = across.of_layers(rows).set_index(["test", "method", "seed", "layer"])
     assert len(layers) == 2 * (5 * 3 + 4 * 5)
     found = layers.loc[("memorisation", "none", 0, "trunk.conv2")]
     assert (found.fallen, found.lead) == (13, -3) and found["last"] == pytest.approx(40, abs=0.01)
-    assert np.isnan(layers.loc[("memorisation", "none", 0, "head.fc1"), ["fallen", "lead"]].astype(float)).all()
+    assert np.isnan(
+        layers.loc[("memorisation", "none", 0, "head.fc1"), ["fallen", "lead"]].astype(float)
+    ).all()
     early = layers.loc[("overfitting", "none", 1, "conv4")]
     assert early.lead == runs.loc[("overfitting", "none", 1), "turn"] - 5 > 0
     assert across.of_layers(rows, by=45).fallen.notna().sum() == 4
 
 
 def test_a_run_that_diverged_has_no_numbers_and_the_table_says_so():
-    rows = across.labelled(made(diverged={("memorisation", "AL2", 1): 5, ("memorisation", "both", 0): 1}))
+    rows = across.labelled(
+        made(diverged={("memorisation", "AL2", 1): 5, ("memorisation", "both", 0): 1})
+    )
     runs = across.of_runs(rows).set_index(["test", "method", "seed"])
-    assert runs.loc[("memorisation", "AL2", 1)].drop(["profile", "dataset", "diverged"]).isna().all()
-    assert runs.diverged.dropna().to_dict() == {("memorisation", "AL2", 1): 5, ("memorisation", "both", 0): 1}
+    assert (
+        runs.loc[("memorisation", "AL2", 1)].drop(["profile", "dataset", "diverged"]).isna().all()
+    )
+    assert runs.diverged.dropna().to_dict() == {
+        ("memorisation", "AL2", 1): 5,
+        ("memorisation", "both", 0): 1,
+    }
     layers = across.of_layers(rows, by=0.001).set_index(["test", "method", "seed"])
-    assert layers.loc[("memorisation", "AL2", 1), ["highest", "last", "fallen", "lead"]].isna().all(axis=None)
+    assert (
+        layers.loc[("memorisation", "AL2", 1), ["highest", "last", "fallen", "lead"]]
+        .isna()
+        .all(axis=None)
+    )
     assert layers.loc[("memorisation", "AL2", 0), ["highest", "last"]].notna().all(axis=None)
     table = across.accuracies(across.of_runs(rows)).set_index(["test", "method"])
-    assert table.loc[("memorisation", "AL2"), ["final", "best", "n"]].tolist() == ["diverged", "diverged", 2]
-    assert table.loc[("memorisation", "none"), ["final", "best", "n"]].tolist() == ["60.0 ± 0.0", "80.0 ± 0.0", 2]
+    assert table.loc[("memorisation", "AL2"), ["final", "best", "n"]].tolist() == [
+        "diverged",
+        "diverged",
+        2,
+    ]
+    assert table.loc[("memorisation", "none"), ["final", "best", "n"]].tolist() == [
+        "60.0 ± 0.0",
+        "80.0 ± 0.0",
+        2,
+    ]
     for draw in (figures_across.memorisation, figures_across.overfitting):
         draw(rows).canvas.draw()
 
@@ -165,12 +237,18 @@ def test_a_divergence_after_the_epochs_read_does_not_count():
 
 def test_gains_are_paired_by_seed_and_their_sum_stands_beside_both():
     accuracy = {"none": 30.0, "AL2": 40.0, "SparsityReg": 33.0, "both": 41.5}
-    over = {(test, m): {"test_accuracy": v} for test in ("memorisation", "overfitting") for m, v in accuracy.items()}
+    over = {
+        (test, m): {"test_accuracy": v}
+        for test in ("memorisation", "overfitting")
+        for m, v in accuracy.items()
+    }
     gained = across.gains(across.of_runs(across.labelled(made(over=over))))
     assert gained[["test", "seed"]].to_numpy().tolist() == [
         ["memorisation", 0], ["memorisation", 1], ["overfitting", 0], ["overfitting", 1]
     ]  # fmt: skip
-    assert gained[["AL2", "SparsityReg", "sum", "both"]].to_numpy() == pytest.approx(np.array([[10, 3, 13, 11.5]] * 4))
+    assert gained[["AL2", "SparsityReg", "sum", "both"]].to_numpy() == pytest.approx(
+        np.array([[10, 3, 13, 11.5]] * 4)
+    )
 
 
 def test_one_seed_has_no_spread_and_a_missing_network_no_gain():
@@ -181,7 +259,9 @@ def test_one_seed_has_no_spread_and_a_missing_network_no_gain():
 
 
 def test_two_levels_are_not_mixed():
-    rows = across.labelled(pd.concat([made(seeds=(0,)), made(seeds=(0,), corruption=0.5)], ignore_index=True))
+    rows = across.labelled(
+        pd.concat([made(seeds=(0,)), made(seeds=(0,), corruption=0.5)], ignore_index=True)
+    )
     with pytest.raises(ValueError, match=r"2 runs are .*method none.*one corruption level"):
         across.of_runs(rows)
     with pytest.raises(ValueError, match="one profile, data set, corruption level"):
@@ -192,7 +272,9 @@ def test_two_levels_are_not_mixed():
 
 
 def drawn(ax):
-    """Curves of an axes by colour and dashes: not the vertical and horizontal lines, not the dots."""
+    """Curves of an axes by colour and dashes: not the vertical and horizontal lines, not the
+    dots.
+    """
     lines = [line for line in ax.lines if len(line.get_xdata()) > 2]
     return {(to_rgb(line.get_color()), line.get_linestyle()): line for line in lines}
 
@@ -211,9 +293,23 @@ def dots(ax):
 
 def test_colours_and_dashes_are_those_of_the_other_figures():
     colours = figures_sparsity.COLOURS
-    assert [figures_across.COLOURS[m] for m in across.METHODS] == [*[colours["vanillaNet"]] * 2, *[colours["sr2Net"]] * 2]
-    assert [figures_across.DASHES[m] for m in across.METHODS] == ["--", "-", "--", "-"]  # solid with AL2
-    assert len({to_rgb(c) for c in figures_across.LAYERS} | {to_rgb(c) for c in figures_across.COLOURS.values()}) == 6
+    assert [figures_across.COLOURS[m] for m in across.METHODS] == [
+        *[colours["vanillaNet"]] * 2,
+        *[colours["sr2Net"]] * 2,
+    ]
+    assert [figures_across.DASHES[m] for m in across.METHODS] == [
+        "--",
+        "-",
+        "--",
+        "-",
+    ]  # solid with AL2
+    assert (
+        len(
+            {to_rgb(c) for c in figures_across.LAYERS}
+            | {to_rgb(c) for c in figures_across.COLOURS.values()}
+        )
+        == 6
+    )
 
 
 def test_memorisation_is_a_column_a_method_with_its_moments():
@@ -230,11 +326,16 @@ def test_memorisation_is_a_column_a_method_with_its_moments():
     assert [len(drawn(ax)) for ax in axes[:, 0]] == [1, 1, 3]
     conv2 = drawn(axes[2, 0])[to_rgb(figures_across.LAYERS[1]), "--"]
     assert conv2.get_ydata() == pytest.approx(100 * late(np.arange(1, 31)))
-    assert fig.get_suptitle() == "AL2 CNN, mnist, 75 % of the labels corrupted, profile made, 2 seeds: mean and range"
+    assert (
+        fig.get_suptitle()
+        == "AL2 CNN, mnist, 75 % of the labels corrupted, profile made, 2 seeds: mean and range"
+    )
 
 
 def test_overfitting_is_a_panel_a_measure_with_the_moment_on_each():
-    fig = figures_across.overfitting(across.labelled(made(over={("overfitting", "both"): {"test_cross_entropy": rising}})))
+    fig = figures_across.overfitting(
+        across.labelled(made(over={("overfitting", "both"): {"test_cross_entropy": rising}}))
+    )
     fig.canvas.draw()
     assert [ax.get_title().split(":")[0] for ax in fig.axes[3:]] == list(CLEAN)
     moment = measures.moment_of_overfitting(rising(np.arange(1, 21)))
@@ -260,12 +361,18 @@ def test_the_report_draws_the_runs_of_notebook_30_alone():
     frame = made().assign(notebooks="21_sparsity_networks 30_across")
     names = {name for name in report.drawings(assembled(frame)) if name.startswith("across")}
     assert names == {"across_memorisation-made-mnist", "across_overfitting-made-digits"}
-    assert not [name for name in report.drawings(assembled(frame.assign(notebooks="10_al2"))) if name.startswith("across")]
+    assert not [
+        name
+        for name in report.drawings(assembled(frame.assign(notebooks="10_al2")))
+        if name.startswith("across")
+    ]
     assert not [name for name in report.drawings(assembled(made())) if name.startswith("across")]
 
 
 def test_the_report_draws_each_level_with_the_control():
-    frame = pd.concat([made(seeds=(0,)), made(seeds=(0,), corruption=0.5)]).drop_duplicates(["id", "epoch"])
+    frame = pd.concat([made(seeds=(0,)), made(seeds=(0,), corruption=0.5)]).drop_duplicates(
+        ["id", "epoch"]
+    )
     found = report.drawings(assembled(frame.reset_index(drop=True).assign(notebooks="30_across")))
     for level in (50, 75):
         fig = found[f"across_memorisation-made-mnist-{level}"]()
@@ -277,7 +384,10 @@ def test_no_run_of_notebook_30_is_in_a_table_or_claim_of_the_papers():
     frame = made().assign(notebooks="30_across")
     assert tables.label_randomization_runs(frame).empty
     assert set(tables.sparsity_runs(frame).network) == {"vanillaNet", "sr2Net"}
-    assert set(tables.sparsity_runs(frame.drop(columns="notebooks")).network) == {"vanillaNet", "sr2Net"}
+    assert set(tables.sparsity_runs(frame.drop(columns="notebooks")).network) == {
+        "vanillaNet",
+        "sr2Net",
+    }
     assert tables.beside_published("al2_table1", frame).measured.isna().all()
     judged = claims.judge(frame, ["made"])
     assert set(judged[judged.claim.str.startswith("A")].n) == {0}

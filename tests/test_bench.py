@@ -6,15 +6,17 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench, campaign, models, record
+from lib import bench, models, run_dir
 from lib.bench import cpu as bench_cpu
 from lib.bench import gpu_rows as bench_rows
 from lib.bench import plain as bench_plain
 from lib.bench.cpu import Row
 from lib.run import Run, generator
+from lib.study import campaign
 
 BATCH, SIZE = 6, 20
-# float32 in another order of sums (layouts, pooling): weights agree to 1e-5 of their size after two steps
+# float32 in another order of sums (layouts, pooling): weights agree to 1e-5 of their size after two
+# steps
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -55,7 +57,9 @@ def test_plain_loops_train_the_network_that_ours_trains(loader, pool_first, layo
 
     order = torch.randperm(len(labels), generator=generator(run.seed, "order", 1))
     if loader:
-        batches = bench_plain.loaded(bench_plain.Images(pixels, labels), order.tolist(), BATCH, workers=0)
+        batches = bench_plain.loaded(
+            bench_plain.Images(pixels, labels), order.tolist(), BATCH, workers=0
+        )
     else:
         batches = bench_plain.indexed(bench_plain.as_tensor(pixels), labels, order, BATCH)
     plain = bench_plain.network(run, SIZE, 10, pool_first).to(memory_format=layout)
@@ -72,9 +76,15 @@ def test_rows_are_distinct_and_use_no_more_cores_than_there_are():
         assert len(set(table)) == len(table)
         assert {row.cores for row in table} == {1, cores}
         assert all(row.networks % row.processes == 0 for row in table)
-    loops = {(r.processes, r.threads, r.workers) for r in bench_cpu.rows(2) if r.part == "DataLoader" and r.batch == 64}
+    loops = {
+        (r.processes, r.threads, r.workers)
+        for r in bench_cpu.rows(2)
+        if r.part == "DataLoader" and r.batch == 64
+    }
     assert loops == {(p, t, w) for p, t in ((1, 2), (2, 1)) for w in range(3)} | {(1, 1, 0)}
-    assert {row.part for row in bench_cpu.rows(2, tiny=True)} == {row.part for row in bench_cpu.rows(2)}
+    assert {row.part for row in bench_cpu.rows(2, tiny=True)} == {
+        row.part for row in bench_cpu.rows(2)
+    }
 
 
 @pytest.mark.parametrize("row", bench_cpu.rows(1, tiny=True), ids=lambda row: row.what)
@@ -98,16 +108,31 @@ def test_ratios_are_taken_within_a_round():
     table = bench.derive(rates, flop=10e6)
 
     def found(what, unit, processes=2, batch=64):
-        rows = table[(table.what == what) & (table.unit == unit) & (table.processes == processes) & (table.batch == batch)]
+        rows = table[
+            (table.what == what)
+            & (table.unit == unit)
+            & (table.processes == processes)
+            & (table.batch == batch)
+        ]
         (row,) = rows.itertuples()
         return row.low, row.median, row.high
 
-    assert found("sgemm 256", bench.RATE, batch=0) == (10000, 16000, 20000)  # operations a second / 10 MFLOP an image
+    assert found("sgemm 256", bench.RATE, batch=0) == (
+        10000,
+        16000,
+        20000,
+    )  # operations a second / 10 MFLOP an image
     assert found("sgemm 256", "GFLOP/s", processes=1, batch=0) == (100, 100, 100)
     assert found("ours, AL2", bench.HOURLY) == (300, 360, 600)
-    assert found("ours, AL2", bench.FACTOR) == (5, 5, 6)  # against the loop of the largest median, round by round
+    assert found("ours, AL2", bench.FACTOR) == (
+        5,
+        5,
+        6,
+    )  # against the loop of the largest median, round by round
     assert found("ours, AL2", bench.SHARE) == pytest.approx((37.5, 50, 50))
-    assert found("ours, AL2", bench.SHARE, processes=1) == pytest.approx((40, 40, 40))  # of one core's product
+    assert found("ours, AL2", bench.SHARE, processes=1) == pytest.approx(
+        (40, 40, 40)
+    )  # of one core's product
     others = table[(table.processes == 1) & (table.threads == 1) | (table.batch == 32)]
     assert bench.FACTOR not in set(others.unit)
 
@@ -125,15 +150,23 @@ def test_costs_are_those_of_a_lite_run(tmp_path, monkeypatch):
     assert set(stated[bench_cpu.LITE].ablations) == set(bench_cpu.LITE.ablations)
     assert stated[bench_cpu.LITE].test_images == bench_cpu.LITE.test_images
     states = []
-    monkeypatch.setattr(record, "save_checkpoint", lambda folder, state: states.append(state))
+    monkeypatch.setattr(run_dir, "save_checkpoint", lambda folder, state: states.append(state))
     found = bench_cpu.costs(lambda: None, tmp_path, tiny=True)
     assert all(ms > 0 for ms in found.values())
-    assert states[0].keys() >= record.CHECKPOINT_KEYS and len(states[0]["rows"]) == bench_cpu.LITE.epochs
+    assert (
+        states[0].keys() >= run_dir.CHECKPOINT_KEYS
+        and len(states[0]["rows"]) == bench_cpu.LITE.epochs
+    )
     assert list(tmp_path.iterdir()) == []
 
-    table = bench.beside_training({name: [100.0, 300.0] for name in found}).set_index(["what", "unit"])["median"]
+    table = bench.beside_training({name: [100.0, 300.0] for name in found}).set_index(
+        ["what", "unit"]
+    )["median"]
     assert table["checkpoint", "% of the time between two"] == pytest.approx(100 * 0.2 / 30)
-    shares = [table[name, "% of training"] for name in ("evaluation of a curve", "evaluation on all images", "ablation")]
+    shares = [
+        table[name, "% of training"]
+        for name in ("evaluation of a curve", "evaluation on all images", "ablation")
+    ]
     assert shares == pytest.approx([100 * 73 / 80, 100 * 7 / 80, 100 * 7 / 80])
 
 
@@ -157,7 +190,9 @@ def test_profile_gathers_what_the_loader_does():
         (["--device", "abacus"], "invalid choice"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_is_measured(arguments, said, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_refused_before_anything_is_measured(
+    arguments, said, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(bench, "measure", None)
     with pytest.raises(SystemExit) as end:
@@ -173,25 +208,51 @@ def test_a_gpu_is_measured_by_its_own_half(tmp_path, monkeypatch):
     monkeypatch.setattr(bench.bench_gpu, "main", asked.append)
     bench.describe(tmp_path, "cpu", {"cores": 2})
     bench.main(["--device", "cuda", "--out", str(tmp_path)])
-    assert asked == [["--device", "cuda", "--seconds", "2.0", "--out", str(tmp_path), "--table", "cuda.csv"]]
+    assert asked == [
+        ["--device", "cuda", "--seconds", "2.0", "--out", str(tmp_path), "--table", "cuda.csv"]
+    ]
     machine = json.loads((tmp_path / "machine.json").read_text())
     assert machine["cpu"] == {"cores": 2} and machine["cuda"]["gpu"] == "a GPU"
 
 
 @pytest.mark.slow
 def test_command_measures_in_processes_and_writes_whole_tables(tmp_path, capsys):
-    bench.main(["--device", "cpu", "--seconds", "0.01", "--out", str(tmp_path), "--tiny", "--cores", "1", "--rounds", "1"])
+    bench.main(
+        [
+            "--device",
+            "cpu",
+            "--seconds",
+            "0.01",
+            "--out",
+            str(tmp_path),
+            "--tiny",
+            "--cores",
+            "1",
+            "--rounds",
+            "1",
+        ]
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"cpu.csv", "profile.csv", "machine.json"}
     table = pd.read_csv(tmp_path / "cpu.csv")
-    assert list(table) == bench.COLUMNS and not table.duplicated(["part", "what", *bench.SETTINGS, "unit"]).any()
-    assert (table.low <= table["median"]).all() and (table["median"] <= table.high).all() and (table.high > 0).all()
+    assert (
+        list(table) == bench.COLUMNS
+        and not table.duplicated(["part", "what", *bench.SETTINGS, "unit"]).any()
+    )
+    assert (
+        (table.low <= table["median"]).all()
+        and (table["median"] <= table.high).all()
+        and (table.high > 0).all()
+    )
     rates = table[(table.unit == bench.RATE)]
     assert set(rates.part) == {row.part for row in bench_cpu.rows(1)}
     profile = pd.read_csv(tmp_path / "profile.csv")
     assert set(profile.step) == {"DataLoader", "tensors", "ours, AL2", bench_cpu.HALF}
     machine = json.loads((tmp_path / "machine.json").read_text())["cpu"]
     assert machine["cores_used"] == 1 and not [v for v in machine.values() if "/" in str(v)]
-    assert all(math.isfinite(machine[name]) and machine[name] >= 0 for name in ("busy_before", "busy_after"))
+    assert all(
+        math.isfinite(machine[name]) and machine[name] >= 0
+        for name in ("busy_before", "busy_after")
+    )
     assert bench.HOURLY in capsys.readouterr().out
 
 

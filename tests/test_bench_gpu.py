@@ -16,16 +16,21 @@ from lib.task import Task, penalties
 CPU = torch.device("cpu")
 SHAPE, BATCH, STEPS = (1, 20, 10), 6, 3
 LAMBDA = 2.0
-# float32 in another order of sums: losses agree to 1e-5 of their size, weights to 1e-5 of theirs after three steps
+# float32 in another order of sums: losses agree to 1e-5 of their size, weights to 1e-5 of theirs
+# after three steps
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def runs(seeds=(0,) * 8) -> list[Run]:
-    """The study's eight variants, at a rate at which three steps move the weights far beyond rounding."""
+    """The study's eight variants, at a rate at which three steps move the weights far beyond
+    rounding.
+    """
     kinds = [{}, {"weight_decay": 0.3}, {"dropout": 0.5}, {"batch_norm": True}]
     kinds = [kind | {"al2": al2} for kind in kinds for al2 in (False, True)]
     common = {"learning_rate": 0.05, "momentum": 0.5, "batch_size": BATCH, "epochs": 1}
-    return [Run("mnist", seed=seed, **common, **kind) for seed, kind in zip(seeds, kinds, strict=True)]
+    return [
+        Run("mnist", seed=seed, **common, **kind) for seed, kind in zip(seeds, kinds, strict=True)
+    ]
 
 
 def alone(run: Run, images, labels):
@@ -62,7 +67,9 @@ def test_stacked_networks_are_trained_as_if_alone(way, shared, data):
         found = (stack.sums[:, i] / len(images)).tolist()
         assert found == pytest.approx([means[name] for name in SUMS], rel=1e-5), (i, run)
         for name, value in stack.network(i).items():
-            torch.testing.assert_close(value, state[name], **CLOSE, msg=lambda text, i=i, name=name: f"{i} {name}: {text}")
+            torch.testing.assert_close(
+                value, state[name], **CLOSE, msg=lambda text, i=i, name=name: f"{i} {name}: {text}"
+            )
         if run.batch_norm:
             row = i - stack.norm.start
             for mine, name in zip(stack.running, ("mean", "var"), strict=True):
@@ -105,29 +112,44 @@ def test_feed_goes_round_and_shows_each_image_once(data):
 
 
 def test_flops_of_the_study_networks():
-    assert bench_rows.flops(models.build(Run("mnist"), 1, 28, 10), (1, 28, 28)) == pytest.approx(13.2e6, rel=0.01)
+    assert bench_rows.flops(models.build(Run("mnist"), 1, 28, 10), (1, 28, 28)) == pytest.approx(
+        13.2e6, rel=0.01
+    )
 
 
 def test_rows_differ_and_hold_every_way():
     table = [(row.part, row.title, row.k, row.precision) for row in bench_rows.rows()]
     assert len(set(table)) == len(table)
-    assert {row.name for row in bench_rows.rows() if row.part == "al2"} == {*WAYS, "plain", "ours side by side"}
+    assert {row.name for row in bench_rows.rows() if row.part == "al2"} == {
+        *WAYS,
+        "plain",
+        "ours side by side",
+    }
 
 
 def test_command_writes_its_table_and_states_failures(tmp_path, capsys):
-    bench_gpu.main(["--seconds", "0.01", "--out", str(tmp_path), "--device", "cpu", "--tiny", "--limit", "100"])
+    bench_gpu.main(
+        ["--seconds", "0.01", "--out", str(tmp_path), "--device", "cpu", "--tiny", "--limit", "100"]
+    )
     table = pd.read_csv(tmp_path / "bench_gpu.csv")
-    assert len(table) == len(bench_rows.rows(tiny=True)) and not table.duplicated(["part", "name", "k", "precision"]).any()
+    assert (
+        len(table) == len(bench_rows.rows(tiny=True))
+        and not table.duplicated(["part", "name", "k", "precision"]).any()
+    )
     done = table[table.problem.isna()]
     assert {"peak", "plain", "hand", "grouped", "vmap", "vanilla", "sr3"} <= set(done.name)
     stacked = done[done.part == "al2"]
     assert (stacked.network_steps_per_s > 0).all() and (stacked.study_minutes > 0).all()
-    assert math.isclose(stacked.loss_after_20.dropna().min(), stacked.loss_after_20.max(), rel_tol=0.02)
+    assert math.isclose(
+        stacked.loss_after_20.dropna().min(), stacked.loss_after_20.max(), rel_tol=0.02
+    )
     assert table.loc[table.name.str.contains("graph"), "problem"].str.contains("needs a GPU").all()
     assert "network_steps_per_s" in capsys.readouterr().out
 
 
 def test_a_row_that_fails_or_comes_too_late_stops_nothing(tmp_path):
-    bench_gpu.main(["--seconds", "0.01", "--out", str(tmp_path), "--device", "cpu", "--tiny", "--limit", "0"])
+    bench_gpu.main(
+        ["--seconds", "0.01", "--out", str(tmp_path), "--device", "cpu", "--tiny", "--limit", "0"]
+    )
     table = pd.read_csv(tmp_path / "bench_gpu.csv")
     assert len(table) and table.problem.str.contains("time limit").all()

@@ -1,4 +1,6 @@
-"""Training within a budget: it stops between epochs, goes on to the same bytes, and begins only what it can finish."""
+"""Training within a budget: it stops between epochs, goes on to the same bytes, and begins only
+what it can finish.
+"""
 
 import json
 import sys
@@ -8,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import budget, campaign, paths, record, store, trainer
+from lib import paths, run_dir, store, trainer
 from lib.run import Run
+from lib.study import budget, campaign
 
 AL2 = Run(
     dataset="digits",
@@ -40,9 +43,13 @@ def written(folder):
 def remember(run, seconds, device=HERE):
     """Put a finished run into the store that took so many seconds an epoch."""
     folder = folder_of(run, "earlier")
-    record.begin(folder, run)
-    (folder / "env.json").write_text(json.dumps({"seconds": seconds * run.epochs, "device": device}))
-    (folder / "metrics.csv").write_text("epoch\n" + "".join(f"{e}\n" for e in range(1, run.epochs + 1)))
+    run_dir.begin(folder, run)
+    (folder / "env.json").write_text(
+        json.dumps({"seconds": seconds * run.epochs, "device": device})
+    )
+    (folder / "metrics.csv").write_text(
+        "epoch\n" + "".join(f"{e}\n" for e in range(1, run.epochs + 1))
+    )
 
 
 @pytest.fixture
@@ -54,7 +61,9 @@ def always(monkeypatch):
 @pytest.fixture
 def entries(monkeypatch):
     """A profile of two entries that state AL2 and CONV."""
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [AL2] if self.notebook == "10_one" else [AL2, CONV])
+    monkeypatch.setattr(
+        campaign.Entry, "runs", lambda self: [AL2] if self.notebook == "10_one" else [AL2, CONV]
+    )
     plan = [campaign.Entry("10_one", {}), campaign.Entry("20_two", {})]
     monkeypatch.setattr(campaign, "plan", lambda profile: plan)
     return plan
@@ -66,7 +75,8 @@ def call(monkeypatch, *arguments):
     campaign.main()
 
 
-# ---- stopping and going on ------------------------------------------------------------------------------------------
+# ---- stopping and going on
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_was():
@@ -75,7 +85,9 @@ def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_wa
         with pytest.raises(trainer.OutOfTime, match=f"after epoch {epoch} of 3"):
             trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
         assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
-    trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)  # nothing is left after the last epoch: the run is finished
+    trainer.fit(
+        [AL2], [folder_of(AL2)], deadline=0.0
+    )  # nothing is left after the last epoch: the run is finished
     assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
 
 
@@ -98,7 +110,9 @@ def test_a_run_that_gains_a_measure_in_slices_stays_readable(always):
     store.ensure([AL2])
     more = replace(AL2, ablations=("shared/test",))
     store.ensure([more], deadline=0.0)
-    assert store.epochs_left(AL2) == 0 and store.epochs_left(more) == 2 and len(store.load([AL2])) == 3
+    assert (
+        store.epochs_left(AL2) == 0 and store.epochs_left(more) == 2 and len(store.load([AL2])) == 3
+    )
     store.ensure([more])
     assert store.epochs_left(more) == 0
 
@@ -115,7 +129,8 @@ def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
     assert store.available([AL2]) == []
 
 
-# ---- what is begun --------------------------------------------------------------------------------------------------
+# ---- what is begun
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_pace_of_a_finished_run_and_of_one_under_way(always):
@@ -141,7 +156,11 @@ def test_a_pace_is_that_of_the_same_variant_else_the_slowest_of_the_kind():
     known += [budget.Pace(replace(CONV, batch_norm=True), HERE, 20.0)]
     assert budget.seconds_per_epoch(replace(CONV, seed=7), known, HERE) == 2.0
     assert budget.seconds_per_epoch(replace(CONV, dropout=0.5), known, HERE) == 20.0
-    for other in (replace(CONV, network="convnet_m"), replace(CONV, n_train=65), replace(CONV, image_size=16)):
+    for other in (
+        replace(CONV, network="convnet_m"),
+        replace(CONV, n_train=65),
+        replace(CONV, image_size=16),
+    ):
         assert budget.seconds_per_epoch(other, known, HERE) is None
     assert budget.seconds_per_epoch(CONV, known, "a GPU") is None
 
@@ -161,7 +180,11 @@ def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
 
 
 def test_hours_in_words():
-    known = [budget.Pace(CONV, HERE, 1800.0), budget.Pace(AL2, "a GPU", 3600.0), budget.Pace(AL2, "a slow GPU", 7200.0)]
+    known = [
+        budget.Pace(CONV, HERE, 1800.0),
+        budget.Pace(AL2, "a GPU", 3600.0),
+        budget.Pace(AL2, "a slow GPU", 7200.0),
+    ]
     unheard = replace(CONV, network="lenet", dropout=0.0)
     assert budget.hours([(CONV, 3)], known) == "about 1.5 h"
     assert budget.hours([(CONV, 3), (unheard, 0)], known) == "about 1.5 h"
@@ -170,7 +193,8 @@ def test_hours_in_words():
     assert budget.hours([(CONV, 1), (AL2, 2)], known) == "about 2.5 h (as on a GPU)"
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- the command line
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatch, capsys):
@@ -184,14 +208,19 @@ def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatc
     assert not (paths.results_dir() / "quick").exists()
 
 
-def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(entries, monkeypatch, capsys):
+def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(
+    entries, monkeypatch, capsys
+):
     remember(replace(CONV, seed=9), 1e7)
     monkeypatch.setattr(campaign, "render", lambda *_: pytest.fail("rendered"))
     call(monkeypatch, "--budget", "1000")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "10_one: 1 of 1 runs done"
     assert lines[1].startswith("20_two: 1 of 2 runs done, 3 epochs left, about ")
-    assert lines[-1] == "1 runs would each take longer than a budget of 1000 s: they need a longer one, or none"
+    assert (
+        lines[-1]
+        == "1 runs would each take longer than a budget of 1000 s: they need a longer one, or none"
+    )
 
 
 def test_a_budget_that_ends_leaves_a_checkpoint_and_ends_well(entries, monkeypatch, capsys, always):

@@ -1,11 +1,14 @@
-"""Profiles: groups of values by the beginning of a notebook's name, names of executions, and the committed ones."""
+"""Profiles: groups of values by the beginning of a notebook's name, names of executions, and the
+committed ones.
+"""
 
 import pytest
 from test_data import WNIDS, tiny, write
 
-from lib import campaign, paths
+from lib import paths
 from lib.data import load
 from lib.run import Run
+from lib.study import campaign
 
 NOTEBOOKS = {
     "10_one": {"profile": "quick", "epochs": 50, "dataset": "digits", "dropout": 0.5},
@@ -37,7 +40,13 @@ def epochs_of(entries):
 
 def test_a_group_s_values_go_before_those_of_all_and_an_execution_s_before_both(plan):
     entries = plan(ALL + 'all: {epochs: 1}\n"1": {epochs: 2}\n"11": {epochs: 3}\n')
-    assert epochs_of(entries) == [("00_zero", None), ("10_one", 2), ("10_one", 4), ("11_two", 3), ("20_three", 1)]
+    assert epochs_of(entries) == [
+        ("00_zero", None),
+        ("10_one", 2),
+        ("10_one", 4),
+        ("11_two", 3),
+        ("20_three", 1),
+    ]
     assert all(entry.parameters["profile"] == "mine" for entry in entries)
 
 
@@ -54,7 +63,10 @@ def test_a_group_s_number_needs_no_quotes(plan):
 
 @pytest.mark.parametrize("group", ["3", "one", "10_two", "12"])
 def test_a_group_that_no_notebook_belongs_to_is_refused(plan, group):
-    with pytest.raises(ValueError, match=rf"mine\.yaml: no notebook's name begins with {group}; there are 00_zero, 10_one"):
+    with pytest.raises(
+        ValueError,
+        match=rf"mine\.yaml: no notebook's name begins with {group}; there are 00_zero, 10_one",
+    ):
         plan(ALL + f'all: {{}}\n"{group}": {{epochs: 2}}\n')
 
 
@@ -69,7 +81,9 @@ def test_a_group_that_no_notebook_belongs_to_is_refused(plan, group):
     ],
 )
 def test_a_value_that_no_notebook_of_its_group_has_is_refused(plan, text):
-    with pytest.raises(ValueError, match=r"mine\.yaml: no notebook that it is for has a parameter si[sz]e"):
+    with pytest.raises(
+        ValueError, match=r"mine\.yaml: no notebook that it is for has a parameter si[sz]e"
+    ):
         plan(ALL + text)
 
 
@@ -79,14 +93,22 @@ def test_a_group_that_is_no_mapping_is_refused(plan, text):
         plan(ALL + text)
 
 
-@pytest.mark.parametrize("executions", ["[{}, {}]", "[{epochs: 3}, {epochs: 4}]", "[{dataset: mnist}, {dataset: mnist}]"])
+@pytest.mark.parametrize(
+    "executions", ["[{}, {}]", "[{epochs: 3}, {epochs: 4}]", "[{dataset: mnist}, {dataset: mnist}]"]
+)
 def test_executions_that_would_overwrite_each_other_are_refused(plan, executions):
-    with pytest.raises(ValueError, match=r"mine\.yaml: several executions are called 11_two.* and would overwrite each other"):
+    with pytest.raises(
+        ValueError,
+        match=r"mine\.yaml: several executions are called 11_two.* and would overwrite each other",
+    ):
         plan(f"all: {{}}\nnotebooks: {{11_two: {executions}}}\n")
 
 
 def test_an_execution_is_named_by_what_sets_it_apart():
-    entry = campaign.Entry("21_x", {"epochs": 3, "optimizer": "adam", "dataset": "mnist", "size": "m", "corruption": 0.5})
+    entry = campaign.Entry(
+        "21_x",
+        {"epochs": 3, "optimizer": "adam", "dataset": "mnist", "size": "m", "corruption": 0.5},
+    )
     assert entry.name == "21_x-mnist-m-adam-0.5"
 
 
@@ -96,31 +118,54 @@ def test_a_committed_profile_states_valid_runs_under_names_of_their_own(name):
     assert len({entry.name for entry in entries}) == len(entries) > 0
     for entry in entries:
         runs = entry.runs()
-        assert all(isinstance(run, Run) for run in runs) and bool(runs) == (entry.notebook in campaign.PLANS)
+        assert all(isinstance(run, Run) for run in runs) and bool(runs) == (
+            entry.notebook in campaign.PLANS
+        )
         assert entry.parameters.get("profile", name) == name
 
 
 def test_every_plan_takes_the_parameters_of_its_notebook():
-    """A notebook with a parameter that its study does not know, or the other way round, would fail at its first cell."""
+    """A notebook with a parameter that its study does not know, or the other way round, would fail
+    at its first cell.
+    """
     for notebook in campaign.PLANS:
         assert campaign.Entry(notebook, {}).runs()
 
 
 def test_a_run_that_two_notebooks_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
     """Or a training of hours would be made again for a measure that a later notebook wants."""
-    plain, more, own = Run("digits", epochs=2), Run("digits", epochs=2, predictions=True), Run("digits", epochs=3)
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [plain] if self.notebook == "10_one" else [more, own])
+    plain, more, own = (
+        Run("digits", epochs=2),
+        Run("digits", epochs=2, predictions=True),
+        Run("digits", epochs=3),
+    )
+    monkeypatch.setattr(
+        campaign.Entry, "runs", lambda self: [plain] if self.notebook == "10_one" else [more, own]
+    )
     asked, entries = [], [campaign.Entry("10_one", {}), campaign.Entry("11_two", {})]
-    monkeypatch.setattr(campaign.store, "ensure", lambda runs, **_: asked.append([(r.id, r.predictions) for r in runs]))
+    monkeypatch.setattr(
+        campaign.store,
+        "ensure",
+        lambda runs, **_: asked.append([(r.id, r.predictions) for r in runs]),
+    )
     assert campaign.train(iter(entries), "quick", jobs=1)
     assert asked == [[(plain.id, True)], [(plain.id, True), (own.id, False)]]
-    assert campaign.progress(iter(entries))[-1].startswith("together: 0 of 2 runs done, 5 epochs left")
+    assert campaign.progress(iter(entries))[-1].startswith(
+        "together: 0 of 2 runs done, 5 epochs left"
+    )
 
 
-def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(
+    tmp_path, monkeypatch, capsys
+):
     write(tmp_path / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: [Run(self.parameters["dataset"], epochs=2)])
-    entries, trained = [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")], []
+    monkeypatch.setattr(
+        campaign.Entry, "runs", lambda self: [Run(self.parameters["dataset"], epochs=2)]
+    )
+    entries, trained = (
+        [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")],
+        [],
+    )
 
     def ensure(runs, **_):
         load(runs[0].dataset, root=tmp_path)

@@ -20,7 +20,9 @@ def linnerud() -> tuple[np.ndarray, np.ndarray]:
     return body.T, exercise.T
 
 
-def pair(channels: int = 5, others: int = 4, points: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pair(
+    channels: int = 5, others: int = 4, points: int = 300, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of channels that have something in common, with means off zero."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((channels, points))
@@ -44,7 +46,12 @@ def invertible(size: int, seed: int) -> np.ndarray:
 
 def test_the_coefficients_of_the_linnerud_data():
     x, y = linnerud()
-    for a, b in [(x, y), (y, x), (torch.tensor(x), torch.tensor(y)), (x.astype(int), y.astype(np.float32))]:
+    for a, b in [
+        (x, y),
+        (y, x),
+        (torch.tensor(x), torch.tensor(y)),
+        (x.astype(int), y.astype(np.float32)),
+    ]:
         found = cca(a, b)
         np.testing.assert_allclose(found.coefficients, LINNERUD, rtol=0, atol=1e-9)
         assert found.coefficients.dtype == torch.float64
@@ -82,8 +89,12 @@ def test_those_of_independent_noise_shrink_with_the_number_of_points():
     rng = np.random.default_rng(4)
     for n in (400, 6400):
         found = cca(*rng.standard_normal((2, 10, n))).coefficients
-        assert found[0] < 1.15 * 2 * math.sqrt(10 / n)  # the edge of the spectrum of two independent bases, for many channels
-        assert found.square().mean().item() == pytest.approx(10 / n, rel=0.3)  # the mean square is p/(n − 1)
+        assert found[0] < 1.15 * 2 * math.sqrt(
+            10 / n
+        )  # the edge of the spectrum of two independent bases, for many channels
+        assert found.square().mean().item() == pytest.approx(
+            10 / n, rel=0.3
+        )  # the mean square is p/(n − 1)
 
 
 def test_a_thing_correlates_with_itself_and_with_any_mixture_of_its_channels():
@@ -111,7 +122,9 @@ def test_no_scale_is_too_small_alone_or_beside_larger_ones(scales, dtype):
     x, y = (a.astype(dtype) for a in pair())
     found = cca(x * np.array(scales, dtype)[:, None], y)
     assert found.dropped_x == 0
-    np.testing.assert_allclose(found.coefficients, cca(x, y).coefficients, atol=1e-6 if dtype is np.float32 else 1e-12)
+    np.testing.assert_allclose(
+        found.coefficients, cca(x, y).coefficients, atol=1e-6 if dtype is np.float32 else 1e-12
+    )
 
 
 def test_a_small_direction_that_no_channel_shows_alone_counts_too():
@@ -144,7 +157,9 @@ def test_a_channel_that_varies_by_rounding_alone_is_dead_and_one_that_is_seldom_
     rounding = 1e3 * (1 + torch.finfo(torch.float32).eps * (torch.arange(300) % 3))
     assert len(rounding.unique()) == 3
     assert cca(torch.cat([x, rounding[None]]), y).dropped_x == 1
-    assert cca(torch.cat([x, rounding[None]]).double(), y).dropped_x == 0  # an upcast copy hides what is rounding
+    assert (
+        cca(torch.cat([x, rounding[None]]).double(), y).dropped_x == 0
+    )  # an upcast copy hides what is rounding
     seldom = torch.zeros(1, 300)
     seldom[0, 17] = 1e-6
     assert cca(torch.cat([x, seldom]), y).dropped_x == 0
@@ -169,7 +184,9 @@ def test_channels_that_depend_linearly_on_others_change_nothing(dtype, points):
     found = cca(more, torch.cat([y, y]))
     assert len(found.coefficients) == 4
     assert (found.dropped_x, found.dropped_y) == (0, 0)
-    np.testing.assert_allclose(found.coefficients, cca(x, y).coefficients, atol=1e-6 if dtype == torch.float32 else 1e-12)
+    np.testing.assert_allclose(
+        found.coefficients, cca(x, y).coefficients, atol=1e-6 if dtype == torch.float32 else 1e-12
+    )
     assert len(cca(more, more).coefficients) == 4
     assert mean_cca(more, y) == pytest.approx(mean_cca(x, y), abs=1e-6)
 
@@ -199,7 +216,11 @@ def slow_svcca(x: np.ndarray, y: np.ndarray, variance: float) -> float:
         values, vectors = values[::-1], vectors[:, ::-1]
         keep = next(k for k in range(1, len(a) + 1) if values[:k].sum() >= variance * values.sum())
         scores.append(vectors[:, :keep].T @ a)
-    return textbook(*scores).mean() if min(map(len, scores)) > 1 else cca(*scores).coefficients.mean().item()
+    return (
+        textbook(*scores).mean()
+        if min(map(len, scores)) > 1
+        else cca(*scores).coefficients.mean().item()
+    )
 
 
 @pytest.mark.parametrize("variance", [0.5, 0.9, 0.99, 0.999999])
@@ -242,7 +263,9 @@ def test_pwcca_weighs_by_projections_of_the_first_argument(channels, others):
     assert pwcca(x, y) == pytest.approx(slow_pwcca(x, y), abs=1e-8)
     assert pwcca(y, x) == pytest.approx(slow_pwcca(y, x), abs=1e-8)
     assert pwcca(x, y) != pytest.approx(pwcca(y, x), abs=1e-3)
-    assert pwcca(1e-8 * (x + 3), invertible(others, 2) @ y + 1) == pytest.approx(pwcca(x, y), abs=1e-10)
+    assert pwcca(1e-8 * (x + 3), invertible(others, 2) @ y + 1) == pytest.approx(
+        pwcca(x, y), abs=1e-10
+    )
 
 
 def test_pwcca_leans_to_the_direction_that_accounts_for_most_of_x():
@@ -251,7 +274,11 @@ def test_pwcca_leans_to_the_direction_that_accounts_for_most_of_x():
     large, small = 100 * np.eye(2)[0][:, None] + 1, 100 * np.eye(2)[1][:, None] + 1
     assert pwcca(large * x, y) > 0.95
     assert pwcca(small * x, y) < 0.1
-    assert mean_cca(large * x, y) == pytest.approx(mean_cca(small * x, y), abs=1e-12) == pytest.approx(0.5, abs=0.05)
+    assert (
+        mean_cca(large * x, y)
+        == pytest.approx(mean_cca(small * x, y), abs=1e-12)
+        == pytest.approx(0.5, abs=0.05)
+    )
 
 
 def test_the_family_in_one_go_is_the_functions_one_by_one():
@@ -268,7 +295,9 @@ def test_channel_points_has_a_row_a_channel():
     rows = channel_points(phi)
     assert rows.shape == (3, 2 * 16)
     for c in range(3):
-        assert rows[c].tolist() == [phi[n, c, a, b].item() for n in range(2) for a in range(4) for b in range(4)]
+        assert rows[c].tolist() == [
+            phi[n, c, a, b].item() for n in range(2) for a in range(4) for b in range(4)
+        ]
     assert torch.equal(channel_points(phi[:, :, 0, 0]), phi[:, :, 0, 0].T)
     with pytest.raises(ValueError, match=r"\(7,\)"):
         channel_points(torch.zeros(7))
@@ -283,11 +312,15 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(measure):
         measure(x[:, :4], y[:, :4])
     with pytest.raises(ValueError, match="y has 4 points for 4 live channels"):
         measure(x[:3, :4], y[:, :4])
-    assert measure(np.concatenate([x[:2, :5], np.ones((9, 5))]), y[:2, :5]) is not None  # only live channels need points
+    assert (
+        measure(np.concatenate([x[:2, :5], np.ones((9, 5))]), y[:2, :5]) is not None
+    )  # only live channels need points
     for bad in (np.nan, np.inf, -np.inf):
         broken = y.copy()
         broken[1, 7] = broken[1, 9] = broken[3, 0] = bad
-        with pytest.raises(ValueError, match="y has 3 values that are NaN or infinite, in 2 of 4 channels"):
+        with pytest.raises(
+            ValueError, match="y has 3 values that are NaN or infinite, in 2 of 4 channels"
+        ):
             measure(x, broken)
     for shape in [(300,), (2, 3, 300), (0, 300), (5, 1), (5, 0), ()]:
         with pytest.raises(ValueError, match="channel_points"):

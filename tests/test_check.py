@@ -7,8 +7,9 @@ from collections import namedtuple
 import pytest
 import torch
 
-from lib import check, data, fast, paths, trainer
+from lib import data, machine, paths, trainer
 from lib.data.sources import IDX_MD5
+from lib.study import check
 
 
 def states(lines):
@@ -29,7 +30,10 @@ def test_all_is_well_here(capsys, monkeypatch, tmp_path):
 
 
 def test_anything_that_fails_gives_1_and_is_counted(capsys, monkeypatch):
-    bad, good = check.Line(check.FAIL, "x", "is wrong", "mend it"), check.Line(check.OK, "y", "fine")
+    bad, good = (
+        check.Line(check.FAIL, "x", "is wrong", "mend it"),
+        check.Line(check.OK, "y", "fine"),
+    )
     failing = [bad, good]
     monkeypatch.setattr(check, "CHECKS", (lambda: iter(failing), lambda: iter(failing)))
     assert check.main() == 1
@@ -105,7 +109,7 @@ def test_the_committed_lock_holds_every_pin():
     (True, "bfloat16", check.OK), (False, "float32", check.OK), (False, "bfloat16", check.FAIL),
 ])  # fmt: skip
 def test_a_precision_that_is_slow_here_fails(monkeypatch, quick, precision, state):
-    monkeypatch.setattr(fast, "has_bfloat16", lambda device: quick)
+    monkeypatch.setattr(machine, "has_bfloat16", lambda device: quick)
     monkeypatch.setenv("PRECISION", precision)
     assert states(check.device()) == {"processor": check.INFO, "device": state}
 

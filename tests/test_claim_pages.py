@@ -8,15 +8,23 @@ from made import ALL_CLAIMS, cell
 from test_claims import frame as al2_frame
 from test_report import assembled
 
-from lib import claims, paths, report
-from lib.claims import pages as claim_pages
-from lib.studies import VARIANTS
+from lib import paths
+from lib.study import claims, report
+from lib.study.claims import pages as claim_pages
+from lib.study.experiments import VARIANTS
 
-DRAWN = ("al2_curves-made-mnist-75", "al2_curves-made-mnist-50", "al2_table1-made", "sparsity_table2")
+DRAWN = (
+    "al2_curves-made-mnist-75",
+    "al2_curves-made-mnist-50",
+    "al2_table1-made",
+    "sparsity_table2",
+)
 
 
 def page(claim, frame):
-    return claim_pages.page(claim, claims.judge(frame, ["made"]), frame, DRAWN, ["al2_table1", "sparsity_table2"])
+    return claim_pages.page(
+        claim, claims.judge(frame, ["made"]), frame, DRAWN, ["al2_table1", "sparsity_table2"]
+    )
 
 
 def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
@@ -25,7 +33,11 @@ def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
         assert said.keys() == {"statement", "source", "unclear", "figures", "tables"}
         assert re.match("AL2|TS|this study", said["source"])
         assert all(text.endswith(".") for text in said["unclear"])
-        ours = {"al2_options", "al2_norm_scale", "sparsity_overfitting"}  # nothing of it is printed in a paper
+        ours = {
+            "al2_options",
+            "al2_norm_scale",
+            "sparsity_overfitting",
+        }  # nothing of it is printed in a paper
         assert all((paths.PUBLISHED / f"{name}.csv").exists() for name in {*said["tables"]} - ours)
 
 
@@ -33,7 +45,12 @@ def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
     text = page("A1", al2_frame())
     judged = claims.judge(al2_frame(), ["made"]).set_index("claim").loc["A1"]
     assert claims.STATEMENTS["A1"] in text and claims.CLAIMS["A1"]["source"] in text
-    assert judged.verdict == "holds" and judged.measured in text and judged.rule in text and judged.published in text
+    assert (
+        judged.verdict == "holds"
+        and judged.measured in text
+        and judged.rule in text
+        and judged.published in text
+    )
     assert re.findall(r"!\[(.*?)\]", text) == ["al2_curves-made-mnist-75", "al2_table1-made"]
     assert re.findall(r"tables/(\w+)", text) == ["al2_table1"]  # not one that was not written
 
@@ -44,20 +61,26 @@ def test_a_figure_has_a_caption_that_says_what_it_shows_and_of_what():
     assert claim_pages.picture("sparsity_table2", "figures").startswith(
         "![sparsity_table2](figures/sparsity_table2.png)\n\n*Best"
     )
-    patterns = {pattern.split("-")[0] for said in claims.CLAIMS.values() for pattern in said["figures"]}
+    patterns = {
+        pattern.split("-")[0] for said in claims.CLAIMS.values() for pattern in said["figures"]
+    }
     assert patterns <= set(claim_pages.CAPTIONS)
 
 
 def test_only_a_page_with_pairs_explains_them():
     assert "without → with" in page("A1", al2_frame())
-    assert "`indicative` means" not in page("A1", al2_frame()) and "`indicative` means" in page("A1", al2_frame(seeds=[0]))
+    assert "`indicative` means" not in page("A1", al2_frame()) and "`indicative` means" in page(
+        "A1", al2_frame(seeds=[0])
+    )
     assert "→" not in page("A2", al2_frame()).split("## How")[0].split("## Verdict")[1]
 
 
 def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
     rows = [
         [value.strip() for value in line.strip("|").split("|")]
-        for line in claim_pages.deviations("A1", al2_frame(n_train=2000, learning_rate=0.005)).splitlines()[2:]
+        for line in claim_pages.deviations(
+            "A1", al2_frame(n_train=2000, learning_rate=0.005)
+        ).splitlines()[2:]
     ]
     assert rows == [
         ["training images", "all", "2000"],
@@ -72,13 +95,17 @@ def test_figure_1_of_the_paper_is_of_750_epochs():
     assert "| epochs " not in said.replace("| epochs of the", "")
     assert ["epochs", "750", "70"] in [
         [value.strip() for value in line.strip("|").split("|")]
-        for line in claim_pages.deviations("A6", al2_frame().assign(**{"mean_cca init": 0.5})).splitlines()
+        for line in claim_pages.deviations(
+            "A6", al2_frame().assign(**{"mean_cca init": 0.5})
+        ).splitlines()
     ]
 
 
 def test_an_image_size_that_is_not_given_is_the_set_s_own():
     said = claim_pages.deviations("A1", al2_frame(image_size=20))
-    rows = [[value.strip() for value in line.strip("|").split("|")] for line in said.splitlines()[2:]]
+    rows = [
+        [value.strip() for value in line.strip("|").split("|")] for line in said.splitlines()[2:]
+    ]
     assert ["image size (pixels)", "the set's own", "20"] in rows
 
 
@@ -88,7 +115,12 @@ def test_runs_as_the_paper_s_deviate_in_nothing():
 
 
 def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it():
-    frame = pd.concat([cell(dict.fromkeys(VARIANTS, 30.0), epochs=100, optimizer=name) for name in ("sgd", "adam")])
+    frame = pd.concat(
+        [
+            cell(dict.fromkeys(VARIANTS, 30.0), epochs=100, optimizer=name)
+            for name in ("sgd", "adam")
+        ]
+    )
     assert "adam" not in claim_pages.deviations("S2", frame)
     assert "0.001" in claim_pages.deviations("S8", frame)
 
@@ -96,7 +128,9 @@ def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it()
 @pytest.mark.parametrize("claim", ["A6", "S4"])
 def test_a_claim_without_runs_says_so(claim):
     text = page(claim, pd.DataFrame())
-    assert "not run: no finished run of the profile made" in text and "No run of it is stored." in text
+    assert (
+        "not run: no finished run of the profile made" in text and "No run of it is stored." in text
+    )
     assert "not judged yet" in text
 
 

@@ -6,19 +6,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import claims, tables
-from lib.claims import verdicts
-from lib.losses import SCHEDULES
-from lib.studies import label_randomization, relabelling, representations, schedules
+from lib.schedules import SCHEDULES
+from lib.study import claims, tables
+from lib.study.claims import verdicts
+from lib.study.experiments import label_randomization, relabelling, representations, schedules
 
 BEST = {"bare": 26.0, "batchnorm": 26.0, "dropout": 55.0, "weight_decay": 25.0}
 GAIN = {"bare": 42.0, "batchnorm": 55.0, "dropout": 36.0, "weight_decay": 61.0}
 
 
-def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0.75, entropy=(0.01, 2.15), **settings):
-    """A tidy frame of the eight networks, 70 epochs, with accuracies as in the paper's last column."""
+def frame(
+    seeds=(0, 1),
+    gain=GAIN,
+    profile="made",
+    dataset="mnist",
+    corruption=0.75,
+    entropy=(0.01, 2.15),
+    **settings,
+):
+    """A tidy frame of the eight networks, 70 epochs, with accuracies as in the paper's last
+    column.
+    """
     rows = []
-    for run in label_randomization(dataset, seeds=seeds, epochs=70, corruption=corruption, speed=10, **settings):
+    for run in label_randomization(
+        dataset, seeds=seeds, epochs=70, corruption=corruption, speed=10, **settings
+    ):
         described = {
             "profile": profile,
             **run.described(),
@@ -27,7 +39,9 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
             "precision": "float32",
         }
         final = BEST[run.baseline] + run.al2 * gain[run.baseline] + run.seed
-        size = {"bare": 119.0, "batchnorm": 11.5, "dropout": 1.92, "weight_decay": 107.8}[run.baseline]
+        size = {"bare": 119.0, "batchnorm": 11.5, "dropout": 1.92, "weight_decay": 107.8}[
+            run.baseline
+        ]
         for epoch in range(10, 71, 10):
             measured = {
                 "epoch": epoch,
@@ -40,7 +54,9 @@ def frame(seeds=(0, 1), gain=GAIN, profile="made", dataset="mnist", corruption=0
 
 
 def printed(seeds=(0, 1)):
-    """The eight networks with the numbers that the paper prints in Table 1, the same for all seeds."""
+    """The eight networks with the numbers that the paper prints in Table 1, the same for all
+    seeds.
+    """
     made, table = frame(seeds), tables.published("al2_table1")
     values = table.pivot(index=["baseline", "al2", "epoch"], columns="metric", values="value")
     here = pd.MultiIndex.from_arrays([made.baseline, made.al2, 10 * made.epoch])
@@ -94,7 +110,10 @@ def test_one_seed_can_only_indicate():
 
 def test_a_claim_about_cells_that_were_not_run_is_not_judged():
     assert verdicts.verdict({}, 4) == "not run: 0 of 4 cells have finished runs"
-    assert verdicts.verdict({"a": [5.0, 6.0], "b": []}, 2) == "not run: 1 of 2 cells have finished runs"
+    assert (
+        verdicts.verdict({"a": [5.0, 6.0], "b": []}, 2)
+        == "not run: 1 of 2 cells have finished runs"
+    )
     bare = frame()
     found = verdicts_of(bare[bare.baseline == "bare"])
     assert found["A1"] == "not run: 1 of 4 cells have finished runs"
@@ -109,15 +128,23 @@ def test_a_network_at_chance_does_not_bear_out_a4():
 
 def test_a4_and_a6_have_one_reading_of_a_dead_network(monkeypatch):
     made = courses().assign(test_accuracy=25.0)
-    assert a6(made).verdict == "holds" and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds"
+    assert (
+        a6(made).verdict == "holds"
+        and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds"
+    )
     monkeypatch.setattr(tables, "DEAD", 3)  # × chance: 30 %
-    assert a6(made).verdict == "does not hold" and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds in part"
+    assert (
+        a6(made).verdict == "does not hold"
+        and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds in part"
+    )
 
 
 def test_the_area_agrees_where_it_moves_with_the_accuracy():
     assert verdicts_of(frame(gain=GAIN | {"dropout": 2.4}))["A5"] == "holds"
     assert verdicts_of(frame())["A5"] == "holds in part"  # no pair of similar accuracy
-    assert verdicts_of(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"  # both fall: they agree
+    assert (
+        verdicts_of(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"
+    )  # both fall: they agree
     opposed = frame()
     opposed.loc[opposed.al2, "ablation_auc"] = 1.0
     assert verdicts_of(opposed)["A5"] == "does not hold"
@@ -126,10 +153,17 @@ def test_the_area_agrees_where_it_moves_with_the_accuracy():
 def test_early_stopping_takes_the_best_epoch_on_noisy_labels():
     made = frame(seeds=[0])
     made = made[(made.baseline == "bare") & ~made.al2].assign(
-        test_accuracy=[10.0, 60.0, 80.0, 70.0, 40.0, 30.0, 20.0], validation_accuracy=[5.0, 9.0, 8.0, 9.0, 3.0, 2.0, 1.0]
+        test_accuracy=[10.0, 60.0, 80.0, 70.0, 40.0, 30.0, 20.0],
+        validation_accuracy=[5.0, 9.0, 8.0, 9.0, 3.0, 2.0, 1.0],
     )
     (row,) = tables.stopping(made).itertuples()
-    assert (row.final, row.best, row.best_epoch, row.stopped, row.stopped_epoch) == (20.0, 80.0, 30, 60.0, 20)
+    assert (row.final, row.best, row.best_epoch, row.stopped, row.stopped_epoch) == (
+        20.0,
+        80.0,
+        30,
+        60.0,
+        20,
+    )
     assert tables.stopping(made.drop(columns="validation_accuracy")).stopped.isna().all()
 
 
@@ -137,7 +171,8 @@ def test_a_training_longer_than_the_paper_s_is_read_at_its_last_epoch():
     """Dropout goes on to epoch 750 for Figure 1; the others end at 700."""
     made = frame(seeds=[0])
     made = made[(made.baseline == "dropout") & ~made.al2].assign(
-        epoch=[100, 300, 500, 600, 699, 700, 750], test_accuracy=[10.0, 60.0, 80.0, 70.0, 40.0, 30.0, 99.0]
+        epoch=[100, 300, 500, 600, 699, 700, 750],
+        test_accuracy=[10.0, 60.0, 80.0, 70.0, 40.0, 30.0, 99.0],
     )
     (row,) = tables.stopping(made).itertuples()
     assert (row.final, row.best, row.best_epoch) == (30.0, 80.0, 500)
@@ -145,7 +180,9 @@ def test_a_training_longer_than_the_paper_s_is_read_at_its_last_epoch():
 
 def test_the_paper_s_own_numbers_bear_out_its_claims():
     found = verdicts_of(printed())
-    assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(("A1", "A2", "A3", "A4"), "holds")
+    assert {claim: found[claim] for claim in ("A1", "A2", "A3", "A4")} == dict.fromkeys(
+        ("A1", "A2", "A3", "A4"), "holds"
+    )
 
 
 def a3(made):
@@ -166,17 +203,25 @@ def test_a3_takes_each_ratio_on_the_seeds_that_both_networks_have():
 def test_a3_does_not_hold_because_a_seed_that_diverged_is_left_out():
     made = frame(seeds=(0, 1, 2))
     bad = (made.baseline == "batchnorm") & ~made.al2 & (made.seed == 0)
-    lost = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
+    lost = made[~(bad & (made.epoch > 30))].assign(
+        diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan)
+    )
     row = a3(lost)
-    assert (row.verdict, row.n) == ("holds in part", 3) and row.measured.startswith("BN/DO diverged; Bare/DO 62.0×")
+    assert (row.verdict, row.n) == ("holds in part", 3) and row.measured.startswith(
+        "BN/DO diverged; Bare/DO 62.0×"
+    )
     made.loc[(made.baseline == "dropout") & (made.seed == 1), "activation_l2"] = 0.0
     row = a3(made)
-    assert row.verdict == "does not hold" and row.measured.startswith("BN/DO no ratio: an L_r is 0; ")
+    assert row.verdict == "does not hold" and row.measured.startswith(
+        "BN/DO no ratio: an L_r is 0; "
+    )
 
 
 def test_a4_compares_to_the_two_digits_that_the_paper_prints():
     assert verdicts_of(frame(entropy=(0.01, 2.0651)))["A4"] == "holds"
-    assert verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"  # three of seven parts
+    assert (
+        verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"
+    )  # three of seven parts
     assert verdicts_of(frame(entropy=(0.0249, 2.15)))["A4"] == "holds"  # printed 0.02
     assert verdicts_of(frame(entropy=(0.0251, 2.15)))["A4"] == "holds in part"  # printed 0.03
 
@@ -186,7 +231,9 @@ def test_a4_counts_the_seeds_of_its_seven_parts_alone():
         return claims.judge(made, ["made"], only=["A4"]).iloc[0]
 
     made = frame()
-    row = a4(made[~((made.baseline == "dropout") & ~made.al2 & (made.seed == 1))])  # no part of the rule
+    row = a4(
+        made[~((made.baseline == "dropout") & ~made.al2 & (made.seed == 1))]
+    )  # no part of the rule
     assert (row.verdict, row.n) == ("holds", 2)
     assert a4(made[~((made.baseline == "dropout") & made.al2 & (made.seed == 1))]).n == 1
     row = a4(made[(made.baseline == "dropout") & ~made.al2])
@@ -196,7 +243,9 @@ def test_a4_counts_the_seeds_of_its_seven_parts_alone():
 def test_a4_says_where_a_network_diverged():
     made = frame()
     bad = ((made.baseline == "bare") | (made.baseline == "dropout") & made.al2) & (made.seed == 0)
-    made = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
+    made = made[~(bad & (made.epoch > 30))].assign(
+        diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan)
+    )
     row = claims.judge(made, ["made"], only=["A4"]).iloc[0]
     assert row.verdict == "holds in part" and "inf" not in row.measured
     assert "DO+AL2 diverged" in row.measured and "Bare diverged" in row.measured
@@ -220,16 +269,24 @@ def test_a_diverged_run_has_no_final_accuracy_and_makes_no_cell_of_a10_hold(at):
     table = tables.stopping(made).set_index(["baseline", "al2", "seed"])
     lost = table.loc["dropout", True, 0]
     assert len(table) == 16 and list(table.index[table.diverged]) == [("dropout", True, 0)]
-    assert np.isnan(lost.final) and (np.isnan(lost.best) and np.isnan(lost.best_epoch) if at == 1 else lost.best == 46.0)
+    assert np.isnan(lost.final) and (
+        np.isnan(lost.best) and np.isnan(lost.best_epoch) if at == 1 else lost.best == 46.0
+    )
     row = claims.judge(made, ["made"], only=["A10"]).iloc[0]
     assert (row.verdict, row.n) == ("holds in part", 2)
-    assert "DO+AL2: diverged" in row.measured and "inf" not in row.measured and "nan" not in row.measured
+    assert (
+        "DO+AL2: diverged" in row.measured
+        and "inf" not in row.measured
+        and "nan" not in row.measured
+    )
     assert verdicts_of(frame(gain=dict.fromkeys(GAIN, 3.0) | {"dropout": -9.0}))["A10"] == "holds"
 
 
 def test_a_run_that_diverged_after_the_paper_s_epochs_is_read_as_one_that_did_not():
     made = frame(seeds=[0])
-    made = made[(made.baseline == "dropout") & ~made.al2].assign(epoch=range(640, 710, 10), diverged=720.0)
+    made = made[(made.baseline == "dropout") & ~made.al2].assign(
+        epoch=range(640, 710, 10), diverged=720.0
+    )
     (row,) = tables.stopping(made).itertuples()
     assert not row.diverged and row.final == 55.0
 
@@ -264,7 +321,9 @@ def test_published_numbers_stand_beside_mnist_only():
 def test_a8_takes_every_level_but_the_one_of_a1():
     worse = dict.fromkeys(GAIN, -9.0)
     both = pd.concat([frame(), frame(corruption=0.25), frame(corruption=0.5, gain=worse)])
-    assert verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"  # a level that nobody ran is no level less
+    assert (
+        verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"
+    )  # a level that nobody ran is no level less
     both = pd.concat([both, frame(corruption=0.0)])
     judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
     assert judged.loc[("A8", "mnist"), "verdict"] == "holds in part"
@@ -282,14 +341,25 @@ def test_a_diverged_run_is_named_in_words():
     made.loc[(made.baseline == "bare") & made.al2, "diverged"] = 40.0
     row = claims.judge(made, ["made"]).set_index("claim").loc["A1"]
     assert "diverged" in row.measured
-    assert row.verdict == "holds in part"  # three of four: a run without a number does not make its cell hold
-    judged = claims.judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"]).set_index("claim").measured
-    assert judged[["A1", "A5", "A8"]].str.contains("diverged").all() and not judged.str.contains("inf|nan").any()
+    assert (
+        row.verdict == "holds in part"
+    )  # three of four: a run without a number does not make its cell hold
+    judged = (
+        claims.judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"])
+        .set_index("claim")
+        .measured
+    )
+    assert (
+        judged[["A1", "A5", "A8"]].str.contains("diverged").all()
+        and not judged.str.contains("inf|nan").any()
+    )
 
 
 def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
     made = frame(seeds=(0, 1, 2))
-    made = made[(made.seed < 2) | (made.baseline == "bare") & ~made.al2]  # bare has a third seed, and BN none in common
+    made = made[
+        (made.seed < 2) | (made.baseline == "bare") & ~made.al2
+    ]  # bare has a third seed, and BN none in common
     made = made[~((made.baseline == "batchnorm") & (made.al2 == (made.seed == 0)))]
     made = made[(made.baseline != "weight_decay") & ~((made.baseline == "dropout") & made.al2)]
     row = claims.judge(made, ["made"], only=["A1"]).iloc[0]
@@ -299,7 +369,9 @@ def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
 @pytest.mark.parametrize("first", ["dropout", "bare"])
 def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
     made = frame()
-    more = made[(made.baseline == "dropout") & (made.epoch > 50)].assign(test_accuracy=1.0)  # dropout goes on to epoch 90
+    more = made[(made.baseline == "dropout") & (made.epoch > 50)].assign(
+        test_accuracy=1.0
+    )  # dropout goes on to epoch 90
     made = pd.concat([made, more.assign(epoch=more.epoch + 20)])
     made.loc[made.baseline == "dropout", "epochs"] = 90
     made = pd.concat([made[made.baseline == first], made[made.baseline != first]])
@@ -310,8 +382,12 @@ def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
 
 def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():
     made = frame(seeds=(0, 1, 2))
-    bad = (made.baseline == "bare") & (made.seed == 0)  # without AL2 and with it: the difference is of no use
-    made = made[~(bad & (made.epoch > 30))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan))
+    bad = (made.baseline == "bare") & (
+        made.seed == 0
+    )  # without AL2 and with it: the difference is of no use
+    made = made[~(bad & (made.epoch > 30))].assign(
+        diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan)
+    )
     assert verdicts_of(frame(seeds=(0, 1, 2)))["A1"] == "holds"
     assert verdicts_of(made)["A1"] == "holds in part"
 
@@ -320,12 +396,19 @@ def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():
 
 
 def courses(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
-    """Mean CCA with the start falling over 20 epochs; AL2 and another seed shift it by so much, by AL2 to either side."""
+    """Mean CCA with the start falling over 20 epochs; AL2 and another seed shift it by so much, by
+    AL2 to either side.
+    """
     rows = []
     for run in representations("mnist", seeds=seeds, epochs=20, **settings):
         described = {"profile": "made", **run.described(), "diverged": np.nan, "num_classes": 10}
-        shift = by_seed * run.seed + run.al2 * (by_al2[run.dropout] if isinstance(by_al2, dict) else by_al2)
-        rows += [described | {"epoch": e, "mean_cca init": 0.7 - 0.01 * e + shift * (-1) ** e} for e in range(1, 21)]
+        shift = by_seed * run.seed + run.al2 * (
+            by_al2[run.dropout] if isinstance(by_al2, dict) else by_al2
+        )
+        rows += [
+            described | {"epoch": e, "mean_cca init": 0.7 - 0.01 * e + shift * (-1) ** e}
+            for e in range(1, 21)
+        ]
     return pd.DataFrame(rows).assign(test_accuracy=50.0)
 
 
@@ -358,7 +441,9 @@ def test_a6_gives_both_differences_in_points_and_its_rule():
 def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
     made = courses(dropouts=[0.5])
     apart = made.al2 & (made.seed == 1)
-    made.loc[apart, "mean_cca init"] -= 0.3 * (-1.0) ** made.epoch[apart]  # with AL2 the seeds differ by 28 points
+    made.loc[apart, "mean_cca init"] -= (
+        0.3 * (-1.0) ** made.epoch[apart]
+    )  # with AL2 the seeds differ by 28 points
     assert a6(made).measured == "dropout 0.5: by AL2 15.0, by another seed at most 28.0"
     assert a6(made).verdict == "does not hold"
 
@@ -373,7 +458,9 @@ def test_a6_does_not_count_a_network_at_chance():
 def test_a6_does_not_count_a_network_that_diverged():
     made = courses()
     bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
-    made = made[~(bad & (made.epoch > 12))].assign(diverged=lambda rows: np.where(bad.loc[rows.index], 13.0, np.nan))
+    made = made[~(bad & (made.epoch > 12))].assign(
+        diverged=lambda rows: np.where(bad.loc[rows.index], 13.0, np.nan)
+    )
     row = a6(made)
     assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
 
@@ -384,7 +471,11 @@ def test_a6_does_not_count_a_dead_network_that_has_no_correlations_any_more():
         dead = made.al2 & (made.dropout == 0.5) & (made.seed == 1) & (made.epoch > since)
         made.loc[dead, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
         row = a6(made)
-        assert row.verdict == "holds in part" and row.measured.count("at or near chance") == 1 and "nan" not in row.measured
+        assert (
+            row.verdict == "holds in part"
+            and row.measured.count("at or near chance") == 1
+            and "nan" not in row.measured
+        )
     at_last = made.al2 & (made.dropout == 0.5) & (made.epoch == 20)  # an epoch without CCA
     made = courses()
     made.loc[at_last, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
@@ -395,7 +486,10 @@ def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
     made = courses(seeds=(0, 1, 2))
     bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
     made = made[~bad | (made.epoch == 1)]
-    made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]], made.loc[bad, "diverged"] = np.nan, 1.0
+    made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]], made.loc[bad, "diverged"] = (
+        np.nan,
+        1.0,
+    )
     row = a6(made)
     assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
 
@@ -403,13 +497,17 @@ def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
 def test_a6_needs_a_second_seed_as_its_control():
     for made in (courses(seeds=[0]), courses()[lambda f: ~(f.al2 & (f.seed == 1))]):
         row = a6(made)
-        assert row.verdict == "not run: a second seed is the control, and there is none" and row.n == 0
+        assert (
+            row.verdict == "not run: a second seed is the control, and there is none" and row.n == 0
+        )
 
 
 def test_a6_is_judged_by_runs_at_75_percent_with_the_measure():
     more = courses(by_al2=0.0, corruption=0.5)
     assert a6(pd.concat([courses(), more])).verdict == "holds"
-    assert a6(courses().drop(columns="mean_cca init")).verdict.startswith("not run: no finished run")
+    assert a6(courses().drop(columns="mean_cca init")).verdict.startswith(
+        "not run: no finished run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -433,38 +531,73 @@ def test_a6_refuses_to_average_over_several_settings(settings, field):
 def test_no_rule_about_the_eight_networks_averages_over_several_settings(only):
     made = frame()
     with pytest.raises(ValueError, match="differ in n_train"):
-        claims.judge(pd.concat([made, made.assign(n_train=500, id=made.id + "x")]), ["made"], only=only)
+        claims.judge(
+            pd.concat([made, made.assign(n_train=500, id=made.id + "x")]), ["made"], only=only
+        )
 
 
 def test_rules_are_stated_for_every_judged_claim():
     judged = claims.judge(frame(), ["made"])
     assert (judged[judged.n > 0].rule != "").all()
-    assert {f.name for f in dataclasses.fields(verdicts.Judged)} == {"published", "measured", "n", "rule", "verdict"}
+    assert {f.name for f in dataclasses.fields(verdicts.Judged)} == {
+        "published",
+        "measured",
+        "n",
+        "rule",
+        "verdict",
+    }
 
 
 # ---- A7: other series
 
 
 def study(
-    gains=None, seeds=(0, 1), kinds=SCHEDULES, shares=(0.1, 0.3, 1, 3), weight_decays=(5e-4, 5e-3), diverged=(), **settings
+    gains=None,
+    seeds=(0, 1),
+    kinds=SCHEDULES,
+    shares=(0.1, 0.3, 1, 3),
+    weight_decays=(5e-4, 5e-3),
+    diverged=(),
+    **settings,
 ):
-    """Runs of the schedule study, 10 epochs: bare ends at 25 + seed, bare with AL2 so much above it (40 if not given).
+    """Runs of the schedule study, 10 epochs: bare ends at 25 + seed, bare with AL2 so much above it
+    (40 if not given).
 
     Args:
         gains: by (schedule, total).
         diverged: (schedule, total, seed), in epoch 6; schedule "" is bare.
     """
-    rows, gains, varied = [], gains or {}, {"totals": shares, "weight_decays": weight_decays, "kinds": kinds}
+    rows, gains, varied = (
+        [],
+        gains or {},
+        {"totals": shares, "weight_decays": weight_decays, "kinds": kinds},
+    )
     runs = schedules("mnist", seeds=seeds, epochs=10, speed=70, **varied, **settings)
-    stated = [("", 0), *[("weight_decay", 0)] * len(weight_decays), *((k, s) for k in kinds for s in shares)] * len(seeds)
+    stated = [
+        ("", 0),
+        *[("weight_decay", 0)] * len(weight_decays),
+        *((k, s) for k in kinds for s in shares),
+    ] * len(seeds)
     for run, (kind, share) in zip(runs, stated, strict=True):
         stopped = 5 if (kind, share, run.seed) in diverged else 10
         final = 25.0 + run.seed + run.al2 * gains.get((kind, share), 40.0) + 1000 * run.weight_decay
-        described = {"profile": "made", **run.described(), "diverged": np.nan if stopped == 10 else 6.0, "num_classes": 10}
+        described = {
+            "profile": "made",
+            **run.described(),
+            "diverged": np.nan if stopped == 10 else 6.0,
+            "num_classes": 10,
+        }
         for epoch in range(1, stopped + 1):
             accuracy = final + 10 - epoch
-            measured = {"epoch": epoch, "test_accuracy": accuracy, "validation_accuracy": accuracy / 4, "ablation_auc": np.nan}
-            rows.append(described | measured | {"cross_entropy": 2.3 - 0.05 * epoch * (kind != "constant")})
+            measured = {
+                "epoch": epoch,
+                "test_accuracy": accuracy,
+                "validation_accuracy": accuracy / 4,
+                "ablation_auc": np.nan,
+            }
+            rows.append(
+                described | measured | {"cross_entropy": 2.3 - 0.05 * epoch * (kind != "constant")}
+            )
             if epoch == 10:
                 rows[-1]["ablation_auc"] = final / 2
     return pd.DataFrame(rows)
@@ -484,31 +617,50 @@ def test_totals_are_multiples_of_the_paper_s_series_whatever_the_kind():
 
 
 @pytest.mark.parametrize(
-    ("kinds", "known"), [(["al2"], False), (["al2", "constant"], False), (["al2", "linear"], True), (["geometric"], True)]
+    ("kinds", "known"),
+    [
+        (["al2"], False),
+        (["al2", "constant"], False),
+        (["al2", "linear"], True),
+        (["geometric"], True),
+    ],
 )
 def test_without_a_geometric_or_linear_series_no_multiple_is_known(kinds, known):
     """Of the schedules al2 alone, of which some are finished, none can be told to be that of ×1."""
     made = study(shares=(0.1, 1.0, 3.0), seeds=[0])
     found = tables.totals(made[~made.al2 | made.schedule.isin(kinds)])
-    assert list(found) == pytest.approx([0.1, 1.0, 3.0] * len(kinds) if known else [np.nan] * 3 * len(kinds), nan_ok=True)
+    assert list(found) == pytest.approx(
+        [0.1, 1.0, 3.0] * len(kinds) if known else [np.nan] * 3 * len(kinds), nan_ok=True
+    )
 
 
 def test_a7_is_not_run_before_a_geometric_series_is_judged():
     def finished(*of_al2):
         made = study()
         total = made.id.map(tables.totals(made))
-        kept = made.schedule.eq("al2") & total.isin(of_al2) | made.schedule.eq("linear") & total.eq(1) & ("linear" in of_al2)
+        kept = made.schedule.eq("al2") & total.isin(of_al2) | made.schedule.eq("linear") & total.eq(
+            1
+        ) & ("linear" in of_al2)
         return a7(made[~made.al2 | kept])
 
-    assert finished(0.3, 1).verdict == "not run: Σλ at ×1 is not known before a geometric or linear series is finished"
+    assert (
+        finished(0.3, 1).verdict
+        == "not run: Σλ at ×1 is not known before a geometric or linear series is finished"
+    )
     row = finished(0.3, 1, "linear")
-    assert row.verdict == "not run: no geometric series within a factor 3.5 is finished" and "al2: ×0.3 +40.0" in row.measured
+    assert (
+        row.verdict == "not run: no geometric series within a factor 3.5 is finished"
+        and "al2: ×0.3 +40.0" in row.measured
+    )
 
 
 def test_a7_holds_where_the_exponential_series_keep_half_of_the_gain():
     row = a7(study({("geometric", 3.0): 20.5}))
     assert (row.verdict, row.n) == ("holds", 2)
-    assert "geometric: ×0.1 +40.0, ×0.3 +40.0, ×1 +40.0, ×3 +20.5" in row.measured and "linear: ×0.1 +40.0" in row.measured
+    assert (
+        "geometric: ×0.1 +40.0, ×0.3 +40.0, ×1 +40.0, ×3 +20.5" in row.measured
+        and "linear: ×0.1 +40.0" in row.measured
+    )
 
 
 def test_a7_is_not_about_linear_and_constant_series_nor_about_a_tenth_of_the_weight():
@@ -524,7 +676,9 @@ def test_a7_does_not_hold_where_most_of_them_lose_the_gain():
 
 
 def test_a7_is_not_run_where_the_paper_s_series_gains_nothing_or_there_is_no_other():
-    assert a7(study({("al2", 1.0): -1.0})).verdict.startswith("not run: AL2 with its own schedule gains nothing")
+    assert a7(study({("al2", 1.0): -1.0})).verdict.startswith(
+        "not run: AL2 with its own schedule gains nothing"
+    )
     made = study()
     alone = made[~made.al2 | (made.id.map(tables.totals(made)).eq(1) & made.schedule.eq("al2"))]
     assert a7(alone).verdict.startswith("not run: Σλ at ×1 is not known")
@@ -536,7 +690,9 @@ def test_a_series_that_diverged_has_not_kept_the_gain():
     assert row.verdict == "holds in part" and "×1 diverged" in row.measured
     assert a7(study(diverged=[("geometric", 3.0, 1)])).verdict == "holds in part"
     assert a7(study(diverged=[("al2", 1.0, 0)])).verdict.startswith("not run: AL2 with its own")
-    assert a7(study(diverged=[("", 0, 0)])).verdict.startswith("not run: AL2 with its own")  # nothing to gain over
+    assert a7(study(diverged=[("", 0, 0)])).verdict.startswith(
+        "not run: AL2 with its own"
+    )  # nothing to gain over
 
 
 def test_a_seed_that_a_series_has_not_been_trained_on_yet_is_left_out():
@@ -544,12 +700,18 @@ def test_a_seed_that_a_series_has_not_been_trained_on_yet_is_left_out():
     late = made.schedule.eq("geometric") & made.seed.eq(1)
     row = a7(made[~late])
     assert (row.verdict, row.n) == ("indicative: 5 of 5 parts hold, one seed", 1)
-    assert a7(made[~(made.baseline.eq("bare") & ~made.al2 & made.seed.eq(1))]).n == 1  # without bare there is no gain
+    assert (
+        a7(made[~(made.baseline.eq("bare") & ~made.al2 & made.seed.eq(1))]).n == 1
+    )  # without bare there is no gain
 
 
 def test_a7_reads_75_percent_and_the_bare_network_alone():
-    assert a7(study(corruption=0.5)).verdict.startswith("not run: no finished run of the profile made answers it")
-    other = study({(kind, s): -50.0 for kind in SCHEDULES for s in (0.1, 0.3, 1.0, 3.0)}, dropout=0.5)
+    assert a7(study(corruption=0.5)).verdict.startswith(
+        "not run: no finished run of the profile made answers it"
+    )
+    other = study(
+        {(kind, s): -50.0 for kind in SCHEDULES for s in (0.1, 0.3, 1.0, 3.0)}, dropout=0.5
+    )
     assert a7(pd.concat([study(), other])).verdict == "holds"
 
 
@@ -599,9 +761,17 @@ def relabelled(seeds=(0, 1, 2), finals=FINALS, diverged=(), **settings):
         lost |= {run.id} if bad else set()
         if run.relabelled_by in lost:
             continue
-        described = {"profile": "made", **run.described(), "diverged": 4.0 if bad else np.nan, "num_classes": 10}
+        described = {
+            "profile": "made",
+            **run.described(),
+            "diverged": 4.0 if bad else np.nan,
+            "num_classes": 10,
+        }
         for epoch in range(1, 4 if bad else 8):
-            measured = {"epoch": epoch, "test_accuracy": 99.0 if epoch < 7 else finals[labels] + run.seed / 10}
+            measured = {
+                "epoch": epoch,
+                "test_accuracy": 99.0 if epoch < 7 else finals[labels] + run.seed / 10,
+            }
             rows.append(described | measured)
     return pd.DataFrame(rows)
 
@@ -615,7 +785,8 @@ def test_a9_holds_where_both_differences_do():
     row = a9(relabelled())
     assert row.verdict == "holds" and row.n == 3 and row.dataset == "mnist"
     assert row.measured == (
-        "bare trained on the noisy labels 25.1; on them with AL2 68.1; on AL2's labels 70.1; on its own labels 26.1; "
+        "bare trained on the noisy labels 25.1; on them with AL2 68.1; on AL2's labels 70.1; on "
+        "its own labels 26.1; "
         "on the true labels 99.1"
     )
     assert a9(relabelled(seeds=(0, 1))).verdict == "holds"
@@ -644,11 +815,20 @@ def test_a9_of_two_seeds_needs_a_point_and_of_one_is_indicative():
 def test_a9_without_its_runs_is_not_run():
     assert a9(pd.DataFrame()).verdict == "not run: no finished run of the profile made"
     made = relabelled()
-    assert a9(made[made.relabelled_by.isna()]).verdict == "not run: no finished run of the profile made answers it"
+    assert (
+        a9(made[made.relabelled_by.isna()]).verdict
+        == "not run: no finished run of the profile made answers it"
+    )
     of_al2 = made[made.al2].id.unique()
-    assert a9(made[~made.relabelled_by.isin(of_al2)]).verdict == "not run: 0 of 2 cells have finished runs"
+    assert (
+        a9(made[~made.relabelled_by.isin(of_al2)]).verdict
+        == "not run: 0 of 2 cells have finished runs"
+    )
     own = made[~made.al2 & (made.corruption > 0) & made.relabelled_by.isna()].id.unique()
-    assert a9(made[~made.relabelled_by.isin(own)]).verdict == "not run: 1 of 2 cells have finished runs"
+    assert (
+        a9(made[~made.relabelled_by.isin(own)]).verdict
+        == "not run: 1 of 2 cells have finished runs"
+    )
 
 
 def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
@@ -657,7 +837,9 @@ def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
     assert a9(other).verdict.startswith("not run")
     elsewhere = relabelled().assign(notebooks="10_al2_label_randomization")
     assert a9(elsewhere).verdict.startswith("not run")
-    both = pd.concat([relabelled(), relabelled(dataset="fashion_mnist", finals=FINALS | {"al2": 1.0})])
+    both = pd.concat(
+        [relabelled(), relabelled(dataset="fashion_mnist", finals=FINALS | {"al2": 1.0})]
+    )
     judged = claims.judge(both, ["made"], only=["A9"]).set_index("dataset").verdict
     assert judged.to_dict() == {"mnist": "holds", "fashion_mnist": "does not hold"}
 
@@ -667,7 +849,10 @@ def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
     [
         ([("al2", 1)], "does not hold"),
         ([("bare", 1)], "holds in part"),
-        ([("noisy", 1)], "does not hold"),  # neither difference is of use: there are no labels for the control either
+        (
+            [("noisy", 1)],
+            "does not hold",
+        ),  # neither difference is of use: there are no labels for the control either
         ([("teacher", 1)], "does not hold"),  # there are no labels to be had from AL2
         ([("clean", 1)], "holds"),
     ],

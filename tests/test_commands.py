@@ -42,7 +42,7 @@ SMALL = {
     "make campaign": ["PROFILE=tiny"],
     "make bench": ["OPTIONS=--tiny --rounds 1 --cores 1", "SECONDS=0.01", "OUT=.cache/bench"],
     "make notebooks": ["NOTEBOOKS=notebooks/80_speed.ipynb"],
-    "python -m lib.campaign": ["--profile", "tiny"],
+    "python -m lib.study.campaign": ["--profile", "tiny"],
     "papermill": ["-y", "{dataset: digits, epochs: 7, image_size: 16, seeds: [0], n_train: 64}"],
 }
 #: Needs data sets, which are not here: the error that it has to end with.
@@ -63,7 +63,9 @@ def commands() -> list[str]:
     shell = [block for language, block in re.findall(fenced, text, re.M | re.S) if language == "sh"]
     found = [line.split("  #")[0].strip() for block in shell for line in block.splitlines()]
     found += re.findall(r"`([^`\n]+)`", re.sub(fenced, "", text, flags=re.M | re.S))
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # `make test` calls this
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # `make test` calls this
     listed = subprocess.check_output(["make", "help"], cwd=paths.ROOT, text=True, env=own)
     for line in listed.splitlines():
         target, told = line.split(maxsplit=1)

@@ -1,4 +1,6 @@
-"""What goes wrong on real machines: kills, full and read-only disks, damaged files, two processes at once."""
+"""What goes wrong on real machines: kills, full and read-only disks, damaged files, two processes
+at once.
+"""
 
 import contextlib
 import errno
@@ -18,12 +20,20 @@ import numpy as np
 import pytest
 import torch
 
-from lib import campaign, paths, record, store, trainer
+from lib import paths, run_dir, store, trainer
 from lib.run import Run
 from lib.steps import Steps
+from lib.study import campaign
 
 SHORT = Run(
-    dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=5, learning_rate=0.1, batch_size=32
+    dataset="digits",
+    image_size=16,
+    n_train=100,
+    n_validation=20,
+    test_images=40,
+    epochs=5,
+    learning_rate=0.1,
+    batch_size=32,
 )
 SHORT = replace(SHORT, keep_weights=True)
 # all that has a state, long enough to be killed many times
@@ -77,7 +87,7 @@ def contents(run, results=None):
     """What a finished run says, less its wall time."""
     folder = folder_of(run, results)
     weights = torch.load(folder / "weights.pt", weights_only=True)
-    arrays = record.read_arrays(folder) | {f"weights {k}": v.numpy() for k, v in weights.items()}
+    arrays = run_dir.read_arrays(folder) | {f"weights {k}": v.numpy() for k, v in weights.items()}
     texts = {name: (folder / name).read_text() for name in ("metrics.csv", "config.json")}
     labels = json.loads((folder / "env.json").read_text())["labels"]
     return texts | {"labels": labels}, arrays
@@ -85,7 +95,9 @@ def contents(run, results=None):
 
 @pytest.fixture(scope="module")
 def in_one_go(tmp_path_factory):
-    """Gives the results folder of a run that was trained without interruption; once for this module."""
+    """Gives the results folder of a run that was trained without interruption; once for this
+    module.
+    """
     results = tmp_path_factory.mktemp("in-one-go")
 
     def train(run):
@@ -101,7 +113,7 @@ def in_one_go(tmp_path_factory):
 
 def assert_equal_to_the_last_bit(run, results):
     """The stored run equals that of another results folder."""
-    assert record.is_finished(folder_of(run))
+    assert run_dir.is_finished(folder_of(run))
     texts, arrays = contents(run, results)
     found_texts, found_arrays = contents(run)
     assert found_texts == texts
@@ -116,7 +128,9 @@ class Stop(Exception):
 
 @contextlib.contextmanager
 def stopped_at(epoch, monkeypatch):
-    """Trainings in the block checkpoint at every epoch and end at this one, before its checkpoint."""
+    """Trainings in the block checkpoint at every epoch and end at this one, before its
+    checkpoint.
+    """
     fit = trainer.fit
 
     def stopping(runs, folders, on_epoch, **more):
@@ -139,14 +153,17 @@ def leftovers():
     return [f for f in paths.results_dir().rglob("*") if f.name.endswith(".part")]
 
 
-# ---- interrupted ----------------------------------------------------------------------------------------------------
+# ---- interrupted
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 5])
-def test_a_run_stopped_by_an_error_goes_on_where_it_was(epoch, monkeypatch, epochs_trained, in_one_go):
+def test_a_run_stopped_by_an_error_goes_on_where_it_was(
+    epoch, monkeypatch, epochs_trained, in_one_go
+):
     with stopped_at(epoch, monkeypatch):
         store.ensure([SHORT])
-    assert not record.is_finished(folder_of(SHORT)) and not leftovers()
+    assert not run_dir.is_finished(folder_of(SHORT)) and not leftovers()
     epochs_trained.clear()
     store.ensure([SHORT])
     assert epochs_trained == list(range(epoch, 6))
@@ -195,7 +212,8 @@ def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch):
     assert "ablation_auc shared/test" in store.load([SHORT])
 
 
-# ---- damaged files --------------------------------------------------------------------------------------------------
+# ---- damaged files
+# --------------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -212,9 +230,13 @@ DAMAGE = {
     "config.json garbage": lambda folder: (folder / "config.json").write_text("{garbage"),
     "config.json binary": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
     "config.json a list": lambda folder: (folder / "config.json").write_text("[]"),
-    "config.json a number": lambda folder: (folder / "config.json").write_text('{"id": 1, "run": 3, "measures": 4}'),
+    "config.json a number": lambda folder: (folder / "config.json").write_text(
+        '{"id": 1, "run": 3, "measures": 4}'
+    ),
     "config.json missing": lambda folder: (folder / "config.json").unlink(),
-    "config.json of another run": lambda folder: record._write_config(folder, replace(SHORT, seed=5)),
+    "config.json of another run": lambda folder: run_dir._write_config(
+        folder, replace(SHORT, seed=5)
+    ),
     "measures.npz truncated": lambda folder: truncate(folder / "measures.npz"),
     "measures.npz missing": lambda folder: (folder / "measures.npz").unlink(),
     "status.json garbage": lambda folder: (folder / "status.json").write_text("?"),
@@ -232,7 +254,7 @@ def test_a_damaged_finished_run_is_named_before_anything_trains(damage, finished
     shutil.copytree(finished, folder_of(SHORT))
     damage(folder_of(SHORT))
     monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(record.RecordError, match=SHORT.name):
+    with pytest.raises(run_dir.RecordError, match=SHORT.name):
         store.ensure([replace(SHORT, seed=1), SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises
     assert store.find(SHORT) is None
@@ -242,11 +264,13 @@ def test_a_damaged_finished_run_is_named_before_anything_trains(damage, finished
 def test_a_damaged_finished_run_is_named_when_it_is_loaded(damage, finished):
     shutil.copytree(finished, folder_of(SHORT))
     damage(folder_of(SHORT))
-    with pytest.raises(record.RecordError, match=SHORT.name):
+    with pytest.raises(run_dir.RecordError, match=SHORT.name):
         store.load([SHORT])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "a tensor", "no weights", "of another run"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "text", "a tensor", "no weights", "of another run"]
+)
 def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatch):
     with stopped_at(4, monkeypatch):
         store.ensure([SHORT])
@@ -264,7 +288,7 @@ def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatc
         torch.save(state | {"id": "0123456789"}, path)
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
-        with pytest.raises(record.RecordError, match=r"checkpoint\.pt"):
+        with pytest.raises(run_dir.RecordError, match=r"checkpoint\.pt"):
             store.ensure([replace(SHORT, seed=1), SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises
     store.ensure([SHORT])
@@ -281,10 +305,11 @@ def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_none(monkeypatch):
         return load(path, **more)
 
     monkeypatch.setattr(torch, "load", vanishing)
-    assert record.load_checkpoint(folder_of(SHORT), SHORT) is None
+    assert run_dir.load_checkpoint(folder_of(SHORT), SHORT) is None
 
 
-# ---- disks ----------------------------------------------------------------------------------------------------------
+# ---- disks
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypatch, tmp_path):
@@ -319,8 +344,13 @@ def full_disk(name, after=0):
     return replacing
 
 
-@pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"])
-def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(name, monkeypatch, in_one_go, epochs_trained):
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"],
+)
+def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
+    name, monkeypatch, in_one_go, epochs_trained
+):
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
         patch.setattr(os, "replace", full_disk(name, after=2 if name == "checkpoint.pt" else 0))
@@ -335,7 +365,9 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(nam
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, in_one_go):
-    """A real failure of the write itself: the system refuses files above a size, as it refuses them on a full disk."""
+    """A real failure of the write itself: the system refuses files above a size, as it refuses them
+    on a full disk.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
@@ -352,7 +384,8 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 
-# ---- profiles -------------------------------------------------------------------------------------------------------
+# ---- profiles
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -366,7 +399,9 @@ def profile(tmp_path, monkeypatch):
 def test_every_committed_profile_states_runs_that_are_allowed(name):
     entries = campaign.plan(name)
     assert entries and all(isinstance(run, Run) for entry in entries for run in entry.runs())
-    assert len({entry.name for entry in entries}) == len(entries)  # rendered notebooks do not overwrite each other
+    assert len({entry.name for entry in entries}) == len(
+        entries
+    )  # rendered notebooks do not overwrite each other
 
 
 def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):
@@ -378,7 +413,10 @@ def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("all: {}\nnotebooks: {10_al2_label_randomization: [{epoch: 3}]}", r"mine\.yaml.*10_al2.*epoch;.*epochs"),
+        (
+            "all: {}\nnotebooks: {10_al2_label_randomization: [{epoch: 3}]}",
+            r"mine\.yaml.*10_al2.*epoch;.*epochs",
+        ),
         ("all: {epochz: 3}\nnotebooks: {10_al2_label_randomization: [{}]}", r"mine\.yaml.*epochz"),
         ("all: {}\nnotebooks: {10_al3: [{}]}", r"10_al3.*10_al2_label_randomization"),
     ],
@@ -390,18 +428,23 @@ def test_an_unknown_name_in_a_profile_is_refused(text, message, profile):
         campaign.plan("mine")
 
 
-@pytest.mark.parametrize("text", ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"])
+@pytest.mark.parametrize(
+    "text", ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"]
+)
 def test_a_file_that_is_no_profile_is_refused_by_name(text, profile):
     profile(text)
     with pytest.raises(ValueError, match=r"mine\.yaml"):
         campaign.plan("mine")
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------
+# ---- processes
+# ------------------------------------------------------------------------------------------------------
 
 
 def wait_until(reached, running=lambda: True):
-    """Poll until something is so; fails where what should bring it about has ended, or the deadline has passed."""
+    """Poll until something is so; fails where what should bring it about has ended, or the deadline
+    has passed.
+    """
     end = time.monotonic() + DEADLINE
     while not reached():
         assert running() or reached(), "the training ended before it was to be killed"
@@ -411,23 +454,38 @@ def wait_until(reached, running=lambda: True):
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    """A process that imports the library once and never trains: it forks one that does for each line it is sent."""
+    """A process that imports the library once and never trains: it forks one that does for each
+    line it is sent.
+    """
     script = tmp_path_factory.mktemp("driver") / "driver.py"
     script.write_text(DRIVER)
-    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process
         process.kill()
 
 
 @pytest.fixture
 def start(driver, tmp_path):
-    """Starts processes that call `store.ensure`; whatever a test leaves running is killed at its end."""
+    """Starts processes that call `store.ensure`; whatever a test leaves running is killed at its
+    end.
+    """
     started = []
 
     def start(runs, jobs=1):
-        environment = {"RESULTS_DIR": os.environ["RESULTS_DIR"], "DEVICE": "cpu", "TRAINED": str(tmp_path / "trained")}
+        environment = {
+            "RESULTS_DIR": os.environ["RESULTS_DIR"],
+            "DEVICE": "cpu",
+            "TRAINED": str(tmp_path / "trained"),
+        }
         values = [run.to_dict() | run.measured() for run in runs]
-        order = {"environment": environment, "runs": values, "jobs": jobs, "done": str(tmp_path / "done")}
+        order = {
+            "environment": environment,
+            "runs": values,
+            "jobs": jobs,
+            "done": str(tmp_path / "done"),
+        }
         driver.stdin.write(json.dumps(order) + "\n")
         driver.stdin.flush()
         started.append(int(driver.stdout.readline()))
@@ -450,7 +508,9 @@ def trained(tmp_path):
 
 
 def is_running(pid):
-    """Whether a process is there; a dead one whose parent has died, and that nobody has asked after yet, is not."""
+    """Whether a process is there; a dead one whose parent has died, and that nobody has asked after
+    yet, is not.
+    """
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -486,7 +546,9 @@ def wait_for_checkpoints(count, run, pid):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_equals_one_trained_in_one_go(start, trained, tmp_path, in_one_go):
+def test_a_run_killed_again_and_again_equals_one_trained_in_one_go(
+    start, trained, tmp_path, in_one_go
+):
     kills = [(0, signal.SIGKILL), (1, signal.SIGKILL), (2, signal.SIGTERM), (9, signal.SIGINT)]
     kills += [(4, signal.SIGKILL), (7, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGKILL)]
     for count, number in kills:
@@ -497,7 +559,7 @@ def test_a_run_killed_again_and_again_equals_one_trained_in_one_go(start, traine
             wait_until((folder_of(LONG) / "config.json").exists, lambda pid=pid: is_running(pid))
         os.kill(pid, number)
         wait_until(lambda pid=pid: not is_running(pid))
-        assert not record.is_finished(folder_of(LONG))
+        assert not run_dir.is_finished(folder_of(LONG))
     last = start([LONG])
     wait_for_end(last, tmp_path)
     assert [run_id for _, run_id in trained()] == [LONG.id] * (len(kills) + 1)
@@ -522,12 +584,14 @@ def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
     for run in runs:
         with store.lock(run, block=False) as held:
             assert held
-        assert record.load_checkpoint(folder_of(run), run)["rows"]
-        assert not record.is_finished(folder_of(run))
+        assert run_dir.load_checkpoint(folder_of(run), run)["rows"]
+        assert not run_dir.is_finished(folder_of(run))
 
 
 @pytest.mark.slow
-def test_two_processes_train_each_run_once_and_both_wait_for_all(start, trained, tmp_path, in_one_go):
+def test_two_processes_train_each_run_once_and_both_wait_for_all(
+    start, trained, tmp_path, in_one_go
+):
     runs = [replace(LONG, epochs=12, seed=seed) for seed in range(4)]
     both = [start(runs), start(runs)]
     for pid in both:
@@ -539,7 +603,9 @@ def test_two_processes_train_each_run_once_and_both_wait_for_all(start, trained,
 
 
 @pytest.mark.slow
-def test_a_run_whose_trainer_was_killed_is_taken_over_by_the_process_that_waits(start, trained, tmp_path, in_one_go):
+def test_a_run_whose_trainer_was_killed_is_taken_over_by_the_process_that_waits(
+    start, trained, tmp_path, in_one_go
+):
     first = start([LONG])
     wait_for_checkpoints(2, LONG, first)
     second = start([LONG])
@@ -555,7 +621,7 @@ def test_a_failing_worker_ends_the_others_and_its_error_is_raised():
     runs = [replace(SHORT, epochs=100_000 + k) for k in (3, 2, 1)]  # the longest is taken first
     folder_of(runs[0]).parent.mkdir(parents=True)
     folder_of(runs[0]).write_text("a file where the run's folder has to be")
-    with pytest.raises((OSError, record.RecordError), match=runs[0].name):
+    with pytest.raises((OSError, run_dir.RecordError), match=runs[0].name):
         store.ensure(runs, jobs=2)
     for run in runs:
         with store.lock(run, block=False) as held:

@@ -6,10 +6,11 @@ import pytest
 
 from lib import bench
 from lib.bench import cpu as bench_cpu
-from lib.figures import speed as figures_speed
+from lib.study.figures import speed as figures_speed
 
 FLOP = 13_182_000
-# images a second and core in the made table: every change of the ladder brings its factor, threads in common lose half
+# images a second and core in the made table: every change of the ladder brings its factor, threads
+# in common lose half
 FACTORS = {
     "DataLoader": 1.0,
     "tensors": 2.0,
@@ -23,19 +24,35 @@ FACTORS = {
 
 
 def made(cores: int) -> pd.DataFrame:
-    """A table as `make bench` writes it, of known rates: three rounds, the machine half as fast in the second."""
+    """A table as `make bench` writes it, of known rates: three rounds, the machine half as fast in
+    the second.
+    """
     rates = {}
     for row in bench_cpu.rows(cores):
-        one = {"sgemm 256": 8.0, "sgemm 512": 7.9, "sgemm 1024": 7.8}.get(row.what, FACTORS.get(row.what, 1.5))
-        value = 1000 * one * row.cores * (0.5 if row.threads > 1 else 1) * (FLOP if row.part == "floor" else 1)
+        one = {"sgemm 256": 8.0, "sgemm 512": 7.9, "sgemm 1024": 7.8}.get(
+            row.what, FACTORS.get(row.what, 1.5)
+        )
+        value = (
+            1000
+            * one
+            * row.cores
+            * (0.5 if row.threads > 1 else 1)
+            * (FLOP if row.part == "floor" else 1)
+        )
         rates[row] = [value, value / 2, value]
-    return pd.concat([bench.derive(rates, FLOP), bench.turns(rates, FLOP)], ignore_index=True)[bench.COLUMNS]
+    return pd.concat([bench.derive(rates, FLOP), bench.turns(rates, FLOP)], ignore_index=True)[
+        bench.COLUMNS
+    ]
 
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_ladder_multiplies_up_to_ours(cores):
     found = figures_speed.ladder(made(cores))
-    assert found.iloc[0, 1] == 1 and found.iloc[-2, 1] == pytest.approx(4) and found.iloc[-1, 1] == pytest.approx(6)
+    assert (
+        found.iloc[0, 1] == 1
+        and found.iloc[-2, 1] == pytest.approx(4)
+        and found.iloc[-1, 1] == pytest.approx(6)
+    )
     assert found["× the line before"].prod() == pytest.approx(6)
     assert found.loc["+ channels_last", "× the line before"] == pytest.approx(1.5)
 
@@ -48,7 +65,10 @@ def test_rows_compared_are_the_study_s_with_the_fastest_floor():
     assert figures_speed.best_loader(found).label == "DataLoader, 0 workers · 2 × 1"
     assert "vmap, 4 stacked · 1 × 2" in set(found.label)
     ours = found[found.what == "ours, AL2"].iloc[0]
-    assert ours[figures_speed.SHARE] == pytest.approx(50) and (ours["factor low"], ours["factor high"]) == (4, 4)
+    assert ours[figures_speed.SHARE] == pytest.approx(50) and (
+        ours["factor low"],
+        ours["factor high"],
+    ) == (4, 4)
 
 
 def test_processors_stand_beside_each_other_with_their_own_floor():
@@ -60,11 +80,12 @@ def test_processors_stand_beside_each_other_with_their_own_floor():
     found = figures_speed.processors({"slow": slow, "fast": fast})
     assert found.index.tolist() == ["slow", "fast"]
     assert (
-        found.loc["fast", ["ours, AL2", "ours, AL2, bfloat16"]] == 2 * found.loc["slow", ["ours, AL2", "ours, AL2, bfloat16"]]
+        found.loc["fast", ["ours, AL2", "ours, AL2, bfloat16"]]
+        == 2 * found.loc["slow", ["ours, AL2", "ours, AL2, bfloat16"]]
     ).all()
-    assert (found.floor == 60 / 1000 * 8000 * 2).all() and found["ours, AL2: % of the floor"].tolist() == pytest.approx(
-        [50, 50]
-    )
+    assert (found.floor == 60 / 1000 * 8000 * 2).all() and found[
+        "ours, AL2: % of the floor"
+    ].tolist() == pytest.approx([50, 50])
     assert found.loc["slow", "ours, AL2, bfloat16: × best DataLoader loop"] == "6.0 (6.0–6.0)"
 
 
@@ -83,9 +104,17 @@ def test_operators_are_gathered_by_purpose():
         "aten::sum": "other operators",
         "between operators": "between operators",
     }
-    profile = pd.DataFrame([{"step": step, "operator": name, "ms": 1.0} for step in figures_speed.STEPS for name in names])
+    profile = pd.DataFrame(
+        [
+            {"step": step, "operator": name, "ms": 1.0}
+            for step in figures_speed.STEPS
+            for name in names
+        ]
+    )
     found = figures_speed.by_purpose(profile)
-    assert found.iloc[0].to_dict() == {name: list(names.values()).count(name) for name in figures_speed.OPERATORS}
+    assert found.iloc[0].to_dict() == {
+        name: list(names.values()).count(name) for name in figures_speed.OPERATORS
+    }
     plt.close(figures_speed.profiles(profile))
 
 
@@ -110,7 +139,12 @@ def test_precisions_are_drawn_a_panel_a_network():
         for e in (1, 2)
     ]
     fig = figures_speed.precisions(pd.DataFrame(rows))
-    assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == ["bare", "AL2", "dropout", "sr3Net"]
+    assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == [
+        "bare",
+        "AL2",
+        "dropout",
+        "sr3Net",
+    ]
     assert all(len(ax.lines) == 4 for ax in fig.axes[:4])
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["float32", "bfloat16"]
     plt.close(fig)

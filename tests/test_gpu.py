@@ -1,4 +1,5 @@
-"""The GPU path: what a GPU has to prove before it trains (`pytest -m gpu`). Without one the CPU plays its part.
+"""The GPU path: what a GPU has to prove before it trains (`pytest -m gpu`). Without one the CPU
+plays its part.
 
 Needs nothing but torch, numpy, pandas, scipy, pyyaml and scikit-learn (whose digits are the data).
 """
@@ -13,12 +14,22 @@ import torch
 from lib import models, steps, task, trainer
 from lib.data import Split
 from lib.run import ABLATIONS, Run
-from lib.studies import sparsity_networks
+from lib.study.experiments import sparsity_networks
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SMALL = dict(dataset="digits", image_size=16, n_train=200, n_validation=40, test_images=50, epochs=4, corruption=0.25)
-BARE = Run(**SMALL, learning_rate=0.1, momentum=0.9, batch_size=32)  # seven batches, the last of them of 8 images
+SMALL = dict(
+    dataset="digits",
+    image_size=16,
+    n_train=200,
+    n_validation=40,
+    test_images=50,
+    epochs=4,
+    corruption=0.25,
+)
+BARE = Run(
+    **SMALL, learning_rate=0.1, momentum=0.9, batch_size=32
+)  # seven batches, the last of them of 8 images
 AL2 = replace(BARE, al2=True, speed=25.0)
 KINDS = {
     "bare": BARE,
@@ -27,7 +38,9 @@ KINDS = {
     "dropout": replace(AL2, dropout=0.5),
     "weight decay": replace(BARE, weight_decay=0.01, momentum=0.5),
 }
-CONVNETS = sparsity_networks("digits", image_size=16, n_train=200, batch_size=32, n_measure=20, epochs=2)
+CONVNETS = sparsity_networks(
+    "digits", image_size=16, n_train=200, batch_size=32, n_measure=20, epochs=2
+)
 KINDS |= {run.variant: run for run in CONVNETS}
 KINDS["adam"] = replace(KINDS["sr3Net"], optimizer="adam", learning_rate=0.001)
 PRECISIONS = steps.PRECISIONS if DEVICE.type == "cuda" else steps.PRECISIONS[:1]
@@ -51,7 +64,10 @@ def recorded(monkeypatch):
     if DEVICE.type == "cpu":
 
         def record(self):
-            self.chosen, self.graph = torch.zeros(self.run.batch_size, dtype=torch.int64), Again(self)
+            self.chosen, self.graph = (
+                torch.zeros(self.run.batch_size, dtype=torch.int64),
+                Again(self),
+            )
 
         monkeypatch.setattr(steps.Steps, "_record", record)
 
@@ -66,7 +82,15 @@ def stream():
 
 def made(run, data, precision="float32", recorded=True):
     model = models.build(run, *data.shape).to(DEVICE, memory_format=torch.channels_last)
-    return steps.Steps(model, steps.optimizer_of(run, model), task.penalties(run, model), data, run, precision, recorded)
+    return steps.Steps(
+        model,
+        steps.optimizer_of(run, model),
+        task.penalties(run, model),
+        data,
+        run,
+        precision,
+        recorded,
+    )
 
 
 def trained(run, precision, recorded):
@@ -92,14 +116,18 @@ def test_dropout_s_coins_are_new_in_each_recorded_step_and_the_same_in_the_same_
     run = replace(KINDS["dropout"], learning_rate=1e-12, momentum=0.0, al2=False)
     with trainer._reproducible(DEVICE), stream():
         one = made(run, task.prepare(run, DEVICE))
-        first, second, again = (steps.train_epoch(one, epoch, 0.0)["cross_entropy"] for epoch in (1, 2, 1))
+        first, second, again = (
+            steps.train_epoch(one, epoch, 0.0)["cross_entropy"] for epoch in (1, 2, 1)
+        )
     assert first != second and again == pytest.approx(first, rel=1e-6)
 
 
 @only_on_a_gpu
 def test_no_recorded_step_waits_for_the_host():
     run = replace(AL2, dropout=0.5)
-    images = torch.randn(64 * 60, 1, 16, 16, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(64 * 60, 1, 16, 16, device=DEVICE).contiguous(
+        memory_format=torch.channels_last
+    )
     labels = torch.randint(10, (64 * 60,), device=DEVICE)
     data = task.Task(Split(images, labels), labels, *[Split(images[:9], labels[:9])] * 3, 10, {})
     with trainer._reproducible(DEVICE), stream():
@@ -143,7 +171,9 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["al2", "adam"])
-@pytest.mark.parametrize("places", [("cpu", DEVICE.type), (DEVICE.type, "cpu")], ids=["begun on a CPU", "ended on a CPU"])
+@pytest.mark.parametrize(
+    "places", [("cpu", DEVICE.type), (DEVICE.type, "cpu")], ids=["begun on a CPU", "ended on a CPU"]
+)
 def test_a_checkpoint_goes_on_on_another_device(kind, places, tmp_path):
     run, (begun, ended) = KINDS[kind], places
     with contextlib.suppress(trainer.OutOfTime):
@@ -170,5 +200,7 @@ def test_everything_that_is_measured_agrees_with_a_cpu():
         here, there = trainer.fit([run], device=DEVICE), trainer.fit([run], device="cpu")
         for name in here.columns.drop(["id", "epoch"]):
             found, expected = here[name].to_numpy(float)[0], there[name].to_numpy(float)[0]
-            least = 5.0 if "accuracy" in name or "ablation" in name else 0.03 * max(abs(expected), 0.01)
+            least = (
+                5.0 if "accuracy" in name or "ablation" in name else 0.03 * max(abs(expected), 0.01)
+            )
             assert abs(found - expected) <= least, f"{name}: {found} here, {expected} on a CPU"

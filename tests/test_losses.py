@@ -22,12 +22,20 @@ from lib.losses import (
     decorrelation,
     filter_correlation,
     rfav_entropy,
-    schedule,
-    schedule_of_total,
 )
+from lib.schedules import schedule, schedule_of_total
 
 # the protocol's check values, as precisely as they are printed there
-PRINTED = {1: ".011", 10: ".02594", 50: "1.1739", 65: "4.9037", 66: "5.3941", 100: "7.5656", 200: "20.464", 300: "55.350"}
+PRINTED = {
+    1: ".011",
+    10: ".02594",
+    50: "1.1739",
+    65: "4.9037",
+    66: "5.3941",
+    100: "7.5656",
+    200: "20.464",
+    300: "55.350",
+}
 PRINTED |= {400: "149.71", 500: "404.94", 600: "1095.3", 699: "2933.2", 700: "2962.6"}
 
 
@@ -87,7 +95,9 @@ def test_a_slow_schedule_still_begins_at_the_first_weight_and_grows():
     assert (np.diff(weights) > 0).all()
 
 
-@pytest.mark.parametrize(("num_epochs", "speed"), [(0, 1), (-1, 1), (10, 0), (10, -1), (10, math.nan)])
+@pytest.mark.parametrize(
+    ("num_epochs", "speed"), [(0, 1), (-1, 1), (10, 0), (10, -1), (10, math.nan)]
+)
 def test_al2_weights_refuse_no_epochs_and_speeds_that_are_not_positive(num_epochs, speed):
     with pytest.raises(ValueError, match=r"num_epochs .* speed"):
         al2_weights(num_epochs, speed)
@@ -100,7 +110,9 @@ def test_the_schedule_al2_is_eq_2():
 def test_the_default_rates_end_or_average_where_al2_does():
     reference = loop(700)
     with np.errstate(over="ignore"):
-        geometric, linear, constant = (schedule(name, 700) for name in ("geometric", "linear", "constant"))
+        geometric, linear, constant = (
+            schedule(name, 700) for name in ("geometric", "linear", "constant")
+        )
     assert geometric[0] == linear[0] == 0.01
     assert geometric[-1] == pytest.approx(reference[-1], rel=1e-9)
     assert linear[-1] == pytest.approx(reference[-1], rel=1e-9)
@@ -110,7 +122,9 @@ def test_the_default_rates_end_or_average_where_al2_does():
 
 
 def test_rates_and_speeds_of_the_other_schedules():
-    np.testing.assert_allclose(schedule("geometric", 4, speed=3, rate=1.5), [0.01 * 1.5 ** (3 * e) for e in range(4)])
+    np.testing.assert_allclose(
+        schedule("geometric", 4, speed=3, rate=1.5), [0.01 * 1.5 ** (3 * e) for e in range(4)]
+    )
     np.testing.assert_allclose(schedule("linear", 4, speed=3, rate=0.5), [0.01, 1.51, 3.01, 4.51])
     np.testing.assert_array_equal(schedule("constant", 4, speed=3, rate=0.5), [0.5] * 4)
 
@@ -157,7 +171,9 @@ def test_a_schedule_of_a_total_adds_up_to_it_by_its_one_setting(name, epochs, sp
     setting = schedule_of_total(name, epochs, total, speed)
     assert list(setting) == ["speed" if name == "al2" else "rate"]
     weights = schedule(name, epochs, **{"speed": speed} | setting)
-    assert sum(weights) == pytest.approx(total, rel=4e-3)  # six digits of a factor that is raised to the 700th power
+    assert sum(weights) == pytest.approx(
+        total, rel=4e-3
+    )  # six digits of a factor that is raised to the 700th power
     assert weights[0] == (AL2_START if name != "constant" else weights[-1])
     assert (np.diff(weights) > 0).all() or name == "constant"
 
@@ -170,7 +186,9 @@ def test_settings_of_a_total_have_six_digits_and_are_those_of_plain_sums():
         (value,) = setting.values()
         assert value == float(f"{value:.5e}")
     assert found["constant"] == {"rate": 10.0}
-    assert found["linear"]["rate"] == pytest.approx((total - 50 * 0.01) / (3.4 * sum(range(50))), rel=1e-5)
+    assert found["linear"]["rate"] == pytest.approx(
+        (total - 50 * 0.01) / (3.4 * sum(range(50))), rel=1e-5
+    )
     growth = found["geometric"]["rate"] ** 3.4
     assert 0.01 * (growth**50 - 1) / (growth - 1) == pytest.approx(total, rel=1e-3)
     assert schedule_of_total("al2", 50, sum(loop(50)))["speed"] == pytest.approx(1, rel=1e-5)
@@ -178,7 +196,10 @@ def test_settings_of_a_total_have_six_digits_and_are_those_of_plain_sums():
 
 @pytest.mark.parametrize("name", ["al2", "geometric", "linear"])
 def test_a_growing_schedule_cannot_add_up_to_less_than_its_first_weight_each_time(name):
-    with pytest.raises(ValueError, match=rf"no schedule '{name}' of 10 epochs adds up to 0\.09; .* has to be above 0\.1"):
+    with pytest.raises(
+        ValueError,
+        match=rf"no schedule '{name}' of 10 epochs adds up to 0\.09; .* has to be above 0\.1",
+    ):
         schedule_of_total(name, 10, 0.09)
     assert schedule_of_total("constant", 10, 0.09) == {"rate": 0.009}
 
@@ -208,7 +229,9 @@ def test_a_total_of_an_unknown_schedule_is_refused_with_those_there_are():
 @pytest.mark.parametrize("shape", [(6, 800), (3, 50, 4, 4), (1, 1)])
 def test_activation_l2_is_the_mean_of_squares_over_batch_and_units(shape):
     phi = np.random.default_rng(0).normal(1, 3, shape)
-    assert activation_l2(torch.from_numpy(phi)).item() == pytest.approx((phi**2).sum() / phi.size, rel=1e-12)
+    assert activation_l2(torch.from_numpy(phi)).item() == pytest.approx(
+        (phi**2).sum() / phi.size, rel=1e-12
+    )
 
 
 def tiny() -> nn.Sequential:
@@ -228,7 +251,9 @@ def test_the_penalty_is_that_of_the_named_layer_of_the_last_forward_pass():
     al2 = ActivationL2(model, "1")
     model(10 * x)
     model(x)
-    hidden = np.tanh(x.numpy() @ model[0].weight.detach().numpy().T + model[0].bias.detach().numpy())
+    hidden = np.tanh(
+        x.numpy() @ model[0].weight.detach().numpy().T + model[0].bias.detach().numpy()
+    )
     assert al2.penalty().item() == pytest.approx(np.mean(hidden**2), rel=1e-12)
 
 
@@ -305,7 +330,9 @@ def test_removed_it_measures_nothing_any_more():
 
 @pytest.fixture(scope="module")
 def alexnets():
-    """torchvision's AlexNet as it is (ReLU in place), a copy with ReLU out of place, and images; a small classifier."""
+    """torchvision's AlexNet as it is (ReLU in place), a copy with ReLU out of place, and images; a
+    small classifier.
+    """
     from lib.data.vision import torchvision
 
     with torch.device("meta"):  # no time for 58 million weights that are not used here
@@ -324,7 +351,9 @@ def alexnets():
     return model, other, torch.randn(2, 3, 64, 64, generator=source)
 
 
-@pytest.mark.parametrize("layer", ["features.0", "features.3", "features.4", "features.10", "features"])
+@pytest.mark.parametrize(
+    "layer", ["features.0", "features.3", "features.4", "features.10", "features"]
+)
 def test_on_alexnet_the_penalty_is_the_same_with_relu_in_place_and_out_of_place(alexnets, layer):
     penalties = []
     for model in alexnets[:2]:
@@ -337,7 +366,9 @@ def test_on_alexnet_the_penalty_is_the_same_with_relu_in_place_and_out_of_place(
 
 
 @pytest.mark.parametrize("layer", ["features.3", "features.4", "features.10"])
-def test_on_alexnet_the_penalty_s_gradient_is_the_same_with_relu_in_place_and_out_of_place(alexnets, layer):
+def test_on_alexnet_the_penalty_s_gradient_is_the_same_with_relu_in_place_and_out_of_place(
+    alexnets, layer
+):
     gradients = []
     for model in alexnets[:2]:
         al2 = ActivationL2(model, layer)
@@ -358,7 +389,8 @@ def test_find_layer_gives_the_module_itself():
 
 
 def pixel_entropies(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
-    """Eq. 1, 3 and 4 word for word in float64: at each receptive field a patch of the input, D products, softmax, entropy.
+    """Eq. 1, 3 and 4 word for word in float64: at each receptive field a patch of the input, D
+    products, softmax, entropy.
 
     [N, A, B] of a convolution, [N] of a linear layer.
     """
@@ -367,7 +399,11 @@ def pixel_entropies(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
     images = x.detach().double().numpy()
     if isinstance(layer, nn.Linear):
         return np.array([plain_entropy(weight @ image + bias) for image in images])
-    (down, across), (far_down, far_across), (top, left) = layer.stride, layer.dilation, layer.padding
+    (down, across), (far_down, far_across), (top, left) = (
+        layer.stride,
+        layer.dilation,
+        layer.padding,
+    )
     images = np.pad(images, ((0, 0), (0, 0), (top, top), (left, left)))
     filters, channels, height, width = weight.shape
     a_count = (images.shape[2] - far_down * (height - 1) - 1) // down + 1
@@ -380,7 +416,9 @@ def pixel_entropies(layer: nn.Module, x: torch.Tensor) -> np.ndarray:
             first = d // group * channels
             rows = slice(a * down, a * down + far_down * (height - 1) + 1, far_down)
             columns = slice(b * across, b * across + far_across * (width - 1) + 1, far_across)
-            outputs[d] = (weight[d] * images[n, first : first + channels, rows, columns]).sum() + bias[d]
+            outputs[d] = (
+                weight[d] * images[n, first : first + channels, rows, columns]
+            ).sum() + bias[d]
         entropies[n, a, b] = plain_entropy(outputs)
     return entropies
 
@@ -405,7 +443,9 @@ LAYERS = {
 }
 
 
-def filled(layer: nn.Module, shape: tuple[int, ...], seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
+def filled(
+    layer: nn.Module, shape: tuple[int, ...], seed: int = 0
+) -> tuple[nn.Module, torch.Tensor]:
     """The layer with weights and biases of some size, and an input."""
     source = torch.Generator().manual_seed(seed)
     layer = copy.deepcopy(layer).double()
@@ -430,13 +470,19 @@ def test_entropy_is_that_of_scipy_over_filters_for_any_number_of_positions():
         a = 3 * torch.randn(shape, dtype=torch.float64)
         found = rfav_entropy(a)
         assert found.shape == shape[:1] + shape[2:]
-        np.testing.assert_allclose(found.numpy(), entropy(softmax(a.numpy(), 1), axis=1), rtol=1e-10)
+        np.testing.assert_allclose(
+            found.numpy(), entropy(softmax(a.numpy(), 1), axis=1), rtol=1e-10
+        )
 
 
 def test_entropy_is_that_of_every_memory_layout():
     a = torch.randn(3, 5, 4, 6)
-    assert torch.equal(rfav_entropy(a), rfav_entropy(a.contiguous(memory_format=torch.channels_last)))
-    assert torch.equal(rfav_entropy(a), rfav_entropy(a.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)))
+    assert torch.equal(
+        rfav_entropy(a), rfav_entropy(a.contiguous(memory_format=torch.channels_last))
+    )
+    assert torch.equal(
+        rfav_entropy(a), rfav_entropy(a.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0))
+    )
 
 
 @pytest.mark.parametrize("scale", [0, 1e-8, 1e-3, 1, 30, 1e3, 1e6])
@@ -450,7 +496,9 @@ def test_entropy_lies_between_0_and_ln_d_and_perplexity_between_1_and_d(scale, f
 def test_equal_outputs_have_the_largest_entropy_one_that_towers_has_none_and_a_shift_changes_nothing():
     assert rfav_entropy(torch.full((1, 8), 3.0)).item() == pytest.approx(math.log(8), rel=1e-6)
     assert rfav_entropy(torch.tensor([[0.0, 0.0, 200.0]])).item() == 0
-    assert rfav_entropy(torch.tensor([[50.0, -90.0, 50.0]])).item() == pytest.approx(math.log(2), rel=1e-6)
+    assert rfav_entropy(torch.tensor([[50.0, -90.0, 50.0]])).item() == pytest.approx(
+        math.log(2), rel=1e-6
+    )
     a = torch.randn(4, 6, dtype=torch.float64)
     torch.testing.assert_close(rfav_entropy(a + 100), rfav_entropy(a))
 
@@ -458,13 +506,22 @@ def test_equal_outputs_have_the_largest_entropy_one_that_towers_has_none_and_a_s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_extreme_outputs_have_finite_entropies_and_gradients(dtype):
     high = 1e4
-    rows = [[high] * 4, [-high] * 4, [high, -high, high, -high], [high, 0, 0, 0], [-high, 0, 1, 2], [0, 1e-7, high, high - 8]]
+    rows = [
+        [high] * 4,
+        [-high] * 4,
+        [high, -high, high, -high],
+        [high, 0, 0, 0],
+        [-high, 0, 1, 2],
+        [0, 1e-7, high, high - 8],
+    ]
     a = torch.tensor(rows, dtype=dtype).requires_grad_()
     h = rfav_entropy(a)
     h.sum().backward()
     assert torch.isfinite(h).all() and torch.isfinite(a.grad).all()
     assert h[:4].tolist() == pytest.approx([math.log(4), math.log(4), math.log(2), 0], rel=1e-6)
-    expected = entropy(softmax(a.detach().double().numpy(), 1), axis=1)  # of the values as they were rounded
+    expected = entropy(
+        softmax(a.detach().double().numpy(), 1), axis=1
+    )  # of the values as they were rounded
     np.testing.assert_allclose(h.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -522,14 +579,21 @@ def test_entropy_of_what_has_no_filters_is_refused(shape):
 # ---- correlation of filters
 
 SHAPES = [(6, 3, 3, 3), (5, 40), (4, 2, 5), (3, 2, 2, 2, 2)]
-OPTIONS = [(centre, pairs, reduce) for centre in losses.CENTRES for pairs in losses.PAIRS for reduce in losses.REDUCTIONS]
+OPTIONS = [
+    (centre, pairs, reduce)
+    for centre in losses.CENTRES
+    for pairs in losses.PAIRS
+    for reduce in losses.REDUCTIONS
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_correlation_is_numpy_s(shape):
     weight = 0.3 + torch.randn(shape, dtype=torch.float64)
     c = filter_correlation(weight)
-    np.testing.assert_allclose(c.numpy(), np.corrcoef(weight.flatten(1).numpy()), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        c.numpy(), np.corrcoef(weight.flatten(1).numpy()), rtol=0, atol=1e-12
+    )
     assert filter_correlation(weight.float()).dtype == torch.float32
     torch.testing.assert_close(filter_correlation(weight.float()).double(), c, rtol=0, atol=1e-5)
 
@@ -541,7 +605,11 @@ def test_correlation_about_the_mean_filter_is_eq_6_word_for_word(shape):
     mean = sum(w) / len(w)
     c = filter_correlation(weight, "mean_filter")
     for d, e in np.ndindex(len(w), len(w)):
-        expected = (w[d] - mean) @ (w[e] - mean) / math.sqrt(((w[d] - mean) ** 2).sum() * ((w[e] - mean) ** 2).sum())
+        expected = (
+            (w[d] - mean)
+            @ (w[e] - mean)
+            / math.sqrt(((w[d] - mean) ** 2).sum() * ((w[e] - mean) ** 2).sum())
+        )
         assert c[d, e].item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -549,7 +617,9 @@ def test_correlation_about_the_mean_filter_is_eq_6_word_for_word(shape):
 @pytest.mark.parametrize("centre", losses.CENTRES)
 def test_correlation_does_not_depend_on_the_weights_scale(centre, scale):
     weight = torch.randn(5, 3, 3, 3)
-    torch.testing.assert_close(filter_correlation(scale * weight, centre), filter_correlation(weight, centre))
+    torch.testing.assert_close(
+        filter_correlation(scale * weight, centre), filter_correlation(weight, centre)
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 27, 576, 4096])
@@ -584,13 +654,19 @@ def test_weights_in_half_precision_are_widened():
 
 @pytest.mark.parametrize("filters", [64, 256])
 def test_about_the_mean_filter_the_sum_over_pairs_is_minus_half_the_filters_from_the_start(filters):
-    """Which is why Eq. 6, read literally, is inert; about their own means the sum is near 0 by comparison with its terms."""
+    """Which is why Eq. 6, read literally, is inert; about their own means the sum is near 0 by
+    comparison with its terms.
+    """
     weight = torch.randn(filters, 3, 3, 3, dtype=torch.float64)
-    assert decorrelation(weight, centre="mean_filter").item() == pytest.approx(-filters / 2, rel=0.05)
+    assert decorrelation(weight, centre="mean_filter").item() == pytest.approx(
+        -filters / 2, rel=0.05
+    )
 
 
 def test_256_filters_in_26_dimensions_are_correlated_however_they_are_turned():
-    """Protocol: the rms of c is at least √((256 − 26) / (26 · 255)) = .186; descending on c² reaches that, and stays above."""
+    """Protocol: the rms of c is at least √((256 − 26) / (26 · 255)) = .186; descending on c²
+    reaches that, and stays above.
+    """
     floor = math.sqrt((256 - 26) / (26 * 255))
     assert floor == pytest.approx(0.186, abs=5e-4)
     weight = torch.randn(256, 3, 3, 3).requires_grad_()
@@ -637,9 +713,18 @@ def test_one_filter_alone_has_no_pairs(reduce):
 def test_unknown_options_of_a_correlation_are_refused_with_those_there_are():
     weight = torch.ones(3, 4)
     for call, message in (
-        (lambda: filter_correlation(weight, "median"), "centre is 'median'; allowed: own, mean_filter"),
-        (lambda: decorrelation(weight, centre="median"), "centre is 'median'; allowed: own, mean_filter"),
-        (lambda: decorrelation(weight, pairs="cubic"), "pairs is 'cubic'; allowed: signed, abs, square"),
+        (
+            lambda: filter_correlation(weight, "median"),
+            "centre is 'median'; allowed: own, mean_filter",
+        ),
+        (
+            lambda: decorrelation(weight, centre="median"),
+            "centre is 'median'; allowed: own, mean_filter",
+        ),
+        (
+            lambda: decorrelation(weight, pairs="cubic"),
+            "pairs is 'cubic'; allowed: signed, abs, square",
+        ),
         (lambda: decorrelation(weight, reduce="max"), "reduce is 'max'; allowed: sum, mean"),
         (lambda: filter_correlation(torch.ones(3)), r"shape \(3,\); \[D, …\]"),
         (lambda: DecorrReg(convnet(), {"conv1": 1}, pairs="cubic"), "pairs is 'cubic'"),
@@ -653,7 +738,12 @@ def test_unknown_options_of_a_correlation_are_refused_with_those_there_are():
 
 def convnet() -> nn.Sequential:
     """Two convolutions (the second strided) with ReLU in place, and a classifier; float64."""
-    layers = dict(conv1=nn.Conv2d(2, 4, 3), relu1=nn.ReLU(inplace=True), conv2=nn.Conv2d(4, 5, 3, stride=2), flat=nn.Flatten())
+    layers = dict(
+        conv1=nn.Conv2d(2, 4, 3),
+        relu1=nn.ReLU(inplace=True),
+        conv2=nn.Conv2d(4, 5, 3, stride=2),
+        flat=nn.Flatten(),
+    )
     layers |= dict(relu2=nn.ReLU(inplace=True), fc=nn.Linear(5 * 2 * 2, 3))
     model = nn.Sequential(collections.OrderedDict(layers)).double()
     source = torch.Generator().manual_seed(0)
@@ -664,7 +754,9 @@ def convnet() -> nn.Sequential:
 
 
 def pictures(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        count, 2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def test_the_sparsity_penalty_sums_over_layers_with_their_own_weights_and_fields_and_averages_over_the_batch():
@@ -674,7 +766,10 @@ def test_the_sparsity_penalty_sums_over_layers_with_their_own_weights_and_fields
     model(x)
     first = model.conv1(x)
     expected = 0.0
-    for lam, h in ((0.25, pixel_entropies(model.conv1, x)), (3.0, pixel_entropies(model.conv2, first.relu()))):
+    for lam, h in (
+        (0.25, pixel_entropies(model.conv1, x)),
+        (3.0, pixel_entropies(model.conv2, first.relu())),
+    ):
         assert h.ndim == 3
         expected -= lam * sum(h.ravel()) / len(x)
     model(x)
@@ -684,7 +779,9 @@ def test_the_sparsity_penalty_sums_over_layers_with_their_own_weights_and_fields
 
 def test_the_sparsity_penalty_s_sum_over_the_batch_is_as_many_times_its_mean():
     model, x = convnet(), pictures()
-    mean, total = (SparsityReg(model, {"conv1": 0.001, "fc": 0.002}, batch=batch) for batch in losses.BATCHES)
+    mean, total = (
+        SparsityReg(model, {"conv1": 0.001, "fc": 0.002}, batch=batch) for batch in losses.BATCHES
+    )
     model(x)
     assert total.penalty().item() == pytest.approx(len(x) * mean.penalty().item(), rel=1e-12)
     with pytest.raises(ValueError, match="batch is 'max'; allowed: mean, sum"):
@@ -708,7 +805,9 @@ def test_the_sparsity_penalty_is_that_of_any_batch_size():
 
 
 def test_a_linear_layer_has_its_filters_last_wherever_its_positions_are():
-    """As in torchvision's ConvNeXt and transformers, which apply linear layers to [N, …, features]."""
+    """As in torchvision's ConvNeXt and transformers, which apply linear layers to [N, …,
+    features].
+    """
     model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(3, 4, 2, 6)
     sparsity = SparsityReg(model, {"0": 1.0})
     outputs = model(x)
@@ -757,11 +856,15 @@ def test_descending_on_decorrelation_of_squares_decorrelates():
 
 
 @pytest.mark.parametrize(("centre", "pairs", "reduce"), OPTIONS)
-def test_the_decorrelation_penalty_is_of_the_weights_as_they_are_now_each_layer_with_its_own_weight(centre, pairs, reduce):
+def test_the_decorrelation_penalty_is_of_the_weights_as_they_are_now_each_layer_with_its_own_weight(
+    centre, pairs, reduce
+):
     model, options = convnet(), {"centre": centre, "pairs": pairs, "reduce": reduce}
     decorr = DecorrReg(model, {"conv1": 0.5, "fc": 2.0}, **options)
     for _ in range(2):
-        expected = 0.5 * decorrelation(model.conv1.weight, **options) + 2 * decorrelation(model.fc.weight, **options)
+        expected = 0.5 * decorrelation(model.conv1.weight, **options) + 2 * decorrelation(
+            model.fc.weight, **options
+        )
         assert decorr.penalty().item() == pytest.approx(expected.item(), rel=1e-12)
         with torch.no_grad():
             model.conv1.weight.normal_()
@@ -773,7 +876,9 @@ def test_the_decorrelation_penalty_is_of_the_weights_as_they_are_now_each_layer_
 def test_the_defaults_of_decorrreg_are_the_equations_about_the_filters_own_means():
     model = convnet()
     c = np.corrcoef(model.conv2.weight.detach().flatten(1).numpy())
-    assert DecorrReg(model, {"conv2": 1}).penalty().item() == pytest.approx(c[np.tril_indices(5, -1)].sum(), rel=1e-10)
+    assert DecorrReg(model, {"conv2": 1}).penalty().item() == pytest.approx(
+        c[np.tril_indices(5, -1)].sum(), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("make", [SparsityReg, DecorrReg])
@@ -813,8 +918,14 @@ def test_no_layers_are_no_penalty():
 def test_bad_layers_and_weights_are_refused_and_leave_no_hook_behind(make, symbol):
     model = convnet()
     for layers, message in (
-        ({"conv1": 1, "conv9": 1}, r"'conv9'; its layers are conv1, relu1, conv2, flat, relu2, fc$"),
-        ({"conv1": 1, "relu1": 1}, r"'relu1' is a ReLU; only convolutions and linear layers .*: conv1, conv2, fc$"),
+        (
+            {"conv1": 1, "conv9": 1},
+            r"'conv9'; its layers are conv1, relu1, conv2, flat, relu2, fc$",
+        ),
+        (
+            {"conv1": 1, "relu1": 1},
+            r"'relu1' is a ReLU; only convolutions and linear layers .*: conv1, conv2, fc$",
+        ),
         ({"conv1": 1, "conv2": -0.1}, rf"{symbol} of 'conv2' is -0\.1; it has to be a number ≥ 0"),
         ({"conv1": math.nan}, rf"{symbol} of 'conv1' is nan"),
         ({"conv1": math.inf}, rf"{symbol} of 'conv1' is inf"),
@@ -827,7 +938,12 @@ def test_bad_layers_and_weights_are_refused_and_leave_no_hook_behind(make, symbo
 
 
 def test_filter_layers_are_the_convolutions_and_linear_layers_in_order():
-    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.Sequential(nn.Conv3d(2, 3, 1), nn.ReLU()), nn.Linear(2, 2))
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 1),
+        nn.BatchNorm1d(3),
+        nn.Sequential(nn.Conv3d(2, 3, 1), nn.ReLU()),
+        nn.Linear(2, 2),
+    )
     found = losses.filter_layers(model)
     assert list(found) == ["0", "2.0", "3"] and found["2.0"] is model[2][0]
 
@@ -854,7 +970,9 @@ def resnet():
 
 def patch_outputs(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """Eq. 1 by explicit patches: [N, D, A, B]."""
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # [N, C·i·j, R]
+    patches = F.unfold(
+        x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )  # [N, C·i·j, R]
     outputs = layer.weight.flatten(1) @ patches + (0 if layer.bias is None else layer.bias[:, None])
     return outputs.unflatten(2, layer(x).shape[2:])
 
@@ -863,7 +981,9 @@ def hand_sparsity(model: nn.Module, x: torch.Tensor, layers: dict[str, float]) -
     """L_s of what goes *into* the layers, taken by a plain pre-hook."""
     inputs, modules = {}, dict(model.named_modules())
     hooks = [
-        modules[name].register_forward_pre_hook(lambda m, given, name=name: inputs.update({name: given[0].clone()}))
+        modules[name].register_forward_pre_hook(
+            lambda m, given, name=name: inputs.update({name: given[0].clone()})
+        )
         for name in layers
     ]
     with torch.no_grad():
@@ -873,22 +993,37 @@ def hand_sparsity(model: nn.Module, x: torch.Tensor, layers: dict[str, float]) -
         total = 0.0
         for name, lam in layers.items():
             layer = modules[name]
-            outputs = patch_outputs(layer, inputs[name]) if isinstance(layer, nn.Conv2d) else layer(inputs[name])
+            outputs = (
+                patch_outputs(layer, inputs[name])
+                if isinstance(layer, nn.Conv2d)
+                else layer(inputs[name])
+            )
             p = softmax(outputs.double().numpy(), 1)
             total -= lam * entropy(p, axis=1).sum() / len(x)
     return total
 
 
-RESNET_LAYERS = {"conv1": 0.001, "layer1.0.conv2": 0.01, "layer2.0.downsample.0": 0.002, "layer4.1.conv1": 0.5, "fc": 0.3}
+RESNET_LAYERS = {
+    "conv1": 0.001,
+    "layer1.0.conv2": 0.01,
+    "layer2.0.downsample.0": 0.002,
+    "layer4.1.conv1": 0.5,
+    "fc": 0.3,
+}
 ALEXNET_LAYERS = {"features.0": 0.001, "features.3": 0.01, "features.10": 0.02}
 
 
 def test_on_resnet18_both_penalties_equal_a_hand_computation(resnet):
     model, x = resnet
-    sparsity, decorr = SparsityReg(model, RESNET_LAYERS), DecorrReg(model, {"conv1": 1.0, "layer1.0.conv2": 0.1})
+    sparsity, decorr = (
+        SparsityReg(model, RESNET_LAYERS),
+        DecorrReg(model, {"conv1": 1.0, "layer1.0.conv2": 0.1}),
+    )
     with torch.no_grad():
         model(x)
-    assert sparsity.penalty().item() == pytest.approx(hand_sparsity(model, x, RESNET_LAYERS), rel=1e-4)
+    assert sparsity.penalty().item() == pytest.approx(
+        hand_sparsity(model, x, RESNET_LAYERS), rel=1e-4
+    )
     expected = 0.0
     for weight, kappa in ((model.conv1.weight, 1.0), (model.layer1[0].conv2.weight, 0.1)):
         c = np.corrcoef(weight.detach().double().flatten(1).numpy())
@@ -907,13 +1042,20 @@ def test_on_alexnet_the_sparsity_penalty_is_of_linear_outputs_though_relu_is_in_
         values.append(sparsity.penalty().item())
         sparsity.remove()
     assert values[0] == values[1]
-    assert values[0] == pytest.approx(hand_sparsity(alexnets[1], alexnets[2], ALEXNET_LAYERS), rel=1e-4)
+    assert values[0] == pytest.approx(
+        hand_sparsity(alexnets[1], alexnets[2], ALEXNET_LAYERS), rel=1e-4
+    )
 
 
-def test_on_alexnet_both_penalties_gradients_are_the_same_with_relu_in_place_and_out_of_place(alexnets):
+def test_on_alexnet_both_penalties_gradients_are_the_same_with_relu_in_place_and_out_of_place(
+    alexnets,
+):
     gradients = []
     for model in alexnets[:2]:
-        sparsity, decorr = SparsityReg(model, ALEXNET_LAYERS), DecorrReg(model, {"features.0": 1.0}, pairs="square")
+        sparsity, decorr = (
+            SparsityReg(model, ALEXNET_LAYERS),
+            DecorrReg(model, {"features.0": 1.0}, pairs="square"),
+        )
         logits = model(alexnets[2])
         (logits.logsumexp(1).sum() + sparsity.penalty() + decorr.penalty()).backward()
         gradients.append([model.features[k].weight.grad.clone() for k in (0, 3, 10)])

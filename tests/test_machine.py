@@ -1,8 +1,9 @@
-"""What a run's record says of the machine it was trained on, and of the code."""
+"""What a run's record says of its machine and code; what makes a step faster changes no result."""
 
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_git_knows_better_than_the_environment(without_git, monkeypatch):
 def test_training_needs_neither_papermill_nor_what_else_renders():
     """A machine that only trains installs a handful of packages."""
     rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
-    code = f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib import campaign\n"
+    code = f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib.study import campaign\n"
     code += "print(len(campaign.plan('quick')) > 0)"
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, cwd=paths.ROOT, text=True) == "True\n"
@@ -86,9 +87,31 @@ def test_training_needs_neither_papermill_nor_what_else_renders():
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
 def test_a_device_that_is_not_there_is_refused_by_name(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = f"the device is {device!r}; allowed" if device == "gpu" else f"the device is {device}, but"
+    said = (
+        f"the device is {device!r}; allowed" if device == "gpu" else f"the device is {device}, but"
+    )
     with pytest.raises(ValueError, match=said):
         trainer.fit([Run("digits")], device=device)
     monkeypatch.setenv("DEVICE", device)
     with pytest.raises(ValueError, match=said):
         trainer.default_device()
+
+
+def test_keep_memory_can_be_called_anywhere(monkeypatch):
+    assert machine.keep_memory() in (True, False)
+    monkeypatch.setattr(
+        machine.ctypes, "CDLL", lambda name: object()
+    )  # a C library without mallopt
+    assert machine.keep_memory.__wrapped__() is False
+
+
+@pytest.mark.parametrize(
+    "supported, device, warns", [(False, "cpu", True), (True, "cpu", False), (False, "cuda", False)]
+)
+def test_a_processor_without_fast_bfloat16_is_named(monkeypatch, recwarn, supported, device, warns):
+    library = types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(torch.ops, "mkldnn", library)
+    assert machine.warn_where_bfloat16_is_slow(torch.device(device)) is warns
+    assert [str(w.message)[:38] for w in recwarn] == [
+        "this processor has no fast bfloat16: a"
+    ] * warns

@@ -78,7 +78,9 @@ def test_nothing_ablated_is_plain_accuracy_and_all_ablated_is_that_of_the_bias(m
     assert curve.shape == (11,)
     assert curve[0].item() == pytest.approx(plain_accuracy(head, phi, labels), rel=1e-6)
     favourite = head[1].bias.argmax()
-    assert curve[10].item() == pytest.approx(100 * (labels == favourite).float().mean().item(), rel=1e-6)
+    assert curve[10].item() == pytest.approx(
+        100 * (labels == favourite).float().mean().item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -95,7 +97,11 @@ def test_the_curve_is_the_accuracy_on_what_the_head_was_given_averaged_over_orde
     for given in spy.seen:  # each unit is as it was or zero: nothing is rescaled
         kept.append(given != 0)
         assert torch.equal(given, phi * kept[-1])
-    slow = np.array([plain_accuracy(head, given, labels) for given in spy.seen]).reshape(-1, 11).mean(0)
+    slow = (
+        np.array([plain_accuracy(head, given, labels) for given in spy.seen])
+        .reshape(-1, 11)
+        .mean(0)
+    )
     np.testing.assert_allclose(curve.numpy(), slow, rtol=1e-5)
 
 
@@ -108,10 +114,14 @@ def test_element_masks_are_coins_for_each_image_and_unit_drawn_anew_at_each_frac
         assert abs(zero.float().mean().item() - fraction) <= 5 * spread
     half = zeros[5].flatten(1)
     counts = half.sum(1).float()
-    assert counts.std().item() == pytest.approx(math.sqrt(320 / 4), rel=0.4)  # binomial, not the same count in each image
+    assert counts.std().item() == pytest.approx(
+        math.sqrt(320 / 4), rel=0.4
+    )  # binomial, not the same count in each image
     agreement = (half[0] == half[1]).float().mean().item()
     assert agreement == pytest.approx(0.5, abs=0.15)  # images are independent
-    assert (zeros[5] & ~zeros[6]).float().mean().item() == pytest.approx(0.5 * 0.4, abs=0.02)  # and fractions are not nested
+    assert (zeros[5] & ~zeros[6]).float().mean().item() == pytest.approx(
+        0.5 * 0.4, abs=0.02
+    )  # and fractions are not nested
 
 
 def test_element_masks_equal_a_slow_loop_over_images_and_units():
@@ -138,7 +148,9 @@ def test_where_one_unit_decides_accuracy_falls_linearly_on_average():
     np.testing.assert_allclose(curve.numpy(), expected, atol=1.8)  # five standard errors
     for mask in ("shared", "channel"):
         phi = torch.ones(1, 10)
-        curve = cumulative_ablation(by_first_unit, phi, labels[:1], mask=mask, generator=source(), orders=2000)
+        curve = cumulative_ablation(
+            by_first_unit, phi, labels[:1], mask=mask, generator=source(), orders=2000
+        )
         np.testing.assert_allclose(curve.numpy(), expected, atol=5.6)
 
 
@@ -146,12 +158,29 @@ def test_where_one_unit_decides_accuracy_falls_linearly_on_average():
 def test_shared_masks_ablate_exact_counts_nested_and_the_same_for_all_images(shape):
     spy = Spy()
     cumulative_ablation(
-        spy, torch.ones(7, *shape), torch.zeros(7, dtype=torch.long), mask="shared", generator=source(), orders=2
+        spy,
+        torch.ones(7, *shape),
+        torch.zeros(7, dtype=torch.long),
+        mask="shared",
+        generator=source(),
+        orders=2,
     )
     orders = [spy.seen[:11], spy.seen[11:]]
     for order in orders:
         zeros = [given.flatten(1) == 0 for given in order]
-        assert [int(zero[0].sum()) for zero in zeros] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 22, 24]  # f · 24, rounded
+        assert [int(zero[0].sum()) for zero in zeros] == [
+            0,
+            2,
+            5,
+            7,
+            10,
+            12,
+            14,
+            17,
+            19,
+            22,
+            24,
+        ]  # f · 24, rounded
         for zero in zeros:
             assert torch.equal(zero, zero[:1].expand_as(zero))
         for fewer, more in itertools.pairwise(zeros):
@@ -162,7 +191,9 @@ def test_shared_masks_ablate_exact_counts_nested_and_the_same_for_all_images(sha
 def test_channel_masks_zero_whole_maps_together_nested_and_the_same_for_all_images():
     spy = Spy()
     phi = 1 + torch.rand(7, 20, 3, 3, generator=source(4))
-    cumulative_ablation(spy, phi, torch.zeros(7, dtype=torch.long), mask="channel", generator=source(), orders=1)
+    cumulative_ablation(
+        spy, phi, torch.zeros(7, dtype=torch.long), mask="channel", generator=source(), orders=1
+    )
     zeros = [given.flatten(2) == 0 for given in spy.seen]
     for count, zero in zip(range(0, 21, 2), zeros, strict=True):
         assert torch.equal(zero, zero[:1, :, :1].expand_as(zero))
@@ -175,7 +206,9 @@ def test_channel_masks_zero_whole_maps_together_nested_and_the_same_for_all_imag
 def test_a_generator_s_seed_decides_the_curve_and_the_global_one_is_left_alone(mask):
     head, phi, labels = problem()
     state = torch.get_rng_state()
-    first, same, other = (cumulative_ablation(head, phi, labels, mask=mask, generator=source(s)) for s in (0, 0, 1))
+    first, same, other = (
+        cumulative_ablation(head, phi, labels, mask=mask, generator=source(s)) for s in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -219,7 +252,9 @@ def test_a_straight_fall_from_100_to_0_has_the_area_50():
 def test_the_area_is_numpy_s_trapezoid_with_steps_of_a_tenth():
     curve = np.random.default_rng(0).uniform(0, 100, 11)
     assert ablation_area(curve.tolist()) == pytest.approx(np.trapezoid(curve, dx=0.1), rel=1e-12)
-    assert ablation_area(torch.from_numpy(curve)) == pytest.approx(np.trapezoid(curve, dx=0.1), rel=1e-12)
+    assert ablation_area(torch.from_numpy(curve)) == pytest.approx(
+        np.trapezoid(curve, dx=0.1), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("accuracies", [[], [100.0], 100.0, [[1.0, 2.0], [3.0, 4.0]]])
@@ -232,10 +267,24 @@ def test_the_area_of_what_is_no_curve_is_refused(accuracies):
 
 
 def small_net() -> nn.Sequential:
-    """conv1, batch norm, ReLU in place, conv2 strided, ReLU in place, dropout, fc1, classifier; weights of some size."""
+    """conv1, batch norm, ReLU in place, conv2 strided, ReLU in place, dropout, fc1, classifier;
+    weights of some size.
+    """
     names = "conv1 norm relu1 conv2 relu2 flat drop fc1 relu3 fc2".split()
-    layers = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, stride=2), nn.ReLU(inplace=True)]
-    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 9, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)]
+    layers = [
+        nn.Conv2d(1, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 4, 3, stride=2),
+        nn.ReLU(inplace=True),
+    ]
+    layers += [
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(4 * 9, 7),
+        nn.ReLU(inplace=True),
+        nn.Linear(7, 3),
+    ]
     model = nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -281,7 +330,9 @@ def test_entropy_maps_do_not_depend_on_how_many_images_are_taken_at_a_time(batch
 
 
 def test_a_bright_corner_of_the_image_is_that_corner_of_the_map():
-    """Row-major as the image: k = a · B + b of the paper. The map is of another height than width."""
+    """Row-major as the image: k = a · B + b of the paper. The map is of another height than
+    width.
+    """
     conv = nn.Conv2d(1, 3, 3, padding=1)
     with torch.no_grad():
         conv.weight.zero_()
@@ -292,7 +343,9 @@ def test_a_bright_corner_of_the_image_is_that_corner_of_the_map():
         image[0, a, b] = 1
     (found,) = entropy_maps(nn.Sequential(conv), x, ["0"]).values()
     assert found.shape == (4, 6, 9)
-    for m, (rows, columns) in zip(found, [((0, 1), (0, 1)), ((0, 1), (7, 8)), ((4, 5), (0, 1)), ((4, 5), (7, 8))], strict=True):
+    for m, (rows, columns) in zip(
+        found, [((0, 1), (0, 1)), ((0, 1), (7, 8)), ((4, 5), (0, 1)), ((4, 5), (7, 8))], strict=True
+    ):
         low = m < math.log(3) - 0.1
         assert low.nonzero().tolist() == [[a, b] for a in rows for b in columns]
 
@@ -301,7 +354,10 @@ def test_measuring_leaves_modes_statistics_hooks_gradients_and_global_states_alo
     model, x = small_net(), pictures()
     model.train()
     model.norm.eval()  # frozen, as for fine-tuning
-    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    state, modes = (
+        copy.deepcopy(model.state_dict()),
+        [module.training for module in model.modules()],
+    )
     randomness = torch.get_rng_state()
     entropy_maps(model, x)
     assert [module.training for module in model.modules()] == modes
@@ -327,7 +383,9 @@ def test_entropy_maps_are_those_that_the_penalty_sums():
     sparsity = SparsityReg(model, {"conv1": 1.0, "fc1": 1.0})
     model(x)
     maps = entropy_maps(model, x, ["conv1", "fc1"])
-    assert -sum(m.sum() for m in maps.values()).item() / 5 == pytest.approx(sparsity.penalty().item(), rel=1e-5)
+    assert -sum(m.sum() for m in maps.values()).item() / 5 == pytest.approx(
+        sparsity.penalty().item(), rel=1e-5
+    )
 
 
 def test_a_linear_layer_s_filters_are_last_wherever_its_positions_are():
@@ -341,8 +399,14 @@ def test_hidden_layers_of_torchvision_s_networks_leave_out_the_classifier():
     from lib.data.vision import torchvision
 
     with torch.device("meta"):
-        resnet, alexnet = torchvision.models.resnet18(weights=None), torchvision.models.alexnet(weights=None)
-    assert hidden_layers(alexnet) == [f"features.{k}" for k in (0, 3, 6, 8, 10)] + ["classifier.1", "classifier.4"]
+        resnet, alexnet = (
+            torchvision.models.resnet18(weights=None),
+            torchvision.models.alexnet(weights=None),
+        )
+    assert hidden_layers(alexnet) == [f"features.{k}" for k in (0, 3, 6, 8, 10)] + [
+        "classifier.1",
+        "classifier.4",
+    ]
     assert len(hidden_layers(resnet)) == 20 and "fc" not in hidden_layers(resnet)
 
 
@@ -357,13 +421,18 @@ def test_the_histogram_counts_each_pair_of_filters_once(shape, bins):
     c = np.corrcoef(weight.double().flatten(1).numpy())[np.tril_indices(len(weight), -1)]
     expected, _ = np.histogram(c, bins, (-1, 1))
     assert counts.shape == (bins,) and counts.sum().item() == len(c)
-    assert np.abs(counts.numpy() - expected).sum() <= 2  # a coefficient at a bin's edge may fall to either side
+    assert (
+        np.abs(counts.numpy() - expected).sum() <= 2
+    )  # a coefficient at a bin's edge may fall to either side
 
 
 def test_the_histogram_s_ends_hold_opposite_and_equal_filters_and_its_middle_constant_ones():
     one, other = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([4.0, 2.0, 1.0])
     weight = torch.stack([one, 3 * one, one - 10, -one])
-    assert {int(k): int(n) for k, n in enumerate(correlation_histogram(weight)) if n} == {0: 3, 199: 3}
+    assert {int(k): int(n) for k, n in enumerate(correlation_histogram(weight)) if n} == {
+        0: 3,
+        199: 3,
+    }
     constant = torch.full((3,), 0.1)
     counts = correlation_histogram(torch.stack([one, constant, constant]))
     assert {int(k): int(n) for k, n in enumerate(counts) if n} == {100: 3}
@@ -378,7 +447,9 @@ def test_one_matrix_gives_the_rms_and_the_histogram_to_the_last_bit(shape, bins)
     if weight.dim() == 4:
         weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last))
     rms, histogram = correlation_summary(weight, bins)
-    assert torch.equal(rms, correlation_rms(weight)) and torch.equal(histogram, correlation_histogram(weight, bins))
+    assert torch.equal(rms, correlation_rms(weight)) and torch.equal(
+        histogram, correlation_histogram(weight, bins)
+    )
     assert not rms.requires_grad
 
 
@@ -421,7 +492,9 @@ def test_the_moment_is_the_least_value_of_the_smoothed_curve():
     assert 5 < moments.count(None) < 45
 
 
-@pytest.mark.parametrize("curve", [np.geomspace(3, 1, 50), [2.0] * 30, [1.5], np.linspace(3, 1, 9).tolist()])
+@pytest.mark.parametrize(
+    "curve", [np.geomspace(3, 1, 50), [2.0] * 30, [1.5], np.linspace(3, 1, 9).tolist()]
+)
 def test_a_curve_that_does_not_rise_again_has_no_moment(curve):
     assert moment_of_overfitting(curve) is None
 
@@ -429,15 +502,23 @@ def test_a_curve_that_does_not_rise_again_has_no_moment(curve):
 @pytest.mark.parametrize("rise", [0.0, 0.015, 0.5, 3.0])
 def test_the_rise_is_a_share_of_the_least_value(rise):
     curve = 1 + rise * (np.arange(60) >= 30)
-    assert rise_after_least(curve) == pytest.approx(100 * rise) == pytest.approx(rise_after_least(7 * curve))
+    assert (
+        rise_after_least(curve)
+        == pytest.approx(100 * rise)
+        == pytest.approx(rise_after_least(7 * curve))
+    )
     assert rise_after_least(curve[::-1]) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize(("rise", "overfits"), [(0.0, False), (0.0199, False), (0.0201, True), (0.5, True)])
+@pytest.mark.parametrize(
+    ("rise", "overfits"), [(0.0, False), (0.0199, False), (0.0201, True), (0.5, True)]
+)
 def test_the_end_has_to_lie_more_than_2_percent_above_the_least(rise, overfits):
     curve = 1 + rise * (np.arange(60) >= 30)
     assert (moment_of_overfitting(curve) is not None) == overfits
-    assert (moment_of_overfitting(7 * curve) is not None) == overfits  # a share of the least value, not an amount
+    assert (
+        moment_of_overfitting(7 * curve) is not None
+    ) == overfits  # a share of the least value, not an amount
 
 
 def test_a_rise_before_the_end_that_is_undone_does_not_count():
@@ -447,7 +528,9 @@ def test_a_rise_before_the_end_that_is_undone_does_not_count():
 
 def test_of_equal_least_values_the_first_is_the_moment():
     curve = np.concatenate([np.ones(10), np.zeros(40), np.ones(10)])
-    assert moment_of_overfitting(curve) == 19  # epochs 11 … 50 are 0; eight of them before and after are needed
+    assert (
+        moment_of_overfitting(curve) == 19
+    )  # epochs 11 … 50 are 0; eight of them before and after are needed
 
 
 def test_a_curve_that_only_rises_overfits_from_the_first_epoch():

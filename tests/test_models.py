@@ -11,7 +11,7 @@ from torch import nn
 from lib import losses, paths
 from lib.models import AL2CNN, Dropout, architecture, build, features_layer
 from lib.run import Run
-from lib.studies import label_randomization, sparsity_networks
+from lib.study.experiments import label_randomization, sparsity_networks
 
 NETWORKS = label_randomization("mnist")
 
@@ -26,7 +26,10 @@ def test_the_network_has_the_papers_number_of_parameters(channels, side, paramet
 
 
 def test_batch_norm_adds_a_scale_and_a_shift_for_each_of_50_channels_and_dropout_nothing():
-    assert sum(p.numel() for p in AL2CNN(1, 28, 10, batch_norm=True, dropout=0.5).parameters()) == 431_080 + 100
+    assert (
+        sum(p.numel() for p in AL2CNN(1, 28, 10, batch_norm=True, dropout=0.5).parameters())
+        == 431_080 + 100
+    )
 
 
 @pytest.mark.parametrize(("side", "units"), [(28, 800), (32, 1250), (20, 200), (16, 50), (17, 50)])
@@ -44,10 +47,16 @@ def test_images_that_are_too_small_are_refused_with_the_least_size(side):
         AL2CNN(1, side, 10)
 
 
-def papers_network(model: AL2CNN, x: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """φ and ψ(φ) in the order of the protocol's table: conv, [batch norm,] ReLU, pool; linear, ReLU, linear."""
+def papers_network(
+    model: AL2CNN, x: torch.Tensor, training: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """φ and ψ(φ) in the order of the protocol's table: conv, [batch norm,] ReLU, pool; linear,
+    ReLU, linear.
+    """
     weights = dict(model.named_parameters()) | dict(model.named_buffers())
-    x = F.max_pool2d(F.relu(F.conv2d(x, weights["trunk.conv1.weight"], weights["trunk.conv1.bias"])), 2)
+    x = F.max_pool2d(
+        F.relu(F.conv2d(x, weights["trunk.conv1.weight"], weights["trunk.conv1.bias"])), 2
+    )
     x = F.conv2d(x, weights["trunk.conv2.weight"], weights["trunk.conv2.bias"])
     if "trunk.norm.weight" in weights:
         mean, var = weights["trunk.norm.running_mean"], weights["trunk.norm.running_var"]
@@ -70,7 +79,9 @@ def test_pooling_before_relu_is_exactly_the_papers_order_with_the_same_gradients
     assert (phi == 0).any() and (phi > 0).any()  # ReLU does something on these
     assert torch.equal(model(x), logits)
     first = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-    for one, other in zip(first, torch.autograd.grad(logits.square().sum(), list(model.parameters())), strict=True):
+    for one, other in zip(
+        first, torch.autograd.grad(logits.square().sum(), list(model.parameters())), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -78,7 +89,11 @@ def test_pooling_before_relu_is_exactly_the_papers_order_with_the_same_gradients
 def test_batch_norm_stands_between_the_second_convolution_and_relu(training):
     model, x = build(Run("mnist", batch_norm=True), 1, 28, 10), images(16)
     with torch.no_grad():  # every scale, negative ones too, so that the order of the layers matters
-        for values in (model.trunk.norm.weight, model.trunk.norm.bias, model.trunk.norm.running_mean):
+        for values in (
+            model.trunk.norm.weight,
+            model.trunk.norm.bias,
+            model.trunk.norm.running_mean,
+        ):
             values.copy_(torch.linspace(-1, 1, 50))
         model.trunk.norm.running_var.copy_(torch.linspace(0.1, 2, 50))
     model.train(training)
@@ -170,7 +185,12 @@ def test_another_seed_gives_other_weights():
 def test_weights_and_biases_are_uniform_within_one_over_the_root_of_the_fan_in():
     """PyTorch's default for convolutions and linear layers."""
     state = build(Run("mnist"), 1, 28, 10).state_dict()
-    for layer, fan_in in {"trunk.conv1": 25, "trunk.conv2": 500, "head.fc1": 800, "head.fc2": 500}.items():
+    for layer, fan_in in {
+        "trunk.conv1": 25,
+        "trunk.conv2": 500,
+        "head.fc1": 800,
+        "head.fc2": 500,
+    }.items():
         weight, bound = state[f"{layer}.weight"], fan_in**-0.5
         assert 0.95 * bound < weight.abs().max() <= bound
         assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.1)
@@ -179,7 +199,9 @@ def test_weights_and_biases_are_uniform_within_one_over_the_root_of_the_fan_in()
 
 def test_building_leaves_the_global_generators_alone(monkeypatch):
     seeded = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)  # GPUs' generators, also where there is none
+    monkeypatch.setattr(
+        torch.cuda, "manual_seed_all", seeded.append
+    )  # GPUs' generators, also where there is none
     with torch.random.fork_rng():
         torch.manual_seed(5)
         seeded.clear()
@@ -198,7 +220,9 @@ def test_bn_gamma_uniform_fills_0_to_1_and_touches_no_other_weight():
     assert torch.equal(ones["trunk.norm.weight"], torch.ones(50))
     assert 0 <= gamma.min() < 0.2 and 0.8 < gamma.max() <= 1 and 0.3 < gamma.mean() < 0.7
     assert not torch.equal(gamma, other["trunk.norm.weight"])
-    assert all(torch.equal(ones[name], uniform[name]) for name in ones if name != "trunk.norm.weight")
+    assert all(
+        torch.equal(ones[name], uniform[name]) for name in ones if name != "trunk.norm.weight"
+    )
 
 
 def test_layers_carry_the_papers_names():
@@ -226,32 +250,46 @@ def conv_parameters(channels: int, filters: int, kernel: int = 3) -> int:
     return kernel * kernel * channels * filters + filters
 
 
-@pytest.mark.parametrize(("channels", "side", "classes"), [(3, 32, 10), (3, 32, 100), (3, 64, 200), (1, 8, 10)])
+@pytest.mark.parametrize(
+    ("channels", "side", "classes"), [(3, 32, 10), (3, 32, 100), (3, 64, 200), (1, 8, 10)]
+)
 @pytest.mark.parametrize("size", ["s", "m", "xxl"])
 def test_convnets_have_table_1_s_widths_and_the_parameters_of_these(size, channels, side, classes):
     with open(paths.PUBLISHED / "sparsity_table1_widths.csv") as file:
         (row,) = [row for row in csv.DictReader(file) if row["size"] == size]
-    one, two, three, four, units = (int(row[name]) for name in ("conv1", "conv2", "conv3", "conv4", "fc1"))
+    one, two, three, four, units = (
+        int(row[name]) for name in ("conv1", "conv2", "conv3", "conv4", "fc1")
+    )
     model = shapes(replace(CONV, network=f"convnet_{size}"), channels, side, classes)
     widths = {name: len(layer.weight) for name, layer in losses.filter_layers(model).items()}
     assert widths == dict(conv1=one, conv2=two, conv3=three, conv4=four, fc1=units, fc2=classes)
     assert all(model.get_submodule(f"conv{k}").kernel_size == (3, 3) for k in (1, 2, 3, 4))
-    expected = conv_parameters(channels, one) + conv_parameters(one, two) + conv_parameters(two, three)
-    expected += conv_parameters(three, four) + (four * (side // 4) ** 2 + 1) * units + (units + 1) * classes
+    expected = (
+        conv_parameters(channels, one) + conv_parameters(one, two) + conv_parameters(two, three)
+    )
+    expected += (
+        conv_parameters(three, four) + (four * (side // 4) ** 2 + 1) * units + (units + 1) * classes
+    )
     assert parameters(model) == expected
     assert model(torch.empty(2, channels, side, side, device="meta")).shape == (2, classes)
 
 
 def test_convnet_s_for_cifar_10_has_148442_parameters():
-    assert parameters(shapes(CONV, 3, 32, 10)) == 448 + 2320 + 4640 + 9248 + 131_136 + 650 == 148_442
+    assert (
+        parameters(shapes(CONV, 3, 32, 10)) == 448 + 2320 + 4640 + 9248 + 131_136 + 650 == 148_442
+    )
 
 
 @pytest.mark.parametrize(("place", "widths"), [("conv", [16, 16, 32, 32]), ("block", [16, 32])])
 def test_normnet_normalises_after_each_convolution_or_once_a_block(place, widths):
     model = shapes(replace(CONV, batch_norm=True, norm_place=place), 3, 32, 10)
-    norms = {name: m.num_features for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    norms = {
+        name: m.num_features for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)
+    }
     assert list(norms.values()) == widths
-    assert list(norms) == (["norm1", "norm2", "norm3", "norm4"] if place == "conv" else ["norm2", "norm4"])
+    assert list(norms) == (
+        ["norm1", "norm2", "norm3", "norm4"] if place == "conv" else ["norm2", "norm4"]
+    )
     assert parameters(model) == 148_442 + 2 * sum(widths)
 
 
@@ -264,16 +302,27 @@ def test_dropnet_has_dropout_after_each_pool_and_no_parameter_more():
     assert parameters(model) == 148_442
 
 
-def textbook(model: nn.Module, run: Run, x: torch.Tensor, coins: torch.Generator | None = None) -> torch.Tensor:
-    """The network as its paper draws it: convolution, [batch norm,] ReLU, then pool; padding by hand; in training mode."""
+def textbook(
+    model: nn.Module, run: Run, x: torch.Tensor, coins: torch.Generator | None = None
+) -> torch.Tensor:
+    """The network as its paper draws it: convolution, [batch norm,] ReLU, then pool; padding by
+    hand; in training mode.
+    """
     weights = dict(model.named_parameters())
 
     def conv(name, x, padding, stride=1):
-        x = F.conv2d(F.pad(x, [padding] * 4), weights[f"{name}.weight"], weights[f"{name}.bias"], stride)
+        x = F.conv2d(
+            F.pad(x, [padding] * 4), weights[f"{name}.weight"], weights[f"{name}.bias"], stride
+        )
         norm = f"norm{name[-1]}"
         if f"{norm}.weight" in weights:
-            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
-            scale, shift = (weights[f"{norm}.{kind}"].view(1, -1, 1, 1) for kind in ("weight", "bias"))
+            mean, var = (
+                x.mean((0, 2, 3), keepdim=True),
+                x.var((0, 2, 3), unbiased=False, keepdim=True),
+            )
+            scale, shift = (
+                weights[f"{norm}.{kind}"].view(1, -1, 1, 1) for kind in ("weight", "bias")
+            )
             x = (x - mean) / torch.sqrt(var + 1e-5) * scale + shift
         return x.relu()
 
@@ -314,7 +363,9 @@ TEXTBOOK = {
 def test_networks_are_their_papers_with_pooling_before_relu_as_good_as_after(name):
     run, x = TEXTBOOK[name], images(4, 3, 18)
     model = build(run, 3, 18, 7)
-    with torch.no_grad():  # every scale, negative ones too, so that the order of batch norm, pool and ReLU matters
+    with (
+        torch.no_grad()
+    ):  # every scale, negative ones too, so that the order of batch norm, pool and ReLU matters
         for parameter_name, values in model.named_parameters():
             if parameter_name.startswith("norm") or parameter_name.endswith("bias"):
                 values.copy_(torch.linspace(-1, 1, len(values)))
@@ -326,7 +377,9 @@ def test_networks_are_their_papers_with_pooling_before_relu_as_good_as_after(nam
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     watched = [p for n, p in model.named_parameters() if "conv" in n]
     for one, other in zip(
-        torch.autograd.grad(found.sin().sum(), watched), torch.autograd.grad(expected.sin().sum(), watched), strict=True
+        torch.autograd.grad(found.sin().sum(), watched),
+        torch.autograd.grad(expected.sin().sum(), watched),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
@@ -335,35 +388,55 @@ def test_same_padding_keeps_the_side_and_valid_takes_two_pixels_off():
     for padding, sides in (("same", [32, 32, 16, 16]), ("valid", [30, 28, 12, 10])):
         model, found = shapes(replace(CONV, padding=padding), 3, 32, 10), []
         for k in (1, 2, 3, 4):
-            model.get_submodule(f"conv{k}").register_forward_hook(lambda m, i, out, found=found: found.append(out.shape[2:]))
+            model.get_submodule(f"conv{k}").register_forward_hook(
+                lambda m, i, out, found=found: found.append(out.shape[2:])
+            )
         model(torch.empty(1, 3, 32, 32, device="meta"))
         assert found == [(side, side) for side in sides]
         assert model.fc1.in_features == 32 * (sides[-1] // 2) ** 2
 
 
-@pytest.mark.parametrize(("network", "padding", "least"), [("convnet_s", "same", 4), ("convnet_s", "valid", 16)])
+@pytest.mark.parametrize(
+    ("network", "padding", "least"), [("convnet_s", "same", 4), ("convnet_s", "valid", 16)]
+)
 def test_images_too_small_for_a_convnet_are_refused_with_the_least_size(network, padding, least):
     run = replace(CONV, network=network, padding=padding)
     for side in (1, least - 1):
-        with pytest.raises(ValueError, match=f"{side}×{side} are too small.*{padding}.*: {least}×{least} is the least"):
+        with pytest.raises(
+            ValueError,
+            match=f"{side}×{side} are too small.*{padding}.*: {least}×{least} is the least",
+        ):
             shapes(run, 1, side, 10)
-    assert shapes(run, 1, least, 10)(torch.empty(2, 1, least, least, device="meta")).shape == (2, 10)
+    assert shapes(run, 1, least, 10)(torch.empty(2, 1, least, least, device="meta")).shape == (
+        2,
+        10,
+    )
 
 
 @pytest.mark.parametrize(("network", "least"), [("lenet", 16), ("alexnet", 15)])
 def test_images_too_small_for_lenet_and_alexnet_are_refused_with_the_least_size(network, least):
     run = replace(CONV, network=network)
     for side in (1, least - 1):
-        with pytest.raises(ValueError, match=f"{side}×{side} are too small.*: {least}×{least} is the least"):
+        with pytest.raises(
+            ValueError, match=f"{side}×{side} are too small.*: {least}×{least} is the least"
+        ):
             shapes(run, 1, side, 10)
-    assert shapes(run, 1, least, 10)(torch.empty(2, 1, least, least, device="meta")).shape == (2, 10)
+    assert shapes(run, 1, least, 10)(torch.empty(2, 1, least, least, device="meta")).shape == (
+        2,
+        10,
+    )
 
 
 @pytest.mark.parametrize(
     ("network", "side", "classes", "expected"),
     [
         ("lenet", 32, 10, 62_006),
-        ("lenet", 64, 200, conv_parameters(3, 6, 5) + conv_parameters(6, 16, 5) + 2705 * 120 + 121 * 84 + 85 * 200),
+        (
+            "lenet",
+            64,
+            200,
+            conv_parameters(3, 6, 5) + conv_parameters(6, 16, 5) + 2705 * 120 + 121 * 84 + 85 * 200,
+        ),
         ("alexnet", 32, 10, 23_272_266),
         ("alexnet", 64, 200, 23_272_266 + 3 * 1024 * 4096 + 4097 * 190),
     ],
@@ -376,7 +449,11 @@ def test_lenet_and_alexnet_have_their_numbers_of_parameters(network, side, class
 
 
 def test_all_six_networks_and_every_reading_of_batch_norm_start_from_the_same_weights():
-    runs = [*VARIANT_RUNS, replace(VARIANT_RUNS[2], norm_place="block"), replace(VARIANT_RUNS[0], optimizer="adam", al2=True)]
+    runs = [
+        *VARIANT_RUNS,
+        replace(VARIANT_RUNS[2], norm_place="block"),
+        replace(VARIANT_RUNS[0], optimizer="adam", al2=True),
+    ]
     states = [build(run, 1, 12, 10).state_dict() for run in runs]
     for state in states[1:]:
         shared = [name for name in state if "norm" not in name]
@@ -385,7 +462,9 @@ def test_all_six_networks_and_every_reading_of_batch_norm_start_from_the_same_we
     norms = {name: value for name, value in states[2].items() if "norm" in name}
     assert all((value == (name.endswith(("weight", "var")))).all() for name, value in norms.items())
     other = build(replace(CONV, seed=1), 1, 12, 10).state_dict()
-    assert not any(torch.equal(states[0][name], other[name]) for name in other if name.endswith("weight"))
+    assert not any(
+        torch.equal(states[0][name], other[name]) for name in other if name.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize("network", ["convnet_s", "convnet_m", "lenet"])
@@ -418,7 +497,9 @@ def test_every_network_says_where_its_features_are(network):
     run = replace(CONV, network=network)
     model, seen = shapes(run, 3, 32, 10), {}
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    losses.find_layer(model, features_layer(network)).register_forward_hook(lambda m, i, out: seen.update(phi=out))
+    losses.find_layer(model, features_layer(network)).register_forward_hook(
+        lambda m, i, out: seen.update(phi=out)
+    )
     first.register_forward_pre_hook(lambda m, given: seen.update(given=given[0]))
     model(torch.empty(2, 3, 32, 32, device="meta"))
     assert seen["phi"].numel() == seen["given"].numel() == 2 * first.in_features

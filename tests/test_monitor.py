@@ -14,23 +14,31 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lib import measures, trainer
-from lib.heat_maps import correlation_figure, heat_map_figure
 from lib.monitor import Monitor, explorer
+from lib.plots import correlation_figure, heat_map_figure
 from lib.run import Run
 
 LAYERS = {"conv1": 6, "conv2": 4, "fc1": 5}
 
 
 class Net(nn.Module):
-    """Two convolutions, a dense layer, a classifier; dropout and batch norm, so that modes matter."""
+    """Two convolutions, a dense layer, a classifier; dropout and batch norm, so that modes
+    matter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm, self.conv2 = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, stride=2)
+        self.conv1, self.norm, self.conv2 = (
+            nn.Conv2d(1, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 4, 3, stride=2),
+        )
         self.dropout, self.fc1, self.fc2 = nn.Dropout(0.5), nn.Linear(4 * 4 * 4, 5), nn.Linear(5, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.conv2(torch.relu(self.norm(self.conv1(images))))  # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
+        x = self.conv2(
+            torch.relu(self.norm(self.conv1(images)))
+        )  # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
         return self.fc2(torch.relu(self.fc1(self.dropout(x.relu()).flatten(1))))
 
 
@@ -52,7 +60,9 @@ def batch(count: int = 2, *, seed: int = 0) -> torch.Tensor:
 
 
 def read(folder) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0}).Reload()
+    return EventAccumulator(
+        str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0}
+    ).Reload()
 
 
 def steps(events) -> list[int]:
@@ -73,7 +83,9 @@ def slow_entropies(model: Net, images: torch.Tensor) -> dict[str, np.ndarray]:
         one = model.conv1(images)
         two = model.conv2(torch.relu(model.norm(one)))
         outputs = {"conv1": one, "conv2": two, "fc1": model.fc1(two.relu().flatten(1))}
-    return {name: entropy(softmax(x.double().numpy(), axis=1), axis=1) for name, x in outputs.items()}
+    return {
+        name: entropy(softmax(x.double().numpy(), axis=1), axis=1) for name, x in outputs.items()
+    }
 
 
 # ---- what is written
@@ -89,14 +101,22 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
                 net.conv1.weight[0] += 0.1 * epoch
             monitor.log(net, epoch)
             means.append({name: h.mean() for name, h in slow_entropies(net, many).items()})
-            coefficients.append({n: np.corrcoef(getattr(net, n).weight.detach().flatten(1).double().numpy()) for n in LAYERS})
+            coefficients.append(
+                {
+                    n: np.corrcoef(getattr(net, n).weight.detach().flatten(1).double().numpy())
+                    for n in LAYERS
+                }
+            )
     events = read(tmp_path)
     tags = events.Tags()
     assert tags["scalars"] == [f"entropy/{name}" for name in LAYERS]
     assert tags["histograms"] == [f"correlations/{name}" for name in LAYERS]
     assert sorted(tags["images"]) == ["correlations_over_epochs", "heat_maps"]
     for name, filters in LAYERS.items():
-        scalars, histograms = events.Scalars(f"entropy/{name}"), events.Histograms(f"correlations/{name}")
+        scalars, histograms = (
+            events.Scalars(f"entropy/{name}"),
+            events.Histograms(f"correlations/{name}"),
+        )
         assert steps(scalars) == steps(histograms) == [0, 1, 4]
         np.testing.assert_allclose([e.value for e in scalars], [m[name] for m in means], rtol=1e-5)
         assert means[0][name] != means[2][name]
@@ -105,8 +125,12 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
             pairs = c[name][np.tril_indices(filters, -1)]
             assert sum(value.bucket) == value.num == filters * (filters - 1) / 2
             assert (value.min, value.max) == (-1, 1)
-            assert value.sum == pytest.approx(pairs.sum(), abs=0.005 * len(pairs))  # half a bin each, at most
-            np.testing.assert_array_equal(value.bucket, np.histogram(pairs, bins=[-1, *value.bucket_limit])[0])
+            assert value.sum == pytest.approx(
+                pairs.sum(), abs=0.005 * len(pairs)
+            )  # half a bin each, at most
+            np.testing.assert_array_equal(
+                value.bucket, np.histogram(pairs, bins=[-1, *value.bucket_limit])[0]
+            )
     for tag in tags["images"]:
         assert steps(events.Images(tag)) == [0, 1, 4]
         for event in events.Images(tag):
@@ -121,17 +145,25 @@ def test_without_measuring_images_the_means_are_over_those_drawn(tmp_path, net):
     events, expected = read(tmp_path), slow_entropies(net, images)
     assert events.Tags()["scalars"] == ["entropy/fc1", "entropy/conv1"]
     for name in ("fc1", "conv1"):
-        assert events.Scalars(f"entropy/{name}")[0].value == pytest.approx(expected[name].mean(), rel=1e-5)
+        assert events.Scalars(f"entropy/{name}")[0].value == pytest.approx(
+            expected[name].mean(), rel=1e-5
+        )
 
 
-def test_pictures_can_be_drawn_at_some_epochs_only_and_the_last_correlations_always_are(tmp_path, net):
+def test_pictures_can_be_drawn_at_some_epochs_only_and_the_last_correlations_always_are(
+    tmp_path, net
+):
     with Monitor(tmp_path, batch(), every=2) as monitor:
         for epoch in range(4):
             monitor.log(net, epoch)
     events = read(tmp_path)
     assert steps(events.Images("heat_maps")) == [0, 2]
     assert steps(events.Images("correlations_over_epochs")) == [0, 2, 3]
-    assert steps(events.Scalars("entropy/conv1")) == steps(events.Histograms("correlations/conv1")) == [0, 1, 2, 3]
+    assert (
+        steps(events.Scalars("entropy/conv1"))
+        == steps(events.Histograms("correlations/conv1"))
+        == [0, 1, 2, 3]
+    )
 
 
 def test_dense_layers_have_entropy_and_correlations_but_no_heat_map(tmp_path):
@@ -211,7 +243,10 @@ def test_it_works_on_torchvision_s_resnet(tmp_path):
     images = torch.randn(2, 3, 64, 64, generator=source())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers = ["conv1", "layer2.0.downsample.0", "layer4.1.conv2"]
-    with Monitor(tmp_path / "some", images, layers) as some, Monitor(tmp_path / "all", images, every=2) as every:
+    with (
+        Monitor(tmp_path / "some", images, layers) as some,
+        Monitor(tmp_path / "all", images, every=2) as every,
+    ):
         some.log(model, 0)
         every.log(model, 1)  # no heat maps of twenty layers
     assert model.training
@@ -221,7 +256,9 @@ def test_it_works_on_torchvision_s_resnet(tmp_path):
     model.eval()
     with torch.no_grad():
         first = softmax(model.conv1(images).double().numpy(), axis=1)
-    assert events.Scalars("entropy/conv1")[0].value == pytest.approx(entropy(first, axis=1).mean(), rel=1e-5)
+    assert events.Scalars("entropy/conv1")[0].value == pytest.approx(
+        entropy(first, axis=1).mean(), rel=1e-5
+    )
     everything = read(tmp_path / "all").Tags()["scalars"]
     assert len(everything) == 20 and "entropy/fc" not in everything
 
@@ -272,7 +309,9 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
         for layer in ("conv1", "conv2", "conv3", "conv4", "fc1"):
             scalars = events.Scalars(f"entropy/{layer}")
             assert steps(scalars) == [0, 1, 2]
-            np.testing.assert_allclose([e.value for e in scalars[1:]], own[f"entropy {layer}"], rtol=1e-6)
+            np.testing.assert_allclose(
+                [e.value for e in scalars[1:]], own[f"entropy {layer}"], rtol=1e-6
+            )
 
 
 # ---- what is drawn
@@ -317,7 +356,9 @@ def test_a_bright_corner_is_in_the_same_corner_of_the_map_and_of_the_picture():
         for half, corner_at in zip(halves, ((0.12, 0.88), (0.88, 0.12)), strict=True):
             for place in ((0.12, 0.12), (0.12, 0.88), (0.88, 0.12), (0.88, 0.88)):
                 colour = half[int(place[0] * len(half)), int(place[1] * half.shape[1])]
-                np.testing.assert_allclose(colour, there if place == corner_at else elsewhere, atol=2)
+                np.testing.assert_allclose(
+                    colour, there if place == corner_at else elsewhere, atol=2
+                )
 
 
 def test_colours_go_from_0_to_ln_d_in_each_layer_whatever_the_maps_hold():
@@ -361,12 +402,16 @@ def test_images_of_any_scale_and_number_of_channels_are_drawn(channels):
 def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular():
     counts = np.zeros((3, 200), dtype=np.int32)
     counts[0, 100], counts[1, [100, 150]], counts[2, 199] = 600, (400, 200), 600
-    figure = correlation_figure({"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure())
+    figure = correlation_figure(
+        {"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure()
+    )
     pixels(figure)
     for ax, h in zip(figure.axes, (counts, counts[:, ::-1]), strict=False):
         (mesh,) = ax.collections
         corners = mesh.get_coordinates()
-        np.testing.assert_allclose(corners[0, :, 0], [-0.5, 0.5, 3, 7])  # half-way to the next epoch
+        np.testing.assert_allclose(
+            corners[0, :, 0], [-0.5, 0.5, 3, 7]
+        )  # half-way to the next epoch
         np.testing.assert_allclose(corners[:, 0, 1], np.linspace(-1, 1, 201))
         shares = mesh.get_array()
         np.testing.assert_allclose(shares.filled(0), 100 * h.T / 600)
@@ -408,26 +453,47 @@ def test_figures_are_pyplot_s_unless_one_is_given():
 def stored(layers: dict[str, int], epochs: list[int], count: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shape = (len(epochs), count, 8, 8)
-    return {name: (random.random(shape) * math.log(filters)).astype(np.float16) for name, filters in layers.items()}
+    return {
+        name: (random.random(shape) * math.log(filters)).astype(np.float16)
+        for name, filters in layers.items()
+    }
 
 
 @pytest.mark.parametrize("curves", [False, True])
 def test_each_control_of_the_explorer_changes_the_picture(curves):
     layers, epochs = {"conv1": 16, "conv2": 32}, [0, 1, 5]
-    entropies = {name: np.linspace(math.log(filters), 1, 6) for name, filters in layers.items()} if curves else None
+    entropies = (
+        {name: np.linspace(math.log(filters), 1, 6) for name, filters in layers.items()}
+        if curves
+        else None
+    )
     widget = explorer(corner(), stored(layers, epochs, 2), epochs, entropies, filters=layers)
     controls = {child.description: child for row in widget.children[:2] for child in row.children}
     picture = widget.children[2]
-    assert controls["layer"].options == ("conv1", "conv2") and controls["epoch"].options == (0, 1, 5)
+    assert controls["layer"].options == ("conv1", "conv2") and controls["epoch"].options == (
+        0,
+        1,
+        5,
+    )
     seen = [picture.value]
-    changes = {"layer": "conv2", "epoch": 5, "image": 1, "colours over this layer's own range": True}
+    changes = {
+        "layer": "conv2",
+        "epoch": 5,
+        "image": 1,
+        "colours over this layer's own range": True,
+    }
     for name, value in changes.items():
         controls[name].value = value
         assert picture.value not in seen
         seen.append(picture.value)
     for png in seen:
         assert opened(png).width > 300 and len(png) < 60_000
-    for name, value in {"layer": "conv1", "epoch": 0, "image": 0, "colours over this layer's own range": False}.items():
+    for name, value in {
+        "layer": "conv1",
+        "epoch": 0,
+        "image": 0,
+        "colours over this layer's own range": False,
+    }.items():
         controls[name].value = value
     assert picture.value == seen[0]
 
@@ -441,7 +507,9 @@ def test_the_explorer_needs_arrays_that_fit_each_other():
         explorer(corner()[:1], maps, epochs, filters=layers)
     with pytest.raises(ValueError, match="number of filters of conv1"):
         explorer(corner(), maps, epochs, filters={"conv2": 16})
-    with pytest.raises(ValueError, match=r"'conv1' have shape \(1,\); one before training and one an epoch"):
+    with pytest.raises(
+        ValueError, match=r"'conv1' have shape \(1,\); one before training and one an epoch"
+    ):
         explorer(corner(), maps, epochs, {"conv1": [2.0]}, filters=layers)
     with pytest.raises(ValueError, match="0 layers"):
         explorer(corner(), {}, epochs, filters=layers)
@@ -465,7 +533,9 @@ def test_images_that_cannot_be_logged_are_named(tmp_path):
 
 @pytest.mark.parametrize("layers", [["conv1", "conv9"], ["norm"], []])
 def test_layers_that_cannot_be_logged_are_named_with_those_that_can(tmp_path, net, layers):
-    with pytest.raises(ValueError, match=f"{layers[-1] if layers else 'none'}.*conv1, conv2, fc1, fc2"):
+    with pytest.raises(
+        ValueError, match=f"{layers[-1] if layers else 'none'}.*conv1, conv2, fc1, fc2"
+    ):
         Monitor(tmp_path / "log", batch(), layers).log(net, 0)
     assert not (tmp_path / "log").exists()
 
@@ -482,7 +552,9 @@ def test_epochs_have_to_increase_from_0(tmp_path, net, epoch):
     with Monitor(tmp_path, batch(), every=10) as monitor:
         if epoch >= 0:
             monitor.log(net, 2)
-        with pytest.raises(ValueError, match=f"epoch is {epoch}.* {3 if epoch >= 0 else 0} or more"):
+        with pytest.raises(
+            ValueError, match=f"epoch is {epoch}.* {3 if epoch >= 0 else 0} or more"
+        ):
             monitor.log(net, epoch)
 
 

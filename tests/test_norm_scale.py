@@ -1,4 +1,6 @@
-"""Batch norm's first scale: its runs, its table beside the paper's, figure and report. From made frames."""
+"""Batch norm's first scale: its runs, its table beside the paper's, figure and report. From made
+frames.
+"""
 
 import warnings
 
@@ -8,10 +10,10 @@ import pytest
 from made import stored
 from test_report import assembled
 
-from lib import report, tables
-from lib.figures import options as figures_options
-from lib.studies import label_randomization, norm_scales, options
-from lib.tables import norm_scale
+from lib.study import report, tables
+from lib.study.experiments import label_randomization, norm_scales, options
+from lib.study.figures import options as figures_options
+from lib.study.tables import norm_scale
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 NUMBERS = {"test_accuracy": 60.0, "cross_entropy": 2.0, "activation_l2": 0.5, "ablation_auc": 30.0}
@@ -33,8 +35,12 @@ def study(seeds=(0, 1), profile="made", uniform=NUMBERS, lost=(), **settings):
 def test_the_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_of_the_options():
     shared = {"seeds": (0, 1), "epochs": 80, "speed": 6.15, "corruption": 0.75}
     runs = norm_scales("mnist", **shared)
-    eight, tried = ({r.id for r in study("mnist", **shared)} for study in (label_randomization, options))
-    assert [r.id in eight for r in runs] == [r.bn_gamma == "ones" for r in runs] and {r.id for r in runs} <= tried
+    eight, tried = (
+        {r.id for r in study("mnist", **shared)} for study in (label_randomization, options)
+    )
+    assert [r.id in eight for r in runs] == [r.bn_gamma == "ones" for r in runs] and {
+        r.id for r in runs
+    } <= tried
     assert len(runs) == 8 and all(r.batch_norm for r in runs)
 
 
@@ -42,15 +48,26 @@ def test_the_table_has_a_row_a_network_scale_metric_and_epoch_of_the_paper():
     table = norm_scale.table(study())
     assert len(table) == 2 * 2 * 4 * 7 and (table.epoch_measured == table.epoch).all()
     accuracy = table[table.metric == "test_accuracy"]
-    assert set(accuracy.measured) == {60.5} and set(accuracy.n) == {2} and accuracy.sd.to_numpy() == pytest.approx(np.sqrt(0.5))
+    assert (
+        set(accuracy.measured) == {60.5}
+        and set(accuracy.n) == {2}
+        and accuracy.sd.to_numpy() == pytest.approx(np.sqrt(0.5))
+    )
 
 
 def test_published_are_the_numbers_printed_for_batch_norm():
     table = (
-        norm_scale.table(study()).drop_duplicates(["al2", "metric", "epoch"]).set_index(["al2", "metric", "epoch"]).published
+        norm_scale.table(study())
+        .drop_duplicates(["al2", "metric", "epoch"])
+        .set_index(["al2", "metric", "epoch"])
+        .published
     )
-    assert table[False, "test_accuracy", 100] == 74.72 and table[True, "test_accuracy", 700] == 81.16  # AL2, Table 1
-    assert table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01  # Tables 1 and 2
+    assert (
+        table[False, "test_accuracy", 100] == 74.72 and table[True, "test_accuracy", 700] == 81.16
+    )  # AL2, Table 1
+    assert (
+        table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01
+    )  # Tables 1 and 2
     assert norm_scale.table(study(corruption=0.5)).published.isna().all()
 
 
@@ -61,10 +78,16 @@ def test_trainings_of_other_lengths_stand_for_the_papers_by_their_share():
 
 
 def test_nearer_counts_numbers_that_both_scales_and_the_paper_have():
-    printed = {"test_accuracy": 74.0, "cross_entropy": 2.07, "activation_l2": 0.8, "ablation_auc": 35.0}
+    printed = {
+        "test_accuracy": 74.0,
+        "cross_entropy": 2.07,
+        "activation_l2": 0.8,
+        "ablation_auc": 35.0,
+    }
     table = norm_scale.table(study(seeds=[0], uniform=printed))
     without = 4  # all of the network without AL2: nearer to 74.72, 2.07, 0.84 and 35.1
-    # with AL2 (95.47, 2.22, 0.0024, 77.0): accuracy, cross-entropy and area, but not L_r, of which 0.5 is the nearer
+    # with AL2 (95.47, 2.22, 0.0024, 77.0): accuracy, cross-entropy and area, but not L_r, of which
+    # 0.5 is the nearer
     assert norm_scale.nearer(table[table.epoch == 100]) == (without + 3, 8)
     assert norm_scale.nearer(table)[1] == 2 * 4 * 7 - 1  # L_r with AL2 is printed as 0.0000 at 700
     assert norm_scale.nearer(norm_scale.table(study(corruption=0.5))) == (0, 0)
@@ -101,7 +124,11 @@ def test_the_figure_has_both_scales_with_and_without_al2_and_the_printed():
         warnings.simplefilter("error")
         fig = figures_options.norm_scales(study())
         fig.canvas.draw()
-    lines = [line for line in fig.axes[0].lines if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) > 7]
+    lines = [
+        line
+        for line in fig.axes[0].lines
+        if line.get_linestyle() in ("-", "--") and len(line.get_xdata()) > 7
+    ]
     assert sorted((line.get_linestyle(), line.get_alpha()) for line in lines) == [
         ("-", 0.45),
         ("-", 1),
@@ -120,4 +147,6 @@ def test_the_report_has_table_and_figure_where_there_are_runs():
     assert "al2_norm_scale-made-mnist" in report.drawings(assembled(made))
     alone = made[made.bn_gamma == "ones"]
     assert "al2_norm_scale-made-mnist" not in report.drawings(assembled(alone))
-    assert "al2_norm_scale" not in report._tables(made.assign(notebooks="10_al2_label_randomization"))
+    assert "al2_norm_scale" not in report._tables(
+        made.assign(notebooks="10_al2_label_randomization")
+    )

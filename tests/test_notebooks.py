@@ -1,4 +1,6 @@
-"""The committed notebooks, profiles and README: what can be checked without executing them (nbval does that)."""
+"""The committed notebooks, profiles and README: what can be checked without executing them (nbval
+does that).
+"""
 
 import dataclasses
 import re
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from lib import campaign, models, paths, report
+from lib import models, paths
 from lib.losses import AL2_START, al2_weights
 from lib.run import SCREENING_SEED, Run
+from lib.study import campaign, report
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = sorted(path.stem for path in paths.PARAMS.glob("*.yaml"))
@@ -18,7 +21,11 @@ PROFILES = sorted(path.stem for path in paths.PARAMS.glob("*.yaml"))
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def cells(request):
-    return [cell for cell in nbformat.read(request.param, as_version=4).cells if cell.cell_type == "code"]
+    return [
+        cell
+        for cell in nbformat.read(request.param, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
 
 
 def test_every_code_cell_was_executed_in_order(cells):
@@ -31,7 +38,9 @@ def test_no_output_is_an_error_or_a_warning(cells):
 
 
 def test_some_output_is_compared_by_nbval(cells):
-    assert any("nbval-check-output" in cell.metadata.get("tags", []) and cell.outputs for cell in cells)
+    assert any(
+        "nbval-check-output" in cell.metadata.get("tags", []) and cell.outputs for cell in cells
+    )
 
 
 def test_the_parameters_cell_has_a_type_and_a_default_a_line(cells):
@@ -49,14 +58,19 @@ def test_notebooks_are_small(path):
 def test_a_profile_names_only_parameters_that_its_notebooks_have(profile):
     entries = campaign.plan(profile)
     assert entries
-    assert len({entry.name for entry in entries}) == len(entries), "two executions would overwrite each other"
+    assert len({entry.name for entry in entries}) == len(entries), (
+        "two executions would overwrite each other"
+    )
 
 
 def test_the_quick_profile_is_the_notebooks_own_defaults():
     entries = campaign.plan("quick")
     assert [entry.notebook for entry in entries] == [path.stem for path in NOTEBOOKS]
     for entry in entries:
-        assert entry.parameters.items() <= (campaign.notebook_parameters(entry.notebook) | {"profile": "quick"}).items()
+        assert (
+            entry.parameters.items()
+            <= (campaign.notebook_parameters(entry.notebook) | {"profile": "quick"}).items()
+        )
 
 
 def test_quick_notebooks_share_their_runs():
@@ -64,9 +78,13 @@ def test_quick_notebooks_share_their_runs():
     assert runs["11"] <= runs["10"] and runs["12"] <= runs["10"]
     assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
     assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
-    assert len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5  # bare and dropout, without and with AL2
+    assert (
+        len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5
+    )  # bare and dropout, without and with AL2
     assert runs["20"] <= runs["21"]
-    assert len(runs["23"] & runs["21"]) >= 3  # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
+    assert (
+        len(runs["23"] & runs["21"]) >= 3
+    )  # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
 
 
 @pytest.mark.parametrize("profile", ["lite", "paper"])
@@ -79,17 +97,23 @@ def test_canonical_correlations_are_taken_of_the_runs_of_the_tables(profile):
 
 def test_an_unknown_parameter_in_a_profile_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "typo.yaml").write_text("all: {}\nnotebooks:\n  10_al2_label_randomization: [{epoch: 3}]\n")
+    (tmp_path / "typo.yaml").write_text(
+        "all: {}\nnotebooks:\n  10_al2_label_randomization: [{epoch: 3}]\n"
+    )
     with pytest.raises(ValueError, match=r"typo\.yaml.*no parameter epoch.*epochs"):
         campaign.plan("typo")
-    (tmp_path / "typo.yaml").write_text("all: {learn_rate: 1}\nnotebooks:\n  10_al2_label_randomization: [{}]\n")
+    (tmp_path / "typo.yaml").write_text(
+        "all: {learn_rate: 1}\nnotebooks:\n  10_al2_label_randomization: [{}]\n"
+    )
     with pytest.raises(ValueError, match="learn_rate"):
         campaign.plan("typo")
 
 
 def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "text.yaml").write_text("all: {}\nnotebooks:\n  10_al2_label_randomization: [{learning_rate: 1e-4}]\n")
+    (tmp_path / "text.yaml").write_text(
+        "all: {}\nnotebooks:\n  10_al2_label_randomization: [{learning_rate: 1e-4}]\n"
+    )
     (entry,) = campaign.plan("text")
     with pytest.raises(TypeError, match="learning_rate"):
         entry.runs()
@@ -108,14 +132,19 @@ def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monk
 
 def runs_of(profile, *notebooks):
     """The runs that notebooks whose names begin so state, all of them without any."""
-    entries = [e for e in campaign.plan(profile) if not notebooks or e.notebook.startswith(notebooks)]
+    entries = [
+        e for e in campaign.plan(profile) if not notebooks or e.notebook.startswith(notebooks)
+    ]
     return [run for entry in entries for run in entry.runs()]
 
 
 def test_the_paper_profile_is_the_paper_s():
     runs = runs_of("paper", "10", "11", "12", "14")
-    assert {(r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {(64, 0.001, 0.5, 1.0)}
-    # Figure 1 follows the dropout networks at 75 % for longer; the tables read the first 700 epochs of that training
+    assert {(r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {
+        (64, 0.001, 0.5, 1.0)
+    }
+    # Figure 1 follows the dropout networks at 75 % for longer; the tables read the first 700 epochs
+    # of that training
     assert all(r.epochs == (750 if (r.dropout, r.corruption) == (0.5, 0.75) else 700) for r in runs)
     assert {(r.n_train, r.n_validation, r.test_images) for r in runs} == {(None, 0, None)}
     assert {r.weight_decay for r in runs} == {0.0, 5e-4}
@@ -125,11 +154,16 @@ def test_the_paper_profile_is_the_paper_s():
     every = runs_of("paper")
     assert len({r.id for r in runs_of("paper", "14") if r.relabelled_by}) == 2
     others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
-    rates = {(r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption) for r in others}
+    rates = {
+        (r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption)
+        for r in others
+    }
     unused = 0.5  # Adam has no momentum: the field is back at its default
     assert rates == {("sgd", 0.01, 0.0, 64, 1000, 0.0), ("adam", 0.001, unused, 64, 1000, 0.0)}
     assert {r.epochs for r in others} == {100}
-    stronger = [r for r in others if r.sparsity_weight != 0.001]  # notebook 23's strength between mean and sum
+    stronger = [
+        r for r in others if r.sparsity_weight != 0.001
+    ]  # notebook 23's strength between mean and sum
     assert {(r.variant, r.seed, r.sparsity_weight, r.sparsity_batch) for r in stronger} == {
         ("sr1Net", 0, 0.008, "mean"), ("sr2Net", 0, 0.008, "mean")
     }  # fmt: skip
@@ -140,7 +174,11 @@ def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_the
     (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook.startswith("13")]
     assert 5e-4 in entry.parameters["weight_decays"] and 1.0 in entry.parameters["totals"]
     bare, paper_decay, with_al2 = (
-        next(r for r in runs_of("paper", "10") if (r.dataset, r.corruption, r.baseline, r.al2) == ("mnist", 0.75, *network))
+        next(
+            r
+            for r in runs_of("paper", "10")
+            if (r.dataset, r.corruption, r.baseline, r.al2) == ("mnist", 0.75, *network)
+        )
         for network in (("bare", False), ("weight_decay", False), ("bare", True))
     )
     runs = entry.runs()
@@ -168,11 +206,16 @@ def test_options_go_out_from_notebook_10_s_networks(profile, seeds, tried):
         assert {r.epochs for r in runs[6:]} == {700}
 
 
-@pytest.mark.parametrize(("profile", "factor", "units"), [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})])
+@pytest.mark.parametrize(
+    ("profile", "factor", "units"),
+    [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})],
+)
 def test_speed_follows_the_stated_rule(profile, factor, units):
-    """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the profile paper the same.
+    """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the
+    profile paper the same.
 
-    There the AL2 CNN itself has the paper's own schedule, whatever the units. Notebook 13 varies it on purpose.
+    There the AL2 CNN itself has the paper's own schedule, whatever the units. Notebook 13 varies it
+    on purpose.
     """
     curve = al2_weights(2000)
     runs = {r for r in runs_of(profile, "10", "11", "30") if r.al2}
@@ -180,7 +223,9 @@ def test_speed_follows_the_stated_rule(profile, factor, units):
     for r in runs:
         size = 2048 if r.network == "convnet_s" else units.get(r.dataset, 800)
         wanted = factor * curve[699] * 0.002 / 800 * size * (1 - r.momentum) / r.learning_rate
-        speed = np.interp(np.log(wanted / AL2_START), np.log(curve / AL2_START), np.arange(2000)) / (r.epochs - 1)
+        speed = np.interp(
+            np.log(wanted / AL2_START), np.log(curve / AL2_START), np.arange(2000)
+        ) / (r.epochs - 1)
         if profile == "paper" and r.network == "al2_cnn":
             speed = 1.0
         assert r.speed == pytest.approx(speed, rel=0.005)
@@ -206,10 +251,16 @@ def test_the_readme_quotes_the_report():
 def test_the_readme_s_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#]+)\)", (paths.ROOT / "README.md").read_text())
     assert targets
-    assert not [target for target in targets if not target.startswith("http") and not (paths.ROOT / target).exists()]
+    assert not [
+        target
+        for target in targets
+        if not target.startswith("http") and not (paths.ROOT / target).exists()
+    ]
 
 
 def test_the_readme_s_make_targets_exist():
-    targets = set(re.findall(r"^([a-z-]+)(?=[ :])", (paths.ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+)(?=[ :])", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
     named = set(re.findall(r"`?make ([a-z-]+)", (paths.ROOT / "README.md").read_text()))
     assert named <= targets | {"lite", "paper"}, named - targets

@@ -5,21 +5,31 @@ import pytest
 
 from lib import paths
 
-FOLDERS = [("DATA_DIR", paths.data_dir), ("CACHE_DIR", paths.cache_dir), ("RESULTS_DIR", paths.results_dir)]
+FOLDERS = [
+    ("DATA_DIR", paths.data_dir),
+    ("CACHE_DIR", paths.cache_dir),
+    ("RESULTS_DIR", paths.results_dir),
+]
 
 
 @pytest.mark.parametrize(("variable", "folder"), FOLDERS)
-def test_each_variable_moves_its_own_folder_and_is_read_at_each_call(variable, folder, monkeypatch, tmp_path):
+def test_each_variable_moves_its_own_folder_and_is_read_at_each_call(
+    variable, folder, monkeypatch, tmp_path
+):
     for name, _ in FOLDERS:
         monkeypatch.delenv(name, raising=False)
     before = {name: own() for name, own in FOLDERS}
     monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
     assert folder() == tmp_path / "elsewhere"
-    assert {name: own() for name, own in FOLDERS if name != variable} == {n: p for n, p in before.items() if n != variable}
+    assert {name: own() for name, own in FOLDERS if name != variable} == {
+        n: p for n, p in before.items() if n != variable
+    }
 
 
 @pytest.mark.parametrize(("variable", "folder"), FOLDERS)
-def test_an_unset_or_empty_variable_means_a_folder_of_the_project_wherever_python_runs(variable, folder, monkeypatch, tmp_path):
+def test_an_unset_or_empty_variable_means_a_folder_of_the_project_wherever_python_runs(
+    variable, folder, monkeypatch, tmp_path
+):
     monkeypatch.delenv(variable, raising=False)
     default = folder()
     monkeypatch.setenv(variable, "")

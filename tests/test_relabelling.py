@@ -1,4 +1,6 @@
-"""Training sets relabelled by another run: what is trained on what, in which order, what is refused, what is drawn."""
+"""Training sets relabelled by another run: what is trained on what, in which order, what is
+refused, what is drawn.
+"""
 
 import hashlib
 import json
@@ -14,10 +16,11 @@ import torch
 from made import stored
 from matplotlib.colors import to_rgb
 
-from lib import budget, campaign, data, figures, models, observe, paths, record, report, store, tables, task, trainer
+from lib import data, models, observe, paths, run_dir, store, task, trainer
 from lib.run import Run
 from lib.steps import Steps
-from lib.studies import label_randomization, relabelling
+from lib.study import budget, campaign, figures, report, tables
+from lib.study.experiments import label_randomization, relabelling
 
 BARE = Run(
     dataset="digits",
@@ -32,7 +35,13 @@ BARE = Run(
 )
 TEACHER = replace(BARE, al2=True, speed=8.0, predictions=True)
 STUDENT = replace(BARE, relabelled_by=TEACHER.id)
-OTHER_DATA = {"image_size": 20, "n_train": 90, "n_validation": 30, "n_measure": 10, "normalize": "unit"}
+OTHER_DATA = {
+    "image_size": 20,
+    "n_train": 90,
+    "n_validation": 30,
+    "n_measure": 10,
+    "normalize": "unit",
+}
 OTHER_FIELDS = OTHER_DATA | {"dataset": "mnist", "classes": 5}
 
 
@@ -69,9 +78,14 @@ def test_a_student_trains_on_its_teacher_s_predictions_of_the_same_images(traine
     assert torch.equal(trained[STUDENT.id], predicted(TEACHER))
     plain, given = task.prepare(BARE), task.prepare(STUDENT)
     assert torch.equal(trained[TEACHER.id], plain.train.labels)
-    assert torch.equal(given.train.labels, predicted(TEACHER)) and given.train.labels.dtype == torch.int64
+    assert (
+        torch.equal(given.train.labels, predicted(TEACHER))
+        and given.train.labels.dtype == torch.int64
+    )
     assert not torch.equal(given.train.labels, plain.train.labels)
-    assert hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    assert (
+        hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    )
     assert hash_of_labels(STUDENT) == given.hashes["labels"] != hash_of_labels(TEACHER)
 
 
@@ -104,23 +118,33 @@ def test_the_predictions_of_a_network_without_a_trunk_can_be_kept_too():
     assert list(store.arrays(run)) == ["predictions"] and len(predicted(run)) == 100
 
 
-@pytest.mark.parametrize("change", [{}, {"batch_norm": True, "dropout": 0.5}], ids=["bare", "BN and dropout"])
+@pytest.mark.parametrize(
+    "change", [{}, {"batch_norm": True, "dropout": 0.5}], ids=["bare", "BN and dropout"]
+)
 def test_the_trunk_that_is_kept_gives_the_features_of_the_trained_network(change):
     run = replace(TEACHER, keep_weights=True, keep_trunk=True, **change)
     store.ensure([run])
     whole, rebuilt = (models.build(run, 1, 16, 10).eval() for _ in range(2))
     whole.load_state_dict(torch.load(folder_of(run) / "weights.pt", weights_only=True))
-    kept = {k.removeprefix("trunk "): torch.from_numpy(v) for k, v in store.arrays(run).items() if k.startswith("trunk ")}
+    kept = {
+        k.removeprefix("trunk "): torch.from_numpy(v)
+        for k, v in store.arrays(run).items()
+        if k.startswith("trunk ")
+    }
     x = torch.rand(7, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         untrained = rebuilt.trunk(x)
         rebuilt.trunk.load_state_dict(kept)
-        assert torch.equal(rebuilt.trunk(x), whole.trunk(x)) and not torch.equal(untrained, whole.trunk(x))
+        assert torch.equal(rebuilt.trunk(x), whole.trunk(x)) and not torch.equal(
+            untrained, whole.trunk(x)
+        )
 
 
 def test_keeping_predictions_and_trunk_changes_nothing_in_training():
     plain = trainer.fit([replace(TEACHER, predictions=False)])
-    pd.testing.assert_frame_equal(trainer.fit([replace(TEACHER, keep_trunk=True)]), plain, check_exact=True)
+    pd.testing.assert_frame_equal(
+        trainer.fit([replace(TEACHER, keep_trunk=True)]), plain, check_exact=True
+    )
 
 
 # ---- the order
@@ -130,7 +154,9 @@ def test_keeping_predictions_and_trunk_changes_nothing_in_training():
 def test_a_student_listed_before_its_teacher_is_trained_after_it(jobs, trained):
     store.ensure([STUDENT, replace(BARE, seed=1), TEACHER], jobs=jobs)
     assert len(store.load([STUDENT, TEACHER])) == 6
-    assert hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    assert (
+        hash_of_labels(STUDENT) == hashlib.sha256(predicted(TEACHER).numpy().tobytes()).hexdigest()
+    )
     if jobs == 1:
         assert list(trained).index(TEACHER.id) < list(trained).index(STUDENT.id)
 
@@ -160,12 +186,16 @@ def test_a_stored_run_becomes_a_teacher_by_gaining_its_predictions(trained):
 
 
 def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(monkeypatch, trained):
-    monkeypatch.setattr(budget, "fits", lambda *_: True)  # each run is begun, and stops after an epoch
+    monkeypatch.setattr(
+        budget, "fits", lambda *_: True
+    )  # each run is begun, and stops after an epoch
     store.ensure([STUDENT, TEACHER], deadline=0.0)
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (2, 3)
     assert list(trained) == [TEACHER.id] and store.find(STUDENT) is None
     store.ensure([STUDENT, TEACHER], deadline=0.0)
-    store.ensure([STUDENT, TEACHER], deadline=0.0)  # the teacher's last epoch, then the student's first
+    store.ensure(
+        [STUDENT, TEACHER], deadline=0.0
+    )  # the teacher's last epoch, then the student's first
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 2)
     store.ensure([STUDENT, TEACHER])
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 0)
@@ -176,9 +206,11 @@ def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(monkey
 
 
 def teach_others(teacher=TEACHER):
-    """As after another training of the teacher, in bfloat16 or on another device: a few predictions are others."""
+    """As after another training of the teacher, in bfloat16 or on another device: a few predictions
+    are others.
+    """
     path = folder_of(teacher) / "measures.npz"
-    arrays = record.read_arrays(folder_of(teacher))
+    arrays = run_dir.read_arrays(folder_of(teacher))
     arrays["predictions"][:10] = (arrays["predictions"][:10] + 1) % 10
     np.savez_compressed(path, **arrays)
 
@@ -192,20 +224,28 @@ def test_a_finished_student_of_other_labels_is_trained_anew(trained):
     assert store.epochs_left(STUDENT) == 3 and store.epochs_left(TEACHER) == 0
     store.ensure([TEACHER, STUDENT])
     assert list(trained) == [STUDENT.id] and torch.equal(trained[STUDENT.id], predicted(TEACHER))
-    assert store.epochs_left(STUDENT) == 0 and hash_of_labels(STUDENT) == task.taught_labels(STUDENT)
+    assert store.epochs_left(STUDENT) == 0 and hash_of_labels(STUDENT) == task.taught_labels(
+        STUDENT
+    )
 
 
-def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too(trained, monkeypatch):
+def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too(
+    trained, monkeypatch
+):
     middle, last = replace(STUDENT, predictions=True), replace(BARE, relabelled_by=STUDENT.id)
     store.ensure([last, middle, TEACHER])
     trained.clear()
     predict = observe.kept
     monkeypatch.setattr(
-        observe, "kept", lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()}
+        observe,
+        "kept",
+        lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()},
     )
     store.ensure([last, middle, replace(TEACHER, keep_trunk=True)])  # trained again for its trunk
     assert list(trained) == [TEACHER.id, STUDENT.id, last.id]
-    assert torch.equal(trained[STUDENT.id], predicted(TEACHER)) and torch.equal(trained[last.id], predicted(STUDENT))
+    assert torch.equal(trained[STUDENT.id], predicted(TEACHER)) and torch.equal(
+        trained[last.id], predicted(STUDENT)
+    )
 
 
 def test_a_teacher_that_predicts_the_same_again_leaves_its_student_as_it_is(trained):
@@ -226,7 +266,9 @@ def test_a_finished_student_is_done_where_nothing_can_be_compared(left, trained)
         np.savez_compressed(folder_of(TEACHER) / "measures.npz")
     else:
         path = folder_of(STUDENT) / "env.json"
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "labels"}))
+        path.write_text(
+            json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "labels"})
+        )
     assert store.epochs_left(STUDENT) == 0
     store.ensure([STUDENT])
     assert not trained
@@ -259,12 +301,16 @@ def test_a_student_s_checkpoint_of_the_same_labels_or_of_none_said_is_gone_on_fr
     path = folder_of(STUDENT) / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     assert state["labels"] == task.taught_labels(STUDENT)
-    assert record.load_checkpoint(folder_of(STUDENT), STUDENT, "others") is None
+    assert run_dir.load_checkpoint(folder_of(STUDENT), STUDENT, "others") is None
     teach_others()
-    torch.save({name: value for name, value in state.items() if name != "labels"}, path)  # as they were once written
+    torch.save(
+        {name: value for name, value in state.items() if name != "labels"}, path
+    )  # as they were once written
     assert store.epochs_left(STUDENT) == 2
     epochs = []
-    trainer.fit([STUDENT], [folder_of(STUDENT)], watch=lambda run, model, epoch: epochs.append(epoch))
+    trainer.fit(
+        [STUDENT], [folder_of(STUDENT)], watch=lambda run, model, epoch: epochs.append(epoch)
+    )
     assert epochs == [2, 3]
 
 
@@ -278,7 +324,9 @@ def test_a_student_whose_replacing_is_cut_short_is_not_done(at, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(*((pd.DataFrame, "to_csv") if at == "metrics" else (record, "_write_json")), killed)
+        patch.setattr(
+            *((pd.DataFrame, "to_csv") if at == "metrics" else (run_dir, "_write_json")), killed
+        )
         store.ensure([STUDENT])
     assert store.epochs_left(STUDENT) == 3
     store.ensure([STUDENT])
@@ -288,13 +336,17 @@ def test_a_student_whose_replacing_is_cut_short_is_not_done(at, monkeypatch):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("listed", [[], [replace(TEACHER, predictions=False)], [BARE]], ids=["no", "without", "another"])
+@pytest.mark.parametrize(
+    "listed", [[], [replace(TEACHER, predictions=False)], [BARE]], ids=["no", "without", "another"]
+)
 @pytest.mark.parametrize("left", ["nothing", "without predictions"])
 def test_a_student_without_labels_is_refused_before_anything_trains(listed, left, trained):
     if left != "nothing":
         store.ensure([replace(TEACHER, predictions=False)])
         trained.clear()
-    with pytest.raises(ValueError, match=rf"{STUDENT.name} is relabelled by the run {TEACHER.id}.*predictions=True"):
+    with pytest.raises(
+        ValueError, match=rf"{STUDENT.name} is relabelled by the run {TEACHER.id}.*predictions=True"
+    ):
         store.ensure([replace(BARE, seed=5), *listed, STUDENT])
     assert not trained and store.find(STUDENT) is None
 
@@ -307,7 +359,10 @@ def test_a_teacher_of_other_images_is_refused_before_anything_trains(name, value
     if place == "stored":
         store.ensure([teacher])
         trained.clear()
-    with pytest.raises(ValueError, match=rf"{student.name} and {teacher.name}, which relabels it, differ in {name};"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{student.name} and {teacher.name}, which relabels it, differ in {name};",
+    ):
         store.ensure([student] + [teacher] * (place == "listed"))
     assert not trained and store.find(student) is None
 
@@ -317,11 +372,16 @@ def test_every_field_that_tells_which_images_there_are_is_compared():
     for name, value in OTHER_FIELDS.items():
         with pytest.raises(ValueError, match=f"differ in {name};"):
             task.check_relabeller(STUDENT, replace(TEACHER, **{name: value}))
-    task.check_relabeller(STUDENT, replace(TEACHER, seed=4, corruption=0.5, network="convnet_s", epochs=9))
+    task.check_relabeller(
+        STUDENT, replace(TEACHER, seed=4, corruption=0.5, network="convnet_s", epochs=9)
+    )
 
 
 def test_preparing_a_student_without_its_teacher_s_predictions_says_what_to_do():
-    with pytest.raises(LookupError, match=rf"relabelled by the run {TEACHER.id}.*train that run with predictions=True first"):
+    with pytest.raises(
+        LookupError,
+        match=rf"relabelled by the run {TEACHER.id}.*train that run with predictions=True first",
+    ):
         task.prepare(STUDENT)
     store.ensure([replace(TEACHER, predictions=False)])
     with pytest.raises(LookupError, match="whose predictions are not in the store"):
@@ -329,7 +389,13 @@ def test_preparing_a_student_without_its_teacher_s_predictions_says_what_to_do()
 
 
 def test_predictions_of_another_number_of_images_are_refused():
-    record.finish(folder_of(TEACHER), TEACHER, pd.DataFrame({"epoch": []}), {"predictions": np.zeros(99, np.int16)}, {})
+    run_dir.finish(
+        folder_of(TEACHER),
+        TEACHER,
+        pd.DataFrame({"epoch": []}),
+        {"predictions": np.zeros(99, np.int16)},
+        {},
+    )
     with pytest.raises(ValueError, match=r"predicted 99 labels for 100 training images"):
         task.prepare(STUDENT)
 
@@ -343,13 +409,21 @@ def test_a_teacher_that_diverged_predicts_nothing_and_its_student_is_left_out(tr
     trained.clear()
     store.ensure([student, lost, BARE])
     assert not trained
-    with pytest.raises(LookupError, match=rf"1 of 3 runs .*{student.name}.*that relabel them diverged.*leave them out"):
+    with pytest.raises(
+        LookupError,
+        match=rf"1 of 3 runs .*{student.name}.*that relabel them diverged.*leave them out",
+    ):
         store.load([BARE, lost, student])
     with pytest.raises(LookupError, match=r"train them with store\.ensure"):
         store.load([student, replace(BARE, seed=9)])
     with pytest.raises(ValueError, match="a run that diverged has none"):
         store.ensure([student])
-    assert [store.is_without_labels(run) for run in (student, lost, BARE, STUDENT)] == [True, False, False, False]
+    assert [store.is_without_labels(run) for run in (student, lost, BARE, STUDENT)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert store.epochs_left(student) == 0 and store.epochs_left(STUDENT) == 3
 
 
@@ -360,12 +434,16 @@ def test_a_student_without_labels_is_neither_done_nor_left_to_do(monkeypatch, tr
     entry = campaign.Entry("14_al2_relabel", {})
     monkeypatch.setattr(campaign.Entry, "runs", lambda self: runs)
     assert not entry.is_done()
-    assert campaign.progress([entry]) == ["14_al2_relabel: 0 of 3 runs done, 9 epochs left, hours unknown"]
+    assert campaign.progress([entry]) == [
+        "14_al2_relabel: 0 of 3 runs done, 9 epochs left, hours unknown"
+    ]
     store.ensure([lost])
     assert not entry.is_done()
     store.ensure(runs)
     assert entry.is_done()
-    assert campaign.progress([entry]) == ["14_al2_relabel: 2 of 3 runs done, 1 not run: what relabels them diverged"]
+    assert campaign.progress([entry]) == [
+        "14_al2_relabel: 2 of 3 runs done, 1 not run: what relabels them diverged"
+    ]
 
 
 @pytest.mark.slow
@@ -373,17 +451,29 @@ def test_the_notebook_says_what_was_not_run(tmp_path):
     """Even where every network diverges."""
     values = {"learning_rate": 1e6, "epochs": 2, "n_train": 100, "n_validation": 20, "jobs": 1}
     notebook = paths.ROOT / "notebooks" / "14_al2_relabel.ipynb"
-    made = papermill.execute_notebook(notebook, tmp_path / "made.ipynb", values, kernel_name="python3", progress_bar=False)
+    made = papermill.execute_notebook(
+        notebook, tmp_path / "made.ipynb", values, kernel_name="python3", progress_bar=False
+    )
     said = "".join(o.get("text", "") for cell in made.cells for o in cell.get("outputs", []))
-    assert said.count("the network that would relabel it diverged") == 2 and "diverged: the teacher network of seed 0" in said
-    assert "Do AL2's labels teach Bare better than the noisy ones (last epoch)? not run: a network diverged" in said
+    assert (
+        said.count("the network that would relabel it diverged") == 2
+        and "diverged: the teacher network of seed 0" in said
+    )
+    assert (
+        "Do AL2's labels teach Bare better than the noisy ones (last epoch)? not run: a network "
+        "diverged" in said
+    )
 
 
 # ---- identity
 
 
 def test_who_relabels_is_part_of_the_data_and_what_is_kept_is_not():
-    assert task.data_key(STUDENT) != task.data_key(BARE) != task.data_key(replace(BARE, relabelled_by="0123456789"))
+    assert (
+        task.data_key(STUDENT)
+        != task.data_key(BARE)
+        != task.data_key(replace(BARE, relabelled_by="0123456789"))
+    )
     assert task.data_key(replace(BARE, predictions=True, keep_trunk=True)) == task.data_key(BARE)
 
 
@@ -391,7 +481,10 @@ def test_who_relabels_is_part_of_the_data_and_what_is_kept_is_not():
 
 
 def frame_of(runs, accuracy=50.0, profile="quick", **columns):
-    parts = [stored(run, profile=profile, test_accuracy=accuracy, cross_entropy=1.0, **columns) for run in runs]
+    parts = [
+        stored(run, profile=profile, test_accuracy=accuracy, cross_entropy=1.0, **columns)
+        for run in runs
+    ]
     return pd.concat(parts, ignore_index=True).assign(num_classes=10)
 
 
@@ -407,12 +500,20 @@ def test_networks_that_are_no_part_of_the_relabelling_are_left_out():
     noisy, teacher = runs[:2]
     others = [r for r in label_randomization("mnist", epochs=4) if r.baseline != "bare"]
     others += [replace(noisy, relabelled_by="0123456789"), replace(teacher, relabelled_by=noisy.id)]
-    others += [replace(noisy, relabelled_by=others[0].id), replace(teacher, corruption=0.0), replace(noisy, network="lenet")]
+    others += [
+        replace(noisy, relabelled_by=others[0].id),
+        replace(teacher, corruption=0.0),
+        replace(noisy, network="lenet"),
+    ]
     made = frame_of([*runs, *others])
     assert set(tables.relabelling_runs(made).id) == {run.id for run in runs}
-    of_notebooks = made.assign(notebooks=["10_x 14_al2_relabel" if i == noisy.id else "10_x" for i in made.id])
+    of_notebooks = made.assign(
+        notebooks=["10_x 14_al2_relabel" if i == noisy.id else "10_x" for i in made.id]
+    )
     assert set(tables.relabelling_runs(of_notebooks).id) == {noisy.id}
-    assert not set(tables.label_randomization_runs(made).id) & {run.id for run in runs if run.relabelled_by}
+    assert not set(tables.label_randomization_runs(made).id) & {
+        run.id for run in runs if run.relabelled_by
+    }
 
 
 def test_no_runs_give_no_rows_but_the_column():
@@ -437,13 +538,23 @@ def test_the_figure_shows_a_line_for_each_kind_of_labels(closed):
     fig.canvas.draw()
     (ax,) = fig.axes
     curves, (chance,) = ax.lines[:-1], ax.lines[-1:]
-    assert [list(line.get_ydata()) for line in curves] == [[11, 21, 31, 41]] * 5 and set(chance.get_ydata()) == {10}
-    assert [line.get_linestyle() for line in curves] == ["--", "-", "--", "--", "--"]  # solid with AL2, as everywhere
+    assert [list(line.get_ydata()) for line in curves] == [[11, 21, 31, 41]] * 5 and set(
+        chance.get_ydata()
+    ) == {10}
+    assert [line.get_linestyle() for line in curves] == [
+        "--",
+        "-",
+        "--",
+        "--",
+        "--",
+    ]  # solid with AL2, as everywhere
     colours = [to_rgb(line.get_color()) for line in curves]
     assert colours[0] == colours[1] == to_rgb(figures.COLOURS["bare"]) and len(set(colours)) == 4
     assert not set(colours[2:]) & {to_rgb(c) for c in figures.COLOURS.values()}
     (legend,) = fig.legends
-    assert [t.get_text() for t in legend.get_texts()] == [v[0] for v in figures.RELABELLING.values()] + ["chance"]
+    assert [t.get_text() for t in legend.get_texts()] == [
+        v[0] for v in figures.RELABELLING.values()
+    ] + ["chance"]
     assert "2 seeds" in fig.get_suptitle() and "75 %" in fig.get_suptitle()
 
 
@@ -458,9 +569,14 @@ def test_the_figure_shows_what_there_is(closed):
 def test_the_report_draws_it_for_each_data_set_that_was_relabelled(closed):
     names = {"mnist": (), "fashion_mnist": ()}
     made = pd.concat([frame_of(relabelling(name, epochs=4)) for name in names], ignore_index=True)
-    made = made[(made.dataset == "mnist") | made.relabelled_by.isna()].assign(notebooks="14_al2_relabel")
+    made = made[(made.dataset == "mnist") | made.relabelled_by.isna()].assign(
+        notebooks="14_al2_relabel"
+    )
     empty = {name: tables.beside_published(name, pd.DataFrame()) for name in tables.AL2_TABLES}
-    empty |= {n: tables.sparsity_beside_published(n, pd.DataFrame()) for n in ("sparsity_table2", "sparsity_table3")}
+    empty |= {
+        n: tables.sparsity_beside_published(n, pd.DataFrame())
+        for n in ("sparsity_table2", "sparsity_table3")
+    }
     found = report.drawings(report.Report(made, {}, pd.DataFrame(), empty, pd.DataFrame()))
     assert [name for name in found if name.startswith("al2_relabel")] == ["al2_relabel-quick-mnist"]
     assert len(found["al2_relabel-quick-mnist"]().axes[0].lines) == 6

@@ -13,7 +13,14 @@ from lib import paths
 from lib.run import ABLATIONS, Run, generator
 
 # Published ids: they name folders of stored results and never change.
-TRAINED = {"al2": True, "batch_norm": True, "corruption": 0.5, "dataset": "fashion_mnist", "dropout": 0.5, "epochs": 80}
+TRAINED = {
+    "al2": True,
+    "batch_norm": True,
+    "corruption": 0.5,
+    "dataset": "fashion_mnist",
+    "dropout": 0.5,
+    "epochs": 80,
+}
 TRAINED |= {"n_train": 2000, "speed": 8.75, "weight_decay": 0.0005}
 PINNED = [
     ({"dataset": "digits"}, "8872d00f74"),
@@ -41,8 +48,17 @@ def test_a_default_that_is_spelled_out_changes_no_id():
 
 
 def test_the_documented_defaults_are_the_papers_bare_network():
-    expected = dict(network="al2_cnn", corruption=0.75, epochs=700, batch_size=64, learning_rate=0.001, momentum=0.5)
-    expected |= dict(weight_decay=0, dropout=0, batch_norm=False, al2=False, schedule="al2", speed=1, seed=0)
+    expected = dict(
+        network="al2_cnn",
+        corruption=0.75,
+        epochs=700,
+        batch_size=64,
+        learning_rate=0.001,
+        momentum=0.5,
+    )
+    expected |= dict(
+        weight_decay=0, dropout=0, batch_norm=False, al2=False, schedule="al2", speed=1, seed=0
+    )
     values = Run("mnist").to_dict()
     assert {name: values[name] for name in expected} == expected
 
@@ -62,15 +78,31 @@ def test_minus_zero_is_zero():
 
 
 def test_what_is_measured_is_no_part_of_the_id():
-    run = Run("mnist", test_images=500, ablations=("shared/test", "channel/test"), keep_weights=True)
+    run = Run(
+        "mnist", test_images=500, ablations=("shared/test", "channel/test"), keep_weights=True
+    )
     assert run.id == Run("mnist").id
     assert run == Run("mnist")
     assert not run.to_dict().keys() & {"test_images", "ablations", "keep_weights"}
     asked = {"test_images": 500, "ablations": ["shared/test", "channel/test"], "keep_weights": True}
-    assert run.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": [], "keep_trunk": False, "predictions": False}
+    assert run.measured() == asked | {
+        "entropy": False,
+        "heat_maps": 0,
+        "cca": [],
+        "keep_trunk": False,
+        "predictions": False,
+    }
 
 
-OTHER = dict(image_size=20, classes=5, normalize="unit", n_train=100, n_validation=10, corruption=0.5, corruption_law="exact")
+OTHER = dict(
+    image_size=20,
+    classes=5,
+    normalize="unit",
+    n_train=100,
+    n_validation=10,
+    corruption=0.5,
+    corruption_law="exact",
+)
 OTHER |= dict(batch_norm=True, dropout=0.25, al2=True, weight_decay=0.1, learning_rate=0.1)
 OTHER |= dict(momentum=0.9, batch_size=32, epochs=10, seed=1, relabelled_by="40d374b9e9")
 
@@ -104,7 +136,10 @@ def test_the_name_is_readable_and_ends_with_the_id():
 
 
 def test_baselines_have_the_published_tables_names():
-    names = [Run("mnist", **f).baseline for f in ({}, {"batch_norm": True}, {"dropout": 0.5}, {"weight_decay": 5e-4})]
+    names = [
+        Run("mnist", **f).baseline
+        for f in ({}, {"batch_norm": True}, {"dropout": 0.5}, {"weight_decay": 5e-4})
+    ]
     assert names == ["bare", "batchnorm", "dropout", "weight_decay"]
     assert Run("mnist", batch_norm=True, dropout=0.5).baseline == "batchnorm+dropout"
 
@@ -129,7 +164,9 @@ FRACTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "wanted"), [(n, v, w) for n, values, w in FRACTIONS for v in values])
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"), [(n, v, w) for n, values, w in FRACTIONS for v in values]
+)
 def test_numbers_out_of_range_are_refused(name, value, wanted):
     with pytest.raises(ValueError, match=rf"^{name} is {value}(\.0)?; it has to be .*{wanted}"):
         Run("mnist", **{name: value})
@@ -197,10 +234,22 @@ def test_a_number_that_yaml_read_as_text_is_refused_with_the_remedy(name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "bare", "40d374b9e", "40d374b9e90", "40D374B9E9", "40d374b9eg", " 40d374b9e9", "../4d374b9"]
+    "text",
+    [
+        "",
+        "bare",
+        "40d374b9e",
+        "40d374b9e90",
+        "40D374B9E9",
+        "40d374b9eg",
+        " 40d374b9e9",
+        "../4d374b9",
+    ],
 )
 def test_a_text_that_is_no_id_relabels_nothing(text):
-    with pytest.raises(ValueError, match=r"^relabelled_by is .*; it has to be a run's id, ten hexadecimal digits"):
+    with pytest.raises(
+        ValueError, match=r"^relabelled_by is .*; it has to be a run's id, ten hexadecimal digits"
+    ):
         Run("mnist", relabelled_by=text)
 
 
@@ -221,7 +270,10 @@ def test_a_rate_beside_the_schedule_al2_is_refused_when_the_run_is_stated():
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_known_one():
-    with pytest.raises(ValueError, match=r"'learning_rat'.*did you mean 'learning_rate'\?.*Known: dataset, .*keep_weights"):
+    with pytest.raises(
+        ValueError,
+        match=r"'learning_rat'.*did you mean 'learning_rate'\?.*Known: dataset, .*keep_weights",
+    ):
         Run.from_dict({"dataset": "mnist", "learning_rat": 0.1})
 
 
@@ -257,16 +309,27 @@ def test_points_are_epochs_of_the_run_and_end_with_its_last(epochs):
 
 def test_with_measures_measures_what_either_does_and_keeps_the_id():
     one = Run("mnist", test_images=100, ablations=("element/test",))
-    other = Run("mnist", test_images=500, ablations=("element/test", "shared/test"), keep_weights=True)
+    other = Run(
+        "mnist", test_images=500, ablations=("element/test", "shared/test"), keep_weights=True
+    )
     both = one.with_measures(other)
     assert both.id == one.id
     asked = {"test_images": 500, "ablations": ["element/test", "shared/test"], "keep_weights": True}
-    assert both.measured() == asked | {"entropy": False, "heat_maps": 0, "cca": [], "keep_trunk": False, "predictions": False}
+    assert both.measured() == asked | {
+        "entropy": False,
+        "heat_maps": 0,
+        "cca": [],
+        "keep_trunk": False,
+        "predictions": False,
+    }
     assert one.with_measures(Run("mnist", test_images=None)).test_images is None
 
 
 def test_the_order_of_the_ablations_and_their_repetition_mean_nothing():
-    one, other = Run("mnist", ablations=ABLATIONS[:3]), Run("mnist", ablations=(*reversed(ABLATIONS[:3]), ABLATIONS[0]))
+    one, other = (
+        Run("mnist", ablations=ABLATIONS[:3]),
+        Run("mnist", ablations=(*reversed(ABLATIONS[:3]), ABLATIONS[0])),
+    )
     assert one.measured() == other.measured()
 
 
@@ -285,11 +348,19 @@ def test_every_committed_run_still_gives_its_own_id_and_folder():
         run = Run.from_dict(config["run"] | config["measures"])
         assert run.id == config["id"]
         assert run.name == path.parent.name
-        assert run.to_dict() == run.to_dict() | config["run"]  # the fields of then have the values of then
+        assert (
+            run.to_dict() == run.to_dict() | config["run"]
+        )  # the fields of then have the values of then
 
 
 def test_the_id_of_a_regularised_run_hashes_its_layers_as_a_list():
-    fields = {"corruption": 0.0, "dataset": "digits", "decorrelation": ["conv1"], "momentum": 0.0, "n_measure": 50}
+    fields = {
+        "corruption": 0.0,
+        "dataset": "digits",
+        "decorrelation": ["conv1"],
+        "momentum": 0.0,
+        "n_measure": 50,
+    }
     fields |= {"network": "convnet_s", "sparsity": ["conv3", "conv4", "fc1"]}
     assert json.loads(SR3.canonical()) == fields
     text = json.dumps(fields, separators=(",", ":"))
@@ -301,12 +372,38 @@ def test_the_order_of_the_layers_and_their_repetition_mean_nothing():
     assert replace(SR3, sparsity=["fc1", "conv4", "conv3", "fc1"]).id == SR3.id
 
 
-CHANGES = [{"network": name} for name in ("convnet_m", "convnet_xxl", "lenet", "alexnet", "al2_cnn")]
-CHANGES += [{"batch_norm": True}, {"batch_norm": True, "norm_place": "block"}, {"padding": "valid"}, {"dropout": 0.25}]
-CHANGES += [{"optimizer": "adam"}, {"momentum": 0.9}, {"n_measure": 60}, {"n_measure": 0}, {"al2": True}]
-CHANGES += [{"sparsity": ()}, {"sparsity": ("conv1",)}, {"sparsity_weight": 0.01}, {"decorrelation": ()}]
-CHANGES += [{"decorrelation": ("conv2",)}, {"decorrelation_weight": 0.1}, {"decorrelation_centre": "mean_filter"}]
-CHANGES += [{"decorrelation_pairs": "abs"}, {"decorrelation_pairs": "square"}, {"decorrelation_reduce": "mean"}]
+CHANGES = [
+    {"network": name} for name in ("convnet_m", "convnet_xxl", "lenet", "alexnet", "al2_cnn")
+]
+CHANGES += [
+    {"batch_norm": True},
+    {"batch_norm": True, "norm_place": "block"},
+    {"padding": "valid"},
+    {"dropout": 0.25},
+]
+CHANGES += [
+    {"optimizer": "adam"},
+    {"momentum": 0.9},
+    {"n_measure": 60},
+    {"n_measure": 0},
+    {"al2": True},
+]
+CHANGES += [
+    {"sparsity": ()},
+    {"sparsity": ("conv1",)},
+    {"sparsity_weight": 0.01},
+    {"decorrelation": ()},
+]
+CHANGES += [
+    {"decorrelation": ("conv2",)},
+    {"decorrelation_weight": 0.1},
+    {"decorrelation_centre": "mean_filter"},
+]
+CHANGES += [
+    {"decorrelation_pairs": "abs"},
+    {"decorrelation_pairs": "square"},
+    {"decorrelation_reduce": "mean"},
+]
 
 
 def test_every_setting_that_changes_a_regularised_training_changes_its_id():
@@ -343,7 +440,12 @@ def test_settings_without_effect_are_reset_and_no_part_of_the_id(run, settings):
 
 
 def test_settings_without_effect_are_checked_all_the_same():
-    for settings in ({"norm_place": "twice"}, {"padding": "reflect"}, {"decorrelation_pairs": "cubic"}, {"schedule": "cosine"}):
+    for settings in (
+        {"norm_place": "twice"},
+        {"padding": "reflect"},
+        {"decorrelation_pairs": "cubic"},
+        {"schedule": "cosine"},
+    ):
         with pytest.raises(ValueError, match=rf"^{next(iter(settings))} is .*allowed"):
             replace(CONV, **settings)
 
@@ -353,16 +455,23 @@ def test_settings_without_effect_are_checked_all_the_same():
     [
         ({"sparsity_weight": -0.1}, r"^sparsity_weight is -0\.1; it has to be a number ≥ 0"),
         ({"sparsity_weight": math.nan}, "^sparsity_weight is nan"),
-        ({"decorrelation_weight": math.inf}, "^decorrelation_weight is inf; it has to be a number ≥ 0"),
+        (
+            {"decorrelation_weight": math.inf},
+            "^decorrelation_weight is inf; it has to be a number ≥ 0",
+        ),
         ({"n_measure": -1}, "^n_measure is -1; it has to be a whole number ≥ 0"),
         ({"heat_maps": -1}, "^heat_maps is -1"),
         ({"heat_maps": 51}, "^heat_maps is 51; it has to be at most n_measure, 50"),
         ({"n_measure": 0, "entropy": True}, "^entropy is .*n_measure is 0"),
-        ({"network": "lenet", "dropout": 0.25}, "^lenet has neither batch norm nor dropout.*convnet_s"),
+        (
+            {"network": "lenet", "dropout": 0.25},
+            "^lenet has neither batch norm nor dropout.*convnet_s",
+        ),
         ({"network": "alexnet", "batch_norm": True}, "^alexnet has neither"),
         (
             {"network": "convnet_l"},
-            "^network is 'convnet_l'; allowed: al2_cnn, convnet_s, convnet_m, convnet_xxl, lenet, alexnet",
+            "^network is 'convnet_l'; allowed: al2_cnn, convnet_s, convnet_m, convnet_xxl, lenet, "
+            "alexnet",
         ),
         ({"optimizer": "sdg"}, "^optimizer is 'sdg'; allowed: sgd, adam"),
         ({"decorrelation_centre": "median"}, "allowed: own, mean_filter"),
@@ -394,7 +503,14 @@ def test_values_of_the_wrong_type_are_refused_by_name_in_a_sparsity_run(name, va
 def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
     run = replace(CONV, entropy=True, heat_maps=4)
     assert run == CONV and run.id == CONV.id and not run.to_dict().keys() & {"entropy", "heat_maps"}
-    asked = {"test_images": None, "ablations": [], "keep_weights": False, "entropy": True, "heat_maps": 4, "cca": []}
+    asked = {
+        "test_images": None,
+        "ablations": [],
+        "keep_weights": False,
+        "entropy": True,
+        "heat_maps": 4,
+        "cca": [],
+    }
     asked |= {"keep_trunk": False, "predictions": False}
     assert run.measured() == asked
     both = replace(CONV, heat_maps=9).with_measures(run)
@@ -406,10 +522,17 @@ def test_entropy_and_heat_maps_are_measures_and_no_part_of_the_id():
 
 def test_predictions_and_the_trunk_are_measures_and_no_part_of_the_id():
     run = Run("mnist", predictions=True, keep_trunk=True)
-    assert run == Run("mnist") and run.id == Run("mnist").id and not run.to_dict().keys() & {"predictions", "keep_trunk"}
+    assert (
+        run == Run("mnist")
+        and run.id == Run("mnist").id
+        and not run.to_dict().keys() & {"predictions", "keep_trunk"}
+    )
     both = Run("mnist", predictions=True).with_measures(Run("mnist", keep_trunk=True))
     assert both.predictions and both.keep_trunk
-    assert not replace(CONV, keep_trunk=True).keep_trunk and replace(CONV, predictions=True).predictions  # a ConvNet has none
+    assert (
+        not replace(CONV, keep_trunk=True).keep_trunk
+        and replace(CONV, predictions=True).predictions
+    )  # a ConvNet has none
 
 
 def test_a_sparsity_run_survives_json():
@@ -426,16 +549,24 @@ def test_networks_without_trunk_and_head_have_no_ablations_and_no_points(network
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"), [(1, [0, 1]), (2, [0, 1, 2]), (100, [0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100])]
+    ("epochs", "expected"),
+    [(1, [0, 1]), (2, [0, 1, 2]), (100, [0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100])],
 )
-def test_heat_maps_are_taken_before_training_and_ever_more_rarely_to_the_last_epoch(epochs, expected):
+def test_heat_maps_are_taken_before_training_and_ever_more_rarely_to_the_last_epoch(
+    epochs, expected
+):
     assert Run("digits", epochs=epochs).heat_map_epochs() == expected
 
 
 @pytest.mark.parametrize("epochs", range(1, 210, 7))
 def test_heat_map_epochs_are_epochs_of_the_run(epochs):
     found = Run("digits", epochs=epochs).heat_map_epochs()
-    assert found == sorted(set(found)) and found[:2] == [0, 1] and found[-1] == epochs and len(found) <= 12
+    assert (
+        found == sorted(set(found))
+        and found[:2] == [0, 1]
+        and found[-1] == epochs
+        and len(found) <= 12
+    )
 
 
 SR1_LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
@@ -446,12 +577,18 @@ NAMED = [
     ({"batch_norm": True, "norm_place": "block"}, "normNet"),
     ({"sparsity": SR1_LAYERS}, "sr1Net"),
     ({"sparsity": SR1_LAYERS[2:]}, "sr2Net"),
-    ({"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1",), "decorrelation_pairs": "square"}, "sr3Net"),
+    (
+        {"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1",), "decorrelation_pairs": "square"},
+        "sr3Net",
+    ),
     # what the paper has not
     ({"sparsity": SR1_LAYERS[2:], "sparsity_weight": 0.0}, "vanillaNet"),
     ({"sparsity": ("conv1",)}, "vanillaNet+sr conv1"),
     ({"decorrelation": ("conv1",)}, "vanillaNet+decorr conv1"),
-    ({"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1", "conv2")}, "vanillaNet+sr conv3 conv4 fc1+decorr conv1 conv2"),
+    (
+        {"sparsity": SR1_LAYERS[2:], "decorrelation": ("conv1", "conv2")},
+        "vanillaNet+sr conv3 conv4 fc1+decorr conv1 conv2",
+    ),
     ({"sparsity": SR1_LAYERS[2:], "batch_norm": True}, "normNet+sr conv3 conv4 fc1"),
     ({"sparsity": SR1_LAYERS, "dropout": 0.25}, "dropNet+sr conv1 conv2 conv3 conv4 fc1"),
     ({"batch_norm": True, "dropout": 0.25}, "normNet+dropout"),
@@ -476,7 +613,9 @@ def test_names_of_folders_are_plain_and_say_what_was_trained():
     assert SR3.name == f"convnet_s-sr3Net-sgd-corrupt0-seed0-{SR3.id}"
     run = replace(CONV, sparsity=("conv1", "fc1"), batch_norm=True, optimizer="adam", seed=4)
     assert run.name == f"convnet_s-normNet_sr_conv1_fc1-adam-corrupt0-seed4-{run.id}"
-    run = Run("mnist", sparsity=("trunk.conv1", "head.fc1"), decorrelation=("trunk.conv1",), al2=True)
+    run = Run(
+        "mnist", sparsity=("trunk.conv1", "head.fc1"), decorrelation=("trunk.conv1",), al2=True
+    )
     assert run.name == f"al2_cnn-bare-sr_2-decorr_1-al2-corrupt75-seed0-{run.id}"
     for settings, _ in NAMED:
         assert not set(replace(CONV, **settings).name) - set(
@@ -506,18 +645,37 @@ def test_python_s_salted_hash_has_no_part_in_generators_and_ids():
     code = "from lib.run import *; print(generator(1, 'dropout', 2).initial_seed(), Run('mnist', al2=True).id)"
     here = f"{generator(1, 'dropout', 2).initial_seed()} {Run('mnist', al2=True).id}"
     there = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert there.stdout.strip() == here
 
 
 def test_generators_differ_by_seed_and_purpose():
-    purposes = ["weights", "corruption", "dropout", "bn_gamma", ("order", 1), ("order", 2), ("order", 11)]
-    seeds = [generator(s, *(p if isinstance(p, tuple) else (p,))).initial_seed() for s in (0, 1, 10) for p in purposes]
+    purposes = [
+        "weights",
+        "corruption",
+        "dropout",
+        "bn_gamma",
+        ("order", 1),
+        ("order", 2),
+        ("order", 11),
+    ]
+    seeds = [
+        generator(s, *(p if isinstance(p, tuple) else (p,))).initial_seed()
+        for s in (0, 1, 10)
+        for p in purposes
+    ]
     assert len(set(seeds)) == len(seeds)
 
 
 def test_a_generator_begins_anew_at_each_call():
-    draw = [int(generator(0, "order", 1).initial_seed()), int(generator(0, "order", 1).initial_seed())]
+    draw = [
+        int(generator(0, "order", 1).initial_seed()),
+        int(generator(0, "order", 1).initial_seed()),
+    ]
     assert draw[0] == draw[1]
     assert generator(0, "order").get_state().tolist() == generator(0, "order").get_state().tolist()

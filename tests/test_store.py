@@ -1,4 +1,6 @@
-"""The run store: what is trained, what is not trained again, what is read back, and what is refused."""
+"""The run store: what is trained, what is not trained again, what is read back, and what is
+refused.
+"""
 
 import json
 import os
@@ -11,12 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import paths, record, store, trainer
+from lib import paths, run_dir, store, trainer
 from lib.run import Run
 from lib.steps import Steps
 
 BARE = Run(
-    dataset="digits", image_size=16, n_train=100, n_validation=20, test_images=40, epochs=3, learning_rate=0.1, batch_size=32
+    dataset="digits",
+    image_size=16,
+    n_train=100,
+    n_validation=20,
+    test_images=40,
+    epochs=3,
+    learning_rate=0.1,
+    batch_size=32,
 )
 AL2 = replace(BARE, al2=True, speed=8.0)
 FILES = {"config.json", "env.json", "measures.npz", "metrics.csv"}
@@ -43,7 +52,8 @@ def run_folders():
     return [f for f in paths.results_dir().glob("*/*/*") if f.is_dir()]
 
 
-# ---- ensure ---------------------------------------------------------------------------------------------------------
+# ---- ensure
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other():
@@ -53,7 +63,16 @@ def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other(
     config = json.loads((folder_of(BARE, "lite") / "config.json").read_text())
     assert config["id"] == BARE.id and Run.from_dict(config["run"] | config["measures"]) == BARE
     env = json.loads((folder_of(BARE, "lite") / "env.json").read_text())
-    assert {"python", "torch", "device", "precision", "commit", "data", "labels", "seconds"} <= env.keys()
+    assert {
+        "python",
+        "torch",
+        "device",
+        "precision",
+        "commit",
+        "data",
+        "labels",
+        "seconds",
+    } <= env.keys()
 
 
 def test_weights_are_kept_on_request_only():
@@ -66,7 +85,9 @@ def test_a_second_ensure_trains_nothing_and_touches_nothing(trained):
     before = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
     store.ensure([AL2, BARE])
     assert sorted(trained) == sorted([BARE.id, AL2.id])
-    assert {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()} == before
+    assert {
+        f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()
+    } == before
 
 
 def test_only_what_is_missing_is_trained(trained):
@@ -88,10 +109,10 @@ def test_a_run_is_found_in_whatever_profile_it_was_trained_for(trained):
 
 
 def test_an_unfinished_run_is_continued_in_its_profile(trained):
-    record.begin(folder_of(BARE, "paper"), BARE)
+    run_dir.begin(folder_of(BARE, "paper"), BARE)
     store.ensure([BARE], profile="quick")
     assert run_folders() == [folder_of(BARE, "paper")]
-    assert record.is_finished(folder_of(BARE, "paper"))
+    assert run_dir.is_finished(folder_of(BARE, "paper"))
 
 
 def test_nothing_to_do_needs_no_results_folder():
@@ -113,7 +134,8 @@ def test_several_processes_begin_with_the_longest_unless_time_is_short(late, mon
     assert order == (runs if late else runs[::-1])
 
 
-# ---- measures -------------------------------------------------------------------------------------------------------
+# ---- measures
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones(trained):
@@ -125,15 +147,23 @@ def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones
     after = store.load([BARE])
     assert after["ablation_auc shared/test"].notna().any()
     pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
-    assert {"ablation element/train-true", "ablation shared/test", "ablation epochs"} == store.arrays(BARE).keys()
+    assert {
+        "ablation element/train-true",
+        "ablation shared/test",
+        "ablation epochs",
+    } == store.arrays(BARE).keys()
     assert (folder_of(BARE) / "weights.pt").exists()
     store.ensure([BARE, more])
     assert trained == [BARE.id] * 2
 
 
 def test_two_askings_for_one_run_are_both_met(trained):
-    """Equal runs that measure different things, as two notebooks may state them, are one run that measures both."""
-    store.ensure([replace(BARE, ablations=("shared/test",)), replace(BARE, ablations=("element/test",))])
+    """Equal runs that measure different things, as two notebooks may state them, are one run that
+    measures both.
+    """
+    store.ensure(
+        [replace(BARE, ablations=("shared/test",)), replace(BARE, ablations=("element/test",))]
+    )
     assert trained == [BARE.id]
     assert {"ablation_auc shared/test", "ablation_auc element/test"} <= set(store.load([BARE]))
 
@@ -161,8 +191,12 @@ def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
     pd.testing.assert_frame_equal(store.load([BARE]), before, check_exact=True)
 
 
-@pytest.mark.parametrize("ablations", [("element/train-true",), ("shared/test",), ("shared/test", "element/train-true")])
-def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(ablations, monkeypatch, epochs_trained):
+@pytest.mark.parametrize(
+    "ablations", [("element/train-true",), ("shared/test",), ("shared/test", "element/train-true")]
+)
+def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(
+    ablations, monkeypatch, epochs_trained
+):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     both = replace(BARE, ablations=("element/train-true", "shared/test"))
     seen = []
@@ -180,14 +214,24 @@ def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for
     assert {"ablation_auc", "ablation_auc shared/test"} <= set(store.load([BARE]))
 
 
-# ---- load, collect, arrays ------------------------------------------------------------------------------------------
+# ---- load, collect, arrays
+# ------------------------------------------------------------------------------------------
 
 
 def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
     store.ensure([BARE, AL2])
     frame = store.load([AL2, BARE])
-    assert list(zip(frame["id"], frame["epoch"], strict=True)) == [(r.id, e) for r in (AL2, BARE) for e in (1, 2, 3)]
-    assert set(BARE.to_dict()) | {"id", "baseline", "profile", "diverged", "test_accuracy", "lambda"} <= set(frame)
+    assert list(zip(frame["id"], frame["epoch"], strict=True)) == [
+        (r.id, e) for r in (AL2, BARE) for e in (1, 2, 3)
+    ]
+    assert set(BARE.to_dict()) | {
+        "id",
+        "baseline",
+        "profile",
+        "diverged",
+        "test_accuracy",
+        "lambda",
+    } <= set(frame)
     assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"own"}
     assert frame["diverged"].isna().all()
     assert list(frame["al2"]) == [True] * 3 + [False] * 3
@@ -197,7 +241,9 @@ def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
 def test_load_gives_what_fit_returns_to_six_digits():
     store.ensure([AL2])
     returned = trainer.fit([AL2]).drop(columns="id")
-    pd.testing.assert_frame_equal(store.load([AL2])[returned.columns], returned, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        store.load([AL2])[returned.columns], returned, rtol=1e-5, check_dtype=False
+    )
 
 
 def test_load_names_the_runs_that_are_missing_and_says_what_to_do():
@@ -209,7 +255,7 @@ def test_load_names_the_runs_that_are_missing_and_says_what_to_do():
 
 
 def test_an_unfinished_run_is_missing():
-    record.begin(folder_of(BARE), BARE)
+    run_dir.begin(folder_of(BARE), BARE)
     with pytest.raises(LookupError, match=BARE.name):
         store.load([BARE])
     with pytest.raises(LookupError, match=BARE.name):
@@ -225,7 +271,7 @@ def test_no_runs_give_an_empty_frame():
 def test_collect_gives_every_finished_run_of_one_profile():
     store.ensure([BARE], profile="quick")
     store.ensure([AL2], profile="lite")
-    record.begin(folder_of(replace(BARE, seed=9)), replace(BARE, seed=9))
+    run_dir.begin(folder_of(replace(BARE, seed=9)), replace(BARE, seed=9))
     pd.testing.assert_frame_equal(store.collect("quick"), store.load([BARE]))
     pd.testing.assert_frame_equal(store.collect("lite"), store.load([AL2]))
 
@@ -247,11 +293,14 @@ def test_published_numbers_and_reports_are_no_runs():
     assert len(store.collect("own")) == 3 and store.collect("report").empty
 
 
-# ---- divergence -----------------------------------------------------------------------------------------------------
+# ---- divergence
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 1e6}, {"weight_decay": 25.0}], ids=["at the first epoch", "after some epochs"]
+    "change",
+    [{"learning_rate": 1e6}, {"weight_decay": 25.0}],
+    ids=["at the first epoch", "after some epochs"],
 )
 def test_a_diverged_run_is_finished_and_not_trained_again(change, trained):
     run = replace(BARE, **change, momentum=0.0, n_validation=0, epochs=40)
@@ -272,10 +321,13 @@ def test_diverged_and_whole_runs_are_read_together():
     assert list(frame["diverged"].notna()) == [True, False, False, False]
     assert list(frame["epoch"].dropna()) == [1, 2, 3]
     for name in ("epoch", "test_accuracy", "cross_entropy", "diverged"):
-        assert pd.api.types.is_numeric_dtype(frame[name]), f"{name} is {frame[name].dtype}: means and plots need numbers"
+        assert pd.api.types.is_numeric_dtype(frame[name]), (
+            f"{name} is {frame[name].dtype}: means and plots need numbers"
+        )
 
 
-# ---- refused --------------------------------------------------------------------------------------------------------
+# ---- refused
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -293,7 +345,9 @@ def test_diverged_and_whole_runs_are_read_together():
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(change, message, jobs, monkeypatch):
+def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
+    change, message, jobs, monkeypatch
+):
     monkeypatch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(ValueError, match=message):
@@ -301,7 +355,9 @@ def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(change
     assert run_folders() == []
 
 
-def test_a_data_set_that_is_not_at_hand_is_refused_before_anything_trains(trained, monkeypatch, tmp_path):
+def test_a_data_set_that_is_not_at_hand_is_refused_before_anything_trains(
+    trained, monkeypatch, tmp_path
+):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "no data"))
     with pytest.raises(Exception, match=r"mnist.*\n.*make data"):
         store.ensure([BARE, replace(BARE, dataset="mnist", image_size=None)])
@@ -325,9 +381,11 @@ def test_one_run_in_two_profiles_is_an_error_that_names_both():
     store.ensure([BARE], profile="quick")
     shutil.copytree(folder_of(BARE, "quick"), folder_of(BARE, "lite"))
     for read in (store.ensure, store.load):
-        with pytest.raises(record.RecordError, match=f"{BARE.id} has 2 folders") as caught:
+        with pytest.raises(run_dir.RecordError, match=f"{BARE.id} has 2 folders") as caught:
             read([BARE])
-        assert str(folder_of(BARE, "quick")) in str(caught.value) and str(folder_of(BARE, "lite")) in str(caught.value)
+        assert str(folder_of(BARE, "quick")) in str(caught.value) and str(
+            folder_of(BARE, "lite")
+        ) in str(caught.value)
 
 
 def test_a_parallel_make_gets_one_process(monkeypatch, trained):
@@ -345,10 +403,13 @@ def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatc
     assert os.getcwd() == str(tmp_path)
 
 
-# ---- runs of the targeted-sparsity paper ----------------------------------------------------------------------------
+# ---- runs of the targeted-sparsity paper
+# ----------------------------------------------------------------------------
 
 CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
-SR3 = replace(CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01)
+SR3 = replace(
+    CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01
+)
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
 
 
@@ -362,7 +423,9 @@ def test_a_finished_run_that_is_asked_for_entropy_later_gains_it_and_keeps_its_c
     after = store.load([SR3])
     pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
     assert after[[f"entropy {layer}" for layer in LAYERS]].notna().all(axis=None)
-    assert {f"correlations {layer}" for layer in LAYERS} | {"entropy before training"} == store.arrays(SR3).keys()
+    assert {f"correlations {layer}" for layer in LAYERS} | {
+        "entropy before training"
+    } == store.arrays(SR3).keys()
 
 
 def test_more_heat_maps_are_a_measure_gained_and_fewer_train_nothing(trained):
@@ -383,7 +446,16 @@ def test_a_run_stored_before_a_measure_was_thought_of_is_not_trained_again(train
     store.ensure([BARE])
     path = folder_of(BARE) / "config.json"
     config = json.loads(path.read_text())
-    later = {"entropy", "heat_maps", "sparsity", "decorrelation", "padding", "norm_place", "n_measure", "sparsity_weight"}
+    later = {
+        "entropy",
+        "heat_maps",
+        "sparsity",
+        "decorrelation",
+        "padding",
+        "norm_place",
+        "n_measure",
+        "sparsity_weight",
+    }
     for part in ("run", "measures"):
         config[part] = {name: value for name, value in config[part].items() if name not in later}
     path.write_text(json.dumps(config))
@@ -400,7 +472,9 @@ def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers()
     assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
     assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
     assert set(frame["num_classes"]) == {10}
-    pd.testing.assert_frame_equal(store.collect("own"), store.load([record.read_run(f) for f in sorted(run_folders())]))
+    pd.testing.assert_frame_equal(
+        store.collect("own"), store.load([run_dir.read_run(f) for f in sorted(run_folders())])
+    )
 
 
 def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
@@ -437,7 +511,9 @@ def test_what_a_network_cannot_serve_is_refused_before_anything_trains(change, m
 
 
 def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
-    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the trainer together."""
+    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the
+    trainer together.
+    """
     runs = [BARE, AL2, *(replace(BARE, seed=seed) for seed in (1, 2, 3))]
     store.ensure([AL2])
     groups, fit = [], trainer.fit
@@ -466,7 +542,9 @@ def test_committed_runs_are_found_from_everywhere_and_only_read(tmp_path, monkey
     before = {file: file.read_bytes() for file in committed.rglob("*.*")}
     store.ensure([run], profile="own")
     assert not (paths.results_dir() / "own").exists(), "it is there already"
-    store.ensure([replace(run, keep_weights=True)], profile="own")  # a measure that the committed run lacks
+    store.ensure(
+        [replace(run, keep_weights=True)], profile="own"
+    )  # a measure that the committed run lacks
     assert {file: file.read_bytes() for file in committed.rglob("*.*")} == before
     assert store.find(run).parent.parent == paths.results_dir() / "own"
 
@@ -476,6 +554,6 @@ def test_a_committed_run_is_read_while_another_measure_of_it_is_under_way(tmp_pa
     committed = tmp_path / "committed" / "paper"
     shutil.move(paths.results_dir() / "paper", committed)
     monkeypatch.setattr(paths, "EVIDENCE", (committed,))
-    record.begin(folder_of(BARE), replace(BARE, keep_weights=True))  # and then killed
+    run_dir.begin(folder_of(BARE), replace(BARE, keep_weights=True))  # and then killed
     assert store.available([BARE]) == [BARE] and store.find(BARE).is_relative_to(committed)
-    assert record.find(BARE.dataset, BARE.id, to_write=True) == folder_of(BARE)
+    assert run_dir.find(BARE.dataset, BARE.id, to_write=True) == folder_of(BARE)

@@ -9,7 +9,7 @@ import torch
 
 from lib import data, losses, models, task
 from lib.run import Run, generator
-from lib.studies import sparsity_networks
+from lib.study.experiments import sparsity_networks
 
 SPLIT = dict(image_size=16, n_train=60, n_validation=30, n_measure=40)
 RUN = Run("digits", network="convnet_s", corruption=0.5, normalize="unit", **SPLIT, batch_size=20)
@@ -29,21 +29,35 @@ def test_training_validation_measuring_and_test_images_are_disjoint_and_as_many_
     assert len(set.union(*(keys(split.images) for split in splits))) == 60 + 30 + 40 + 359
     assert found.shape == (1, 16, 10) and found.num_classes == 10
     for split in splits:
-        assert split.images.dtype == torch.float32 and split.images.min() >= 0 and split.images.max() <= 1
+        assert (
+            split.images.dtype == torch.float32
+            and split.images.min() >= 0
+            and split.images.max() <= 1
+        )
         assert split.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_labels_to_train_and_validate_on_are_corrupted_and_those_to_measure_and_test_on_are_not():
     dataset, found = data.load("digits", size=16, normalize="unit"), task.prepare(RUN)
     train, validation, measure = data.subset(dataset.train, 60, 30, 40)
-    assert torch.equal(found.train.images, train.images) and torch.equal(found.measure.images, measure.images)
-    for split, given, purpose in ((train, found.train, "corruption"), (validation, found.validation, "validation corruption")):
-        labels, changed = data.corrupt_labels(split.labels, 0.5, 10, generator=generator(0, purpose))
+    assert torch.equal(found.train.images, train.images) and torch.equal(
+        found.measure.images, measure.images
+    )
+    for split, given, purpose in (
+        (train, found.train, "corruption"),
+        (validation, found.validation, "validation corruption"),
+    ):
+        labels, changed = data.corrupt_labels(
+            split.labels, 0.5, 10, generator=generator(0, purpose)
+        )
         assert torch.equal(given.labels, labels) and changed.any()
     assert torch.equal(found.true_labels, train.labels)
     assert torch.equal(found.measure.labels, measure.labels)
     assert sorted(found.test.labels.tolist()) == sorted(dataset.test.labels.tolist())
-    assert found.hashes == {"data": dataset.sha256, "labels": sha256(found.train.labels.numpy().tobytes()).hexdigest()}
+    assert found.hashes == {
+        "data": dataset.sha256,
+        "labels": sha256(found.train.labels.numpy().tobytes()).hexdigest(),
+    }
 
 
 def test_the_first_test_images_hold_every_class():
@@ -58,7 +72,13 @@ def test_nothing_held_out_is_nothing_lost():
 
 def test_images_held_out_to_measure_on_do_not_depend_on_the_training_or_its_seed():
     first = task.prepare(RUN).measure.images
-    for change in ({"n_train": None}, {"n_validation": 0}, {"seed": 5}, {"network": "al2_cnn"}, {"corruption": 0.0}):
+    for change in (
+        {"n_train": None},
+        {"n_validation": 0},
+        {"seed": 5},
+        {"network": "al2_cnn"},
+        {"corruption": 0.0},
+    ):
         assert torch.equal(task.prepare(replace(RUN, **change)).measure.images, first)
 
 
@@ -78,11 +98,17 @@ BAD = [
     ({"network": "lenet", "image_size": 12}, "12×12 are too small for LeNet"),
     ({"network": "alexnet", "image_size": 12}, "12×12 are too small for AlexNet"),
     ({"network": "al2_cnn", "image_size": 12}, "12×12 are too small for the AL2 network"),
-    ({"sparsity": ("conv3", "conv5")}, "no layer 'conv5'; its layers are conv1, conv2, conv3, conv4, features, fc1, fc2"),
+    (
+        {"sparsity": ("conv3", "conv5")},
+        "no layer 'conv5'; its layers are conv1, conv2, conv3, conv4, features, fc1, fc2",
+    ),
     ({"decorrelation": ("fc3",)}, "no layer 'fc3'"),
     ({"sparsity": ("features",)}, "'features' is a Flatten; only convolutions and linear layers"),
     ({"decorrelation": ("norm1",), "batch_norm": True}, "'norm1' is a BatchNorm2d"),
-    ({"network": "al2_cnn", "sparsity": ("conv1",)}, "no layer 'conv1'; its layers are trunk, trunk.conv1"),
+    (
+        {"network": "al2_cnn", "sparsity": ("conv1",)},
+        "no layer 'conv1'; its layers are trunk, trunk.conv1",
+    ),
     ({"dataset": "no_such_set"}, "no_such_set"),
 ]
 
@@ -111,7 +137,9 @@ def test_large_networks_are_checked_without_their_weights(network, monkeypatch):
     """A check must not cost what the network costs."""
     built = []
     plain = models.architecture
-    monkeypatch.setattr(models, "architecture", lambda *args: (built.append(plain(*args)), built[-1])[1])
+    monkeypatch.setattr(
+        models, "architecture", lambda *args: (built.append(plain(*args)), built[-1])[1]
+    )
     task.prepare(replace(RUN, network=network))
     assert built and all(p.device.type == "meta" for p in built[0].parameters())
 
@@ -121,10 +149,34 @@ def test_large_networks_are_checked_without_their_weights(network, monkeypatch):
 
 def test_runs_with_one_data_key_have_one_and_the_same_data():
     """Every field of a run either changes its key or leaves its images and labels as they are."""
-    other = dict(image_size=20, normalize="al2", n_train=50, n_validation=20, n_measure=30, corruption=0.25, seed=1)
-    other |= dict(corruption_law="exact", network="al2_cnn", batch_norm=True, dropout=0.5, al2=True, optimizer="adam")
-    other |= dict(learning_rate=0.1, momentum=0.1, weight_decay=0.1, batch_size=10, epochs=3, padding="valid")
-    other |= dict(sparsity=("conv1",), decorrelation=("conv1",), test_images=9, entropy=True, heat_maps=3, keep_weights=True)
+    other = dict(
+        image_size=20,
+        normalize="al2",
+        n_train=50,
+        n_validation=20,
+        n_measure=30,
+        corruption=0.25,
+        seed=1,
+    )
+    other |= dict(
+        corruption_law="exact",
+        network="al2_cnn",
+        batch_norm=True,
+        dropout=0.5,
+        al2=True,
+        optimizer="adam",
+    )
+    other |= dict(
+        learning_rate=0.1, momentum=0.1, weight_decay=0.1, batch_size=10, epochs=3, padding="valid"
+    )
+    other |= dict(
+        sparsity=("conv1",),
+        decorrelation=("conv1",),
+        test_images=9,
+        entropy=True,
+        heat_maps=3,
+        keep_weights=True,
+    )
     other |= dict(relabelled_by="0123456789", predictions=True)
 
     def contents(run: Run) -> list[torch.Tensor]:
@@ -144,27 +196,49 @@ def test_runs_with_one_data_key_have_one_and_the_same_data():
 def test_the_six_networks_share_their_data():
     runs = sparsity_networks("digits", n_measure=40)
     assert len({task.data_key(run) for run in runs}) == 1
-    assert len({task.data_key(run) for run in sparsity_networks("digits", n_measure=40, corruption=0.5, seeds=(0, 1))}) == 2
+    assert (
+        len(
+            {
+                task.data_key(run)
+                for run in sparsity_networks("digits", n_measure=40, corruption=0.5, seeds=(0, 1))
+            }
+        )
+        == 2
+    )
 
 
 # ---- penalties
 
 
 def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
-    run = replace(RUN, sparsity=("conv2", "fc1"), sparsity_weight=0.3, decorrelation=("conv1", "conv3"))
-    run = replace(run, decorrelation_weight=0.7, decorrelation_pairs="square", decorrelation_reduce="mean")
+    run = replace(
+        RUN, sparsity=("conv2", "fc1"), sparsity_weight=0.3, decorrelation=("conv1", "conv3")
+    )
+    run = replace(
+        run, decorrelation_weight=0.7, decorrelation_pairs="square", decorrelation_reduce="mean"
+    )
     model = models.build(run, 1, 16, 10)
     activation, sparsity, decorrelation = task.penalties(run, model)
     seen, x = {}, torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for name in ("conv2", "fc1", "features"):
-        model.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.detach()}))
+        model.get_submodule(name).register_forward_hook(
+            lambda m, i, out, name=name: seen.update({name: out.detach()})
+        )
     model(x)
-    h = sum(torch.distributions.Categorical(logits=seen[name].movedim(1, -1)).entropy().sum() for name in ("conv2", "fc1"))
+    h = sum(
+        torch.distributions.Categorical(logits=seen[name].movedim(1, -1)).entropy().sum()
+        for name in ("conv2", "fc1")
+    )
     assert sparsity.penalty().item() == pytest.approx(-0.3 * h.item() / 5, rel=1e-5)
-    c = [torch.corrcoef(model.get_submodule(name).weight.flatten(1)).detach() for name in ("conv1", "conv3")]
+    c = [
+        torch.corrcoef(model.get_submodule(name).weight.flatten(1)).detach()
+        for name in ("conv1", "conv3")
+    ]
     expected = sum(m[tuple(torch.tril_indices(len(m), len(m), -1))].square().mean() for m in c)
     assert decorrelation.penalty().item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
-    assert activation.penalty().item() == pytest.approx(seen["features"].square().mean().item(), rel=1e-6)
+    assert activation.penalty().item() == pytest.approx(
+        seen["features"].square().mean().item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("centre", losses.CENTRES)
@@ -175,7 +249,9 @@ def test_a_run_s_centre_reaches_the_penalty(centre):
     assert task.penalties(run, model)[2].penalty().item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("run", sparsity_networks("digits", n_measure=40), ids=lambda run: run.variant)
+@pytest.mark.parametrize(
+    "run", sparsity_networks("digits", n_measure=40), ids=lambda run: run.variant
+)
 def test_networks_without_a_regulariser_have_penalties_of_nothing(run):
     model = models.build(run, 1, 8, 10).eval()
     activation, sparsity, decorrelation = task.penalties(run, model)

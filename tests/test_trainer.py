@@ -1,4 +1,6 @@
-"""The trainer against a plain PyTorch loop, its measures, its determinism, and that it goes on where it was."""
+"""The trainer against a plain PyTorch loop, its measures, its determinism, and that it goes on
+where it was.
+"""
 
 import hashlib
 import json
@@ -15,12 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import data, losses, measures, models, observe, record, steps, store, task, trainer
+from lib import data, measures, models, observe, run_dir, schedules, steps, store, task, trainer
 from lib.run import Run, generator
-from lib.studies import label_randomization
+from lib.study.experiments import label_randomization
 
 # the last of seven batches is short (8 images); settings with which three epochs change much
-SMALL = dict(dataset="digits", image_size=16, n_train=200, n_validation=40, test_images=50, epochs=3, corruption=0.25)
+SMALL = dict(
+    dataset="digits",
+    image_size=16,
+    n_train=200,
+    n_validation=40,
+    test_images=50,
+    epochs=3,
+    corruption=0.25,
+)
 SMALL |= dict(learning_rate=0.1, momentum=0.9, batch_size=32)
 BARE = Run(**SMALL)
 AL2 = replace(BARE, al2=True, speed=25.0)  # λ = 0.01, 0.108, 1.174
@@ -31,7 +41,9 @@ NETWORKS = {
     "batch norm, uniform scale": replace(BARE, batch_norm=True, bn_gamma="uniform"),
     "weight decay": replace(BARE, weight_decay=0.01),
     "dropout": replace(BARE, dropout=0.5),
-    "everything": replace(AL2, batch_norm=True, dropout=0.3, weight_decay=0.01, momentum=0.5, seed=3),
+    "everything": replace(
+        AL2, batch_norm=True, dropout=0.3, weight_decay=0.01, momentum=0.5, seed=3
+    ),
 }
 COLUMNS = "epoch test_accuracy test_cross_entropy test_images train_accuracy cross_entropy activation_l2".split()
 
@@ -41,16 +53,29 @@ def percent_right(logits, labels):
 
 
 def plain_training(run):
-    """The paper's training written down once more, with PyTorch's own layers in the paper's order; a row an epoch."""
+    """The paper's training written down once more, with PyTorch's own layers in the paper's order;
+    a row an epoch.
+    """
     dataset = data.load("digits", size=run.image_size)
     train, validation, _ = data.subset(dataset.train, run.n_train, run.n_validation)
-    labels, _ = data.corrupt_labels(train.labels, run.corruption, 10, generator=generator(run.seed, "corruption"))
+    labels, _ = data.corrupt_labels(
+        train.labels, run.corruption, 10, generator=generator(run.seed, "corruption")
+    )
     source = generator(run.seed, "validation corruption")
-    validation_labels, _ = data.corrupt_labels(validation.labels, run.corruption, 10, generator=source)
+    validation_labels, _ = data.corrupt_labels(
+        validation.labels, run.corruption, 10, generator=source
+    )
 
     norm = [nn.BatchNorm2d(50)] if run.batch_norm else []
     trunk = nn.Sequential(
-        nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), *norm, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+        nn.Conv2d(1, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        *norm,
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
     )
     side = ((run.image_size - 4) // 2 - 4) // 2
     head = nn.Sequential(nn.Linear(50 * side**2, 500), nn.ReLU(), nn.Linear(500, 10))
@@ -59,7 +84,9 @@ def plain_training(run):
     with torch.no_grad():
         for mine, theirs in zip(network.parameters(), initial, strict=True):
             mine.copy_(theirs)
-    optimizer = torch.optim.SGD(network.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay)
+    optimizer = torch.optim.SGD(
+        network.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay
+    )
 
     rows = []
     for epoch in range(1, run.epochs + 1):
@@ -73,7 +100,9 @@ def plain_training(run):
             batch = order[start : start + run.batch_size]
             phi = trunk(train.images[batch])
             if run.dropout:
-                kept = torch.rand(len(phi), 50, side, side, generator=coins).flatten(1) >= run.dropout
+                kept = (
+                    torch.rand(len(phi), 50, side, side, generator=coins).flatten(1) >= run.dropout
+                )
                 phi = phi * kept / (1 - run.dropout)
             logits = head(phi)
             cross_entropy, squares = nn.CrossEntropyLoss()(logits, labels[batch]), (phi**2).mean()
@@ -86,7 +115,11 @@ def plain_training(run):
         network.eval()
         with torch.no_grad():
             shown = dataset.test.take(data.stratified_permutation(dataset.test.labels))
-            test, held_out, phi = network(shown.images), network(validation.images), trunk(train.images)
+            test, held_out, phi = (
+                network(shown.images),
+                network(validation.images),
+                trunk(train.images),
+            )
             coins = generator(run.seed, "ablation", "element/train-true", epoch)
             curve = []
             for fraction in torch.arange(11) / 10:
@@ -96,7 +129,9 @@ def plain_training(run):
             {
                 "epoch": epoch,
                 "test_accuracy": percent_right(test, shown.labels),
-                "test_accuracy_of_the_first": percent_right(test[: run.test_images], shown.labels[: run.test_images]),
+                "test_accuracy_of_the_first": percent_right(
+                    test[: run.test_images], shown.labels[: run.test_images]
+                ),
                 "train_accuracy": 100 * right / run.n_train,
                 "cross_entropy": totals[0] / run.n_train,
                 "cross_entropy_over_batches": np.mean(batches),
@@ -112,7 +147,9 @@ def plain_training(run):
 
 @contextmanager
 def watching():
-    """What the AL2 networks are fed in training mode, and the parameters they start from: (batches, first parameters)."""
+    """What the AL2 networks are fed in training mode, and the parameters they start from: (batches,
+    first parameters).
+    """
     batches, first = [], []
 
     def look(module, inputs):
@@ -132,24 +169,36 @@ def digest(tensors):
     return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------------
+# ---- metrics
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("run", NETWORKS.values(), ids=NETWORKS)
 def test_training_agrees_with_a_plain_pytorch_loop(run):
     expected, found = plain_training(run), trainer.fit([run])
     assert list(found["epoch"]) == [1, 2, 3]
-    for name in ["cross_entropy", "activation_l2", "validation_cross_entropy"] + ["lambda"] * run.al2:
+    for name in ["cross_entropy", "activation_l2", "validation_cross_entropy"] + [
+        "lambda"
+    ] * run.al2:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    for name, images in {"test_accuracy": 359, "train_accuracy": 200, "validation_accuracy": 40}.items():
+    for name, images in {
+        "test_accuracy": 359,
+        "train_accuracy": 200,
+        "validation_accuracy": 40,
+    }.items():
         # a tie may fall to either side by the last bit
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=100 / images + 1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=0, atol=100 / images + 1e-4, err_msg=name
+        )
     np.testing.assert_allclose(found["ablation_auc"], expected["ablation_auc"], rtol=0, atol=0.5)
     assert np.ptp(expected["cross_entropy"]) > 0.1  # it is a training that moves
 
 
 def test_the_networks_that_are_compared_differ_by_much_more_than_the_tolerance():
-    ends = [trainer.fit([replace(run, seed=0, ablations=())])["cross_entropy"].iloc[-1] for run in NETWORKS.values()]
+    ends = [
+        trainer.fit([replace(run, seed=0, ablations=())])["cross_entropy"].iloc[-1]
+        for run in NETWORKS.values()
+    ]
     assert np.diff(sorted(ends)).min() > 5e-3
 
 
@@ -161,13 +210,19 @@ def test_means_are_over_images_and_not_over_batches():
 
 def test_a_batch_may_hold_all_images():
     run = replace(BARE, batch_size=200)
-    np.testing.assert_allclose(trainer.fit([run])["cross_entropy"], plain_training(run)["cross_entropy"], rtol=1e-4)
+    np.testing.assert_allclose(
+        trainer.fit([run])["cross_entropy"], plain_training(run)["cross_entropy"], rtol=1e-4
+    )
 
 
 def test_lambda_is_constant_in_an_epoch_and_follows_the_schedule_of_the_run():
     assert "lambda" not in trainer.fit([BARE])
-    for run in (AL2, replace(AL2, schedule="linear", speed=100.0), replace(AL2, schedule="constant", rate=0.3)):
-        series = losses.schedule(run.schedule, run.epochs, run.speed, run.rate)
+    for run in (
+        AL2,
+        replace(AL2, schedule="linear", speed=100.0),
+        replace(AL2, schedule="constant", rate=0.3),
+    ):
+        series = schedules.schedule(run.schedule, run.epochs, run.speed, run.rate)
         np.testing.assert_allclose(trainer.fit([run])["lambda"], series, rtol=1e-12)
     assert list(trainer.fit([replace(AL2, schedule="constant", rate=0.3)])["lambda"]) == [0.3] * 3
 
@@ -184,30 +239,39 @@ def test_all_test_images_are_measured_at_point_epochs_only():
 
 
 def test_ablation_is_measured_at_point_epochs_only_and_its_curves_are_kept(tmp_path):
-    run = replace(BARE, epochs=10, ablations=("element/train-true", "shared/test", "channel/train-corrupt"))
+    run = replace(
+        BARE, epochs=10, ablations=("element/train-true", "shared/test", "channel/train-corrupt")
+    )
     found = trainer.fit([run], [tmp_path / run.name])
     measured = found.loc[found["ablation_auc"].notna(), "epoch"]
     assert list(measured) == run.point_epochs()
-    kept = record.read_arrays(tmp_path / run.name)
+    kept = run_dir.read_arrays(tmp_path / run.name)
     assert list(kept["ablation epochs"]) == run.point_epochs()
     for spec in run.ablations:
         column = "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
         curves = kept[f"ablation {spec}"]  # [points, 11]
         assert curves.shape == (7, 11)
-        np.testing.assert_allclose(np.trapezoid(curves, dx=0.1, axis=1), found[column].dropna(), rtol=1e-5)
+        np.testing.assert_allclose(
+            np.trapezoid(curves, dx=0.1, axis=1), found[column].dropna(), rtol=1e-5
+        )
 
 
 def test_an_unablated_network_has_the_accuracy_of_the_whole_network(tmp_path):
     run = replace(BARE, corruption=0.0, ablations=("element/test", "shared/test"))
     found = trainer.fit([run], [tmp_path / run.name])
     for spec in run.ablations:
-        np.testing.assert_allclose(record.read_arrays(tmp_path / run.name)[f"ablation {spec}"][:, 0], found["test_accuracy"])
+        np.testing.assert_allclose(
+            run_dir.read_arrays(tmp_path / run.name)[f"ablation {spec}"][:, 0],
+            found["test_accuracy"],
+        )
 
 
 def test_what_is_measured_does_not_change_what_is_trained():
     more = replace(BARE, ablations=("shared/test", "element/train-true"), test_images=None)
     less = replace(BARE, ablations=())
-    pd.testing.assert_frame_equal(trainer.fit([more])[["cross_entropy"]], trainer.fit([less])[["cross_entropy"]])
+    pd.testing.assert_frame_equal(
+        trainer.fit([more])[["cross_entropy"]], trainer.fit([less])[["cross_entropy"]]
+    )
 
 
 def test_columns_are_the_published_metrics():
@@ -222,7 +286,8 @@ def test_validation_images_are_held_out_of_training():
     assert sum(map(len, batches)) == 1438 - 1000
 
 
-# ---- what is shared, and determinism --------------------------------------------------------------------------------
+# ---- what is shared, and determinism
+# --------------------------------------------------------------------------------
 
 
 def test_the_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
@@ -232,7 +297,9 @@ def test_the_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
     for run in runs:
         with watching() as (batches, first):
             trainer.fit([run], [tmp_path / run.name])
-        labels.setdefault(run.seed, set()).add(json.loads((tmp_path / run.name / "env.json").read_text())["labels"])
+        labels.setdefault(run.seed, set()).add(
+            json.loads((tmp_path / run.name / "env.json").read_text())["labels"]
+        )
         orders.setdefault(run.seed, set()).add(digest(batches))
         shared = [p for name, p in first[0].items() if "norm" not in name]
         weights.setdefault(run.seed, set()).add((len(shared), digest(shared)))
@@ -314,7 +381,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
 
 
-# ---- bad input and divergence ---------------------------------------------------------------------------------------
+# ---- bad input and divergence
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,21 +414,23 @@ def test_folders_have_to_be_as_many_as_runs(tmp_path):
 
 
 def test_a_diverging_run_stops_and_its_metrics_hold_finite_epochs_only(tmp_path):
-    run = replace(BARE, weight_decay=21.0, momentum=0.0, epochs=50)  # a step doubles the weights and turns their signs
+    run = replace(
+        BARE, weight_decay=21.0, momentum=0.0, epochs=50
+    )  # a step doubles the weights and turns their signs
     folder = tmp_path / run.name
     found = trainer.fit([run], [folder])
-    metrics, diverged = record.read_metrics(folder)
+    metrics, diverged = run_dir.read_metrics(folder)
     assert json.loads((folder / "status.json").read_text()) == {"diverged": diverged}
     assert 2 <= diverged <= 3 and len(metrics) == len(found) == diverged - 1
     assert np.isfinite(metrics[["cross_entropy", "activation_l2", "test_accuracy"]]).all(axis=None)
-    assert record.is_finished(folder) and not (folder / "checkpoint.pt").exists()
+    assert run_dir.is_finished(folder) and not (folder / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e6, 1e30])
 def test_a_run_that_diverges_at_once_has_no_rows_but_all_columns(rate, tmp_path):
     run = replace(BARE, learning_rate=rate)
     trainer.fit([run], [tmp_path / run.name])
-    metrics, diverged = record.read_metrics(tmp_path / run.name)
+    metrics, diverged = run_dir.read_metrics(tmp_path / run.name)
     assert diverged == 1 and len(metrics) == 0
     assert list(metrics)[:7] == COLUMNS
 
@@ -368,14 +438,19 @@ def test_a_run_that_diverges_at_once_has_no_rows_but_all_columns(rate, tmp_path)
 @pytest.mark.parametrize("weight_decay", [21.0, 22.0, 50.0])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_every_row_that_is_kept_is_finite(weight_decay, batch_norm):
-    """The weights may still be finite, and the loss of the last batch too, where their products no longer are."""
-    run = replace(BARE, weight_decay=weight_decay, momentum=0.0, batch_norm=batch_norm, epochs=6, ablations=())
+    """The weights may still be finite, and the loss of the last batch too, where their products no
+    longer are.
+    """
+    run = replace(
+        BARE, weight_decay=weight_decay, momentum=0.0, batch_norm=batch_norm, epochs=6, ablations=()
+    )
     found = trainer.fit([run])
     assert len(found) < run.epochs
     assert np.isfinite(found[[*COLUMNS, "validation_cross_entropy"]].to_numpy(dtype=float)).all()
 
 
-# ---- going on -------------------------------------------------------------------------------------------------------
+# ---- going on
+# -------------------------------------------------------------------------------------------------------
 
 
 class Stop(Exception):
@@ -413,21 +488,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, mo
     frame = trainer.fit([run], [whole])
     for epoch in (1, 2, 4, 7, 8):
         train_until(run, pieces, epoch)
-        assert not record.is_finished(pieces)
+        assert not run_dir.is_finished(pieces)
     with watching() as (batches, _):
         resumed = trainer.fit([run], [pieces])
     assert len(batches) == 7  # the last epoch alone was left
     pd.testing.assert_frame_equal(resumed, frame, check_exact=True)
     assert (pieces / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    first, second = record.read_arrays(whole), record.read_arrays(pieces)
-    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k], equal_nan=True) for k in first)
+    first, second = run_dir.read_arrays(whole), run_dir.read_arrays(pieces)
+    assert first.keys() == second.keys() and all(
+        np.array_equal(first[k], second[k], equal_nan=True) for k in first
+    )
     weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, pieces)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert not (pieces / "checkpoint.pt").exists()
 
 
-def test_canonical_correlations_are_those_with_the_network_before_training_and_after_one_epoch(tmp_path):
+def test_canonical_correlations_are_those_with_the_network_before_training_and_after_one_epoch(
+    tmp_path,
+):
     run = replace(BARE, cca=("init", "epoch1"), image_size=20, epochs=3)
     seen = []
 
@@ -436,12 +515,14 @@ def test_canonical_correlations_are_those_with_the_network_before_training_and_a
         seen.append(measures.channel_points(observe.predict(model.trunk, images)))
 
     frame = trainer.fit([run], [tmp_path / run.name], watch=keep)
-    arrays = record.read_arrays(tmp_path / run.name)
+    arrays = run_dir.read_arrays(tmp_path / run.name)
     for start, reference in (("init", seen[0]), ("epoch1", seen[1])):
         wanted = [measures.cca(reference, phi) for phi in seen[1:]]
         for k, found in enumerate(wanted):
             count = len(found.coefficients)
-            np.testing.assert_allclose(arrays[f"cca {start}"][k, :count], found.coefficients, atol=1e-6)
+            np.testing.assert_allclose(
+                arrays[f"cca {start}"][k, :count], found.coefficients, atol=1e-6
+            )
             assert np.isnan(arrays[f"cca {start}"][k, count:]).all()
             assert list(arrays[f"cca dropped {start}"][k]) == [found.dropped_x, found.dropped_y]
         for name in ("mean_cca", "svcca", "pwcca"):
@@ -486,11 +567,14 @@ def test_one_process_and_two_give_the_same_files(tmp_path, monkeypatch):
         one, two = (tmp_path / f"jobs{jobs}" / "quick" / "digits" / run.name for jobs in (1, 2))
         assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
         assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
-        first, second = record.read_arrays(one), record.read_arrays(two)
-        assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+        first, second = run_dir.read_arrays(one), run_dir.read_arrays(two)
+        assert first.keys() == second.keys() and all(
+            np.array_equal(first[k], second[k]) for k in first
+        )
 
 
-# ---- the networks and penalties of the targeted-sparsity paper ------------------------------------------------------
+# ---- the networks and penalties of the targeted-sparsity paper
+# ------------------------------------------------------
 
 CONV = Run(
     dataset="digits",
@@ -510,20 +594,40 @@ CONV = Run(
     heat_maps=3,
 )
 SR = dict(sparsity=("conv3", "conv4", "fc1"), sparsity_weight=0.1)
-DECORR = dict(decorrelation=("conv1",), decorrelation_weight=0.3, decorrelation_pairs="square", decorrelation_reduce="mean")
-ALL = replace(CONV, **SR, **DECORR, batch_norm=True, dropout=0.25, momentum=0.5, al2=True, speed=8.0, weight_decay=0.01)
+DECORR = dict(
+    decorrelation=("conv1",),
+    decorrelation_weight=0.3,
+    decorrelation_pairs="square",
+    decorrelation_reduce="mean",
+)
+ALL = replace(
+    CONV,
+    **SR,
+    **DECORR,
+    batch_norm=True,
+    dropout=0.25,
+    momentum=0.5,
+    al2=True,
+    speed=8.0,
+    weight_decay=0.01,
+)
 ALL = replace(ALL, learning_rate=0.03, norm_place="block")
 ADAM = dict(optimizer="adam", learning_rate=0.005)
 CONVNETS = {
     "vanilla": CONV,
     "drop": replace(CONV, dropout=0.25),
-    "norm": replace(CONV, batch_norm=True, learning_rate=0.02),  # larger steps meet ties on some processors
+    "norm": replace(
+        CONV, batch_norm=True, learning_rate=0.02
+    ),  # larger steps meet ties on some processors
     "sr2": replace(CONV, **SR),
     "sr3": replace(CONV, **SR, decorrelation=("conv1",), decorrelation_weight=0.01),
     "adam": replace(CONV, **ADAM),
     "everything": ALL,
-    # Adam makes steps of pure rounding of a bias before batch norm, whose gradient is 0: no two programs agree there
-    "everything, adam": replace(ALL, **ADAM, corruption=0.0, batch_size=13, batch_norm=False, seed=2),
+    # Adam makes steps of pure rounding of a bias before batch norm, whose gradient is 0: no two
+    # programs agree there
+    "everything, adam": replace(
+        ALL, **ADAM, corruption=0.0, batch_size=13, batch_norm=False, seed=2
+    ),
 }
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
 SIDES = {"conv1": 8, "conv2": 8, "conv3": 4, "conv4": 4}
@@ -531,7 +635,9 @@ SIDES = {"conv1": 8, "conv2": 8, "conv3": 4, "conv4": 4}
 
 @pytest.fixture
 def no_ties(monkeypatch):
-    """Digits' backgrounds are all 0: which of equal values a pool takes is rounding. A little noise leaves no two equal."""
+    """Digits' backgrounds are all 0: which of equal values a pool takes is rounding. A little noise
+    leaves no two equal.
+    """
     read = data.read
 
     def noisy(*args, **more):
@@ -539,8 +645,13 @@ def no_ties(monkeypatch):
 
         def scale(pixels):
             images = raw.scale(pixels)
-            sources = [torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes())) for image in pixels]
-            noise = [torch.rand(images.shape[1:], generator=source) for source in sources]  # an image's own, in any order
+            sources = [
+                torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes()))
+                for image in pixels
+            ]
+            noise = [
+                torch.rand(images.shape[1:], generator=source) for source in sources
+            ]  # an image's own, in any order
             return images + 0.1 * torch.stack(noise)
 
         return replace(raw, scale=scale)
@@ -552,35 +663,53 @@ def no_ties(monkeypatch):
 
 
 def plain_convnet_training(run):
-    """A ConvNet's training written down once more, in functions and the optimisers' formulas; a row an epoch."""
+    """A ConvNet's training written down once more, in functions and the optimisers' formulas; a row
+    an epoch.
+    """
     dataset = data.load("digits", size=run.image_size, normalize=run.normalize)
     train, _, measure = data.subset(dataset.train, run.n_train, run.n_validation, run.n_measure)
-    labels, _ = data.corrupt_labels(train.labels, run.corruption, 10, generator=generator(run.seed, "corruption"))
+    labels, _ = data.corrupt_labels(
+        train.labels, run.corruption, 10, generator=generator(run.seed, "corruption")
+    )
     shown = dataset.test.take(data.stratified_permutation(dataset.test.labels)[: run.test_images])
     initial = models.build(run, 1, run.image_size, 10)
     weights = {name: p.detach().clone().requires_grad_() for name, p in initial.named_parameters()}
-    running = {name: [torch.zeros(len(p)), torch.ones(len(p))] for name, p in weights.items() if name.startswith("norm")}
+    running = {
+        name: [torch.zeros(len(p)), torch.ones(len(p))]
+        for name, p in weights.items()
+        if name.startswith("norm")
+    }
     moments = {name: [torch.zeros_like(p), torch.zeros_like(p)] for name, p in weights.items()}
     step = 0
 
     def forward(x, training, coins=None):
         linear = {}  # by layer: its linear outputs
         for k in (1, 2, 3, 4):
-            x = linear[f"conv{k}"] = F.conv2d(x, weights[f"conv{k}.weight"], weights[f"conv{k}.bias"], padding=1)
+            x = linear[f"conv{k}"] = F.conv2d(
+                x, weights[f"conv{k}.weight"], weights[f"conv{k}.bias"], padding=1
+            )
             if f"norm{k}.weight" in weights:
                 kept = running[f"norm{k}.weight"]
-                mean, var = (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)) if training else kept
+                mean, var = (
+                    (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)) if training else kept
+                )
                 if training:
                     count = x.numel() / x.shape[1]
                     for old, new in zip(kept, (mean, var * count / (count - 1)), strict=True):
                         old.mul_(0.9).add_(0.1 * new.detach())
                 x = (x - mean.view(-1, 1, 1)) / torch.sqrt(var.view(-1, 1, 1) + 1e-5)
-                x = x * weights[f"norm{k}.weight"].view(-1, 1, 1) + weights[f"norm{k}.bias"].view(-1, 1, 1)
+                x = x * weights[f"norm{k}.weight"].view(-1, 1, 1) + weights[f"norm{k}.bias"].view(
+                    -1, 1, 1
+                )
             x = x.relu()
             if k in (2, 4):
                 x = F.max_pool2d(x, 2)
                 if training and run.dropout:
-                    x = x * (torch.rand(x.shape, generator=coins) >= run.dropout) / (1 - run.dropout)
+                    x = (
+                        x
+                        * (torch.rand(x.shape, generator=coins) >= run.dropout)
+                        / (1 - run.dropout)
+                    )
         phi = x.flatten(1)
         linear["fc1"] = phi @ weights["fc1.weight"].T + weights["fc1.bias"]
         return linear, phi, linear["fc1"].relu() @ weights["fc2.weight"].T + weights["fc2.bias"]
@@ -606,17 +735,33 @@ def plain_convnet_training(run):
             lam = 0.01 * 1.1 ** (run.speed * (epoch - 1)) if run.al2 else 0.0
             order = torch.randperm(run.n_train, generator=generator(run.seed, "order", epoch))
             coins = generator(run.seed, "dropout", epoch)
-            sums = {"cross_entropy": 0.0, "activation_l2": 0.0, "sparsity_penalty": 0.0, "decorrelation_penalty": 0.0}
+            sums = {
+                "cross_entropy": 0.0,
+                "activation_l2": 0.0,
+                "sparsity_penalty": 0.0,
+                "decorrelation_penalty": 0.0,
+            }
             for start in range(0, run.n_train, run.batch_size):
                 batch, step = order[start : start + run.batch_size], step + 1
                 linear, phi, logits = forward(train.images[batch], True, coins)
-                terms = {"cross_entropy": F.cross_entropy(logits, labels[batch]), "activation_l2": phi.square().mean()}
+                terms = {
+                    "cross_entropy": F.cross_entropy(logits, labels[batch]),
+                    "activation_l2": phi.square().mean(),
+                }
                 h = sum((entropies(linear[name]).sum() for name in run.sparsity), torch.zeros(()))
                 terms["sparsity_penalty"] = -run.sparsity_weight * h / len(batch)
-                c = [torch.corrcoef(weights[f"{name}.weight"].flatten(1)) for name in run.decorrelation]
+                c = [
+                    torch.corrcoef(weights[f"{name}.weight"].flatten(1))
+                    for name in run.decorrelation
+                ]
                 pairs = [m[tuple(torch.tril_indices(len(m), len(m), -1))] for m in c]
-                pairs = [p.square().mean() if run.decorrelation_pairs == "square" else p.sum() for p in pairs]
-                terms["decorrelation_penalty"] = run.decorrelation_weight * sum(pairs, torch.zeros(()))
+                pairs = [
+                    p.square().mean() if run.decorrelation_pairs == "square" else p.sum()
+                    for p in pairs
+                ]
+                terms["decorrelation_penalty"] = run.decorrelation_weight * sum(
+                    pairs, torch.zeros(())
+                )
                 for name, value in terms.items():
                     sums[name] += len(batch) * value.item() / run.n_train
                 loss = terms["cross_entropy"] + lam * terms["activation_l2"]
@@ -626,36 +771,56 @@ def plain_convnet_training(run):
                     update(name, gradient)
             row |= sums | {"lambda": lam}
         with torch.no_grad():
-            row["test_cross_entropy"] = F.cross_entropy(forward(shown.images, False)[2], shown.labels).item()
+            row["test_cross_entropy"] = F.cross_entropy(
+                forward(shown.images, False)[2], shown.labels
+            ).item()
             linear = forward(measure.images, False)[0]
             row |= {f"entropy {name}": entropies(linear[name]).mean().item() for name in LAYERS}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("name", ["vanilla", "drop", "norm", "sr3", "adam", "everything", "everything, adam"])
+@pytest.mark.parametrize(
+    "name", ["vanilla", "drop", "norm", "sr3", "adam", "everything", "everything, adam"]
+)
 def test_convnet_training_agrees_with_one_written_down_once_more(name, no_ties, tmp_path):
     run = CONVNETS[name]
     expected, found = plain_convnet_training(run), trainer.fit([run], [tmp_path / run.name])
     before, after = expected.iloc[0], expected.iloc[1:]
-    columns = ["cross_entropy", "activation_l2", "test_cross_entropy", *(f"entropy {layer}" for layer in LAYERS)]
-    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(run.decorrelation)
+    columns = [
+        "cross_entropy",
+        "activation_l2",
+        "test_cross_entropy",
+        *(f"entropy {layer}" for layer in LAYERS),
+    ]
+    columns += ["sparsity_penalty"] * bool(run.sparsity) + ["decorrelation_penalty"] * bool(
+        run.decorrelation
+    )
     for column in columns + ["lambda"] * run.al2:
-        np.testing.assert_allclose(found[column], after[column], rtol=2e-4, atol=1e-6, err_msg=column)
-    stored = record.read_arrays(tmp_path / run.name)["entropy before training"]
-    np.testing.assert_allclose(stored, [[before[f"entropy {layer}"] for layer in LAYERS]], rtol=1e-4)
+        np.testing.assert_allclose(
+            found[column], after[column], rtol=2e-4, atol=1e-6, err_msg=column
+        )
+    stored = run_dir.read_arrays(tmp_path / run.name)["entropy before training"]
+    np.testing.assert_allclose(
+        stored, [[before[f"entropy {layer}"] for layer in LAYERS]], rtol=1e-4
+    )
     assert np.ptp(after["cross_entropy"]) > 0.005  # it is a training that moves
 
 
 def test_correlations_are_measured_of_layers_of_at_most_1024_filters(monkeypatch):
     monkeypatch.setattr(measures, "MOST_FILTERS", 32)
     found = trainer.fit([replace(CONV, epochs=1)])
-    assert [c for c in found if c.startswith("correlation ")] == [f"correlation conv{k}" for k in (1, 2, 3, 4)]
+    assert [c for c in found if c.startswith("correlation ")] == [
+        f"correlation conv{k}" for k in (1, 2, 3, 4)
+    ]
     assert len([c for c in found if c.startswith("entropy ")]) == 5
 
 
 def test_the_convnets_that_are_compared_differ_by_more_than_the_tolerance(no_ties):
-    ends = [trainer.fit([replace(run, seed=0, corruption=0.25)])["cross_entropy"].iloc[-1] for run in CONVNETS.values()]
+    ends = [
+        trainer.fit([replace(run, seed=0, corruption=0.25)])["cross_entropy"].iloc[-1]
+        for run in CONVNETS.values()
+    ]
     assert np.diff(np.log(sorted(ends))).min() > 5e-4
 
 
@@ -672,9 +837,19 @@ def test_a_convnet_s_curve_is_measured_on_the_same_test_images_throughout():
     assert set(trainer.fit([replace(CONV, epochs=8)])["test_images"]) == {40}
 
 
-@pytest.mark.parametrize("change", [{"network": "lenet", "image_size": 16}, {"network": "alexnet", "image_size": 15}])
+@pytest.mark.parametrize(
+    "change", [{"network": "lenet", "image_size": 16}, {"network": "alexnet", "image_size": 15}]
+)
 def test_lenet_and_alexnet_train_with_every_penalty(change):
-    run = replace(CONV, epochs=1, **change, n_train=8, batch_size=8, sparsity=("conv2", "fc2"), decorrelation=("conv1",))
+    run = replace(
+        CONV,
+        epochs=1,
+        **change,
+        n_train=8,
+        batch_size=8,
+        sparsity=("conv2", "fc2"),
+        decorrelation=("conv1",),
+    )
     run = replace(run, decorrelation_weight=0.001, learning_rate=0.01, entropy=False)
     found = trainer.fit([run])
     assert np.isfinite(found.drop(columns="id").to_numpy(dtype=float)).all()
@@ -682,13 +857,19 @@ def test_lenet_and_alexnet_train_with_every_penalty(change):
 
 
 def test_al2_works_on_the_features_of_a_convnet():
-    without, with_al2 = (trainer.fit([replace(CONV, al2=on, schedule="constant", rate=20.0)]) for on in (False, True))
+    without, with_al2 = (
+        trainer.fit([replace(CONV, al2=on, schedule="constant", rate=20.0)]) for on in (False, True)
+    )
     assert (with_al2["lambda"] == 20).all()
     assert with_al2["activation_l2"].iloc[-1] < 0.5 * without["activation_l2"].iloc[-1]
 
 
 def test_sparsity_regularisation_keeps_entropy_up_and_decorrelation_correlations_down(tmp_path):
-    changes = [{}, {"sparsity": ("fc1",), "sparsity_weight": 3.0}, DECORR | {"decorrelation_weight": 9.0}]
+    changes = [
+        {},
+        {"sparsity": ("fc1",), "sparsity_weight": 3.0},
+        DECORR | {"decorrelation_weight": 9.0},
+    ]
     runs = [replace(CONV, corruption=0.0, epochs=13, heat_maps=0, **change) for change in changes]
     plain, sparse, decorrelated = (trainer.fit([run], [tmp_path / run.name]) for run in runs)
     assert sparse["entropy fc1"].tail(3).mean() > plain["entropy fc1"].tail(3).mean() + 0.05
@@ -696,10 +877,13 @@ def test_sparsity_regularisation_keeps_entropy_up_and_decorrelation_correlations
     squares = np.linspace(-0.995, 0.995, 200) ** 2
     spread = []
     for run in (runs[0], runs[2]):
-        counts = record.read_arrays(tmp_path / run.name)["correlations conv1"][-1]
+        counts = run_dir.read_arrays(tmp_path / run.name)["correlations conv1"][-1]
         spread.append((counts * squares).sum() / counts.sum())
     assert spread[1] < 0.75 * spread[0]
-    assert decorrelated["decorrelation_penalty"].iloc[-1] < decorrelated["decorrelation_penalty"].iloc[0]
+    assert (
+        decorrelated["decorrelation_penalty"].iloc[-1]
+        < decorrelated["decorrelation_penalty"].iloc[0]
+    )
 
 
 def test_layers_do_not_drop_alike():
@@ -730,19 +914,26 @@ def test_measures_are_those_of_the_network_after_each_epoch_and_before_the_first
     def watch(seen, model, epoch):
         assert seen == run
         maps = {name: h.numpy() for name, h in measures.entropy_maps(model, images).items()}
-        filters = {name: measures.correlation_histogram(model.get_submodule(name).weight).numpy() for name in LAYERS}
+        filters = {
+            name: measures.correlation_histogram(model.get_submodule(name).weight).numpy()
+            for name in LAYERS
+        }
         watched.append((epoch, maps, filters))
 
     found = trainer.fit([run], [tmp_path / run.name], watch=watch)
-    stored = record.read_arrays(tmp_path / run.name)
+    stored = run_dir.read_arrays(tmp_path / run.name)
     epochs, maps, filters = zip(*watched, strict=True)
     assert epochs == (0, 1, 2, 3, 4, 5)
     assert list(stored["heat map epochs"]) == run.heat_map_epochs()
     names = {"entropy before training", "heat map epochs"} | {f"heat maps {x}" for x in LAYERS}
     assert stored.keys() == names | {f"correlations {x}" for x in LAYERS}
     for k, layer in enumerate(LAYERS):
-        np.testing.assert_allclose(found[f"entropy {layer}"], [m[layer].mean() for m in maps[1:]], rtol=1e-6)
-        assert stored["entropy before training"][0, k] == pytest.approx(maps[0][layer].mean(), rel=1e-6)
+        np.testing.assert_allclose(
+            found[f"entropy {layer}"], [m[layer].mean() for m in maps[1:]], rtol=1e-6
+        )
+        assert stored["entropy before training"][0, k] == pytest.approx(
+            maps[0][layer].mean(), rel=1e-6
+        )
         np.testing.assert_array_equal(stored[f"correlations {layer}"], [f[layer] for f in filters])
         expected = np.stack([maps[e][layer][:3] for e in run.heat_map_epochs()])
         assert stored[f"heat maps {layer}"].dtype == np.float16
@@ -754,19 +945,31 @@ def test_measures_are_those_of_the_network_after_each_epoch_and_before_the_first
 def test_arrays_have_a_row_for_each_time_they_were_measured(epochs, tmp_path):
     run = replace(CONV, epochs=epochs)
     trainer.fit([run], [tmp_path / run.name])
-    shapes = {name: values.shape for name, values in record.read_arrays(tmp_path / run.name).items()}
+    shapes = {
+        name: values.shape for name, values in run_dir.read_arrays(tmp_path / run.name).items()
+    }
     points = len(run.heat_map_epochs())
-    expected = {"entropy before training": (1, 5), "heat map epochs": (points,), "heat maps fc1": (points, 3)}
+    expected = {
+        "entropy before training": (1, 5),
+        "heat map epochs": (points,),
+        "heat maps fc1": (points, 3),
+    }
     expected |= {f"heat maps {layer}": (points, 3, side, side) for layer, side in SIDES.items()}
     assert shapes == expected | {f"correlations {layer}": (epochs + 1, 200) for layer in LAYERS}
 
 
-@pytest.mark.parametrize("change", [{"entropy": False}, {"heat_maps": 0}, {"entropy": False, "heat_maps": 0}])
+@pytest.mark.parametrize(
+    "change", [{"entropy": False}, {"heat_maps": 0}, {"entropy": False, "heat_maps": 0}]
+)
 def test_entropy_and_heat_maps_are_measured_each_without_the_other(change, tmp_path):
     run = replace(CONV, **change)
     columns = set(trainer.fit([run], [tmp_path / run.name]))
-    names = set(record.read_arrays(tmp_path / run.name))
-    assert {f"entropy {layer}" for layer in LAYERS} <= columns if run.entropy else not any("entropy c" in c for c in columns)
+    names = set(run_dir.read_arrays(tmp_path / run.name))
+    assert (
+        {f"entropy {layer}" for layer in LAYERS} <= columns
+        if run.entropy
+        else not any("entropy c" in c for c in columns)
+    )
     assert ("correlations conv1" in names) == ("entropy before training" in names) == run.entropy
     assert ("heat maps conv1" in names) == ("heat map epochs" in names) == bool(run.heat_maps)
 
@@ -782,7 +985,9 @@ def test_a_stored_heat_map_lies_as_the_image_does(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "prepare", lambda *_: replace(given, measure=measuring))
     run = replace(CONV, heat_maps=4, epochs=1)
     trainer.fit([run], [tmp_path / run.name])
-    maps = record.read_arrays(tmp_path / run.name)["heat maps conv1"][0].astype(float)  # before training, all biases are 0
+    maps = run_dir.read_arrays(tmp_path / run.name)["heat maps conv1"][0].astype(
+        float
+    )  # before training, all biases are 0
     for found, (row, column) in zip(maps, corners, strict=True):
         assert found[row, column] < math.log(16) - 0.5
         far = np.ones((8, 8), bool)
@@ -800,14 +1005,20 @@ def test_measuring_entropy_and_heat_maps_changes_nothing_in_training(name):
 def test_the_al2_network_s_entropies_are_measured_beside_its_ablations(tmp_path):
     run = replace(AL2, n_measure=20, entropy=True, heat_maps=2, sparsity=("trunk.conv2",), epochs=2)
     found = trainer.fit([run], [tmp_path / run.name])
-    assert found.filter(like="entropy trunk").shape == (2, 2) and found["ablation_auc"].notna().all()
-    stored = record.read_arrays(tmp_path / run.name)
-    assert stored["heat maps trunk.conv1"].shape == (3, 2, 12, 12) and stored["entropy before training"].shape == (1, 3)
+    assert (
+        found.filter(like="entropy trunk").shape == (2, 2) and found["ablation_auc"].notna().all()
+    )
+    stored = run_dir.read_arrays(tmp_path / run.name)
+    assert stored["heat maps trunk.conv1"].shape == (3, 2, 12, 12) and stored[
+        "entropy before training"
+    ].shape == (1, 3)
     assert stored["ablation element/train-true"].shape == (2, 11)
 
 
 @pytest.mark.parametrize("name", ["sr3", "everything", "everything, adam"])
-def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path, monkeypatch, epochs_trained):
+def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(
+    name, tmp_path, monkeypatch, epochs_trained
+):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     run = replace(CONVNETS[name], epochs=5, keep_weights=True)
     whole, pieces = tmp_path / "whole" / run.name, tmp_path / "pieces" / run.name
@@ -817,12 +1028,16 @@ def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_pat
     epochs_trained.clear()
     watched = []
     resumed = trainer.fit([run], [pieces], watch=lambda run, model, epoch: watched.append(epoch))
-    assert epochs_trained == watched == [5]  # what was trained before is neither trained nor shown again
+    assert (
+        epochs_trained == watched == [5]
+    )  # what was trained before is neither trained nor shown again
     pd.testing.assert_frame_equal(resumed, frame, check_exact=True)
     assert (pieces / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    first, second = record.read_arrays(whole), record.read_arrays(pieces)
+    first, second = run_dir.read_arrays(whole), run_dir.read_arrays(pieces)
     assert first.keys() == second.keys() and len(first) == 2 + 2 * len(LAYERS)
-    assert all(np.array_equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first)
+    assert all(
+        np.array_equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first
+    )
     weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (whole, pieces)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
@@ -830,16 +1045,16 @@ def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(name, tmp_pat
 def test_a_convnet_that_diverges_at_once_has_its_arrays_from_before_training(tmp_path):
     run = replace(CONVNETS["sr3"], learning_rate=1e30)
     assert trainer.fit([run], [tmp_path / run.name]).empty
-    metrics, diverged = record.read_metrics(tmp_path / run.name)
+    metrics, diverged = run_dir.read_metrics(tmp_path / run.name)
     assert diverged == 1 and f"entropy {LAYERS[0]}" in metrics
-    stored = record.read_arrays(tmp_path / run.name)
+    stored = run_dir.read_arrays(tmp_path / run.name)
     assert stored["correlations conv1"].shape == (1, 200) and list(stored["heat map epochs"]) == [0]
 
 
 def test_a_run_that_measures_no_array_has_none(tmp_path):
     run = replace(CONV, entropy=False, heat_maps=0)
     trainer.fit([run], [tmp_path / run.name])
-    assert record.read_arrays(tmp_path / run.name) == {}
+    assert run_dir.read_arrays(tmp_path / run.name) == {}
 
 
 @pytest.mark.parametrize(
@@ -851,7 +1066,9 @@ def test_a_run_that_measures_no_array_has_none(tmp_path):
         ({"network": "al2_cnn"}, "8×8 are too small for the AL2 network"),
     ],
 )
-def test_of_runs_that_share_their_data_one_that_its_network_cannot_serve_is_refused_before_any_is_trained(change, message):
+def test_of_runs_that_share_their_data_one_that_its_network_cannot_serve_is_refused_before_any_is_trained(
+    change, message
+):
     trained = []
     with pytest.raises(ValueError, match=message):
         trainer.fit([CONV, replace(CONV, **change)], on_epoch=lambda: trained.append(1))
@@ -870,7 +1087,9 @@ def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
 
         def watch(run, model, epoch):
             if epoch == 0:
-                weights.add(digest(p.detach() for name, p in model.named_parameters() if "norm" not in name))
+                weights.add(
+                    digest(p.detach() for name, p in model.named_parameters() if "norm" not in name)
+                )
 
         hook = nn.modules.module.register_module_forward_pre_hook(look)
         try:
@@ -882,7 +1101,8 @@ def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
     assert len(labels) == len(orders) == len(weights) == 1
 
 
-# ---- side by side, recorded -------------------------------------------------------------------------------------------
+# ---- side by side, recorded
+# -------------------------------------------------------------------------------------------
 
 TOGETHER = [NETWORKS[name] for name in ("bare", "al2", "batch norm", "dropout", "everything")]
 TOGETHER += [replace(BARE, corruption=0.75, seed=1, epochs=2, batch_size=50)]
@@ -913,7 +1133,9 @@ def test_networks_side_by_side_take_their_steps_in_turns():
         trainer.fit(runs, side_by_side=True)
     finally:
         hook.remove()
-    first, second, third = dict.fromkeys(seen)  # they begin a third of an epoch of seven steps apart
+    first, second, third = dict.fromkeys(
+        seen
+    )  # they begin a third of an epoch of seven steps apart
     assert seen[:13] == [first] * 3 + [first, second] * 2 + [first, second, third] * 2
     assert len(seen) == 7 * (3 + 3 + 1)
 
@@ -938,8 +1160,12 @@ def test_side_by_side_one_that_diverges_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("run", [NETWORKS["everything"], AL2], ids=["everything", "al2"])
-def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_short_one(run, monkeypatch):
-    """The record is one that makes the step anew: what is tested is which images it is given, and with which λ and coins."""
+def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_short_one(
+    run, monkeypatch
+):
+    """The record is one that makes the step anew: what is tested is which images it is given, and
+    with which λ and coins.
+    """
     replayed = []
 
     class Record:
@@ -956,7 +1182,9 @@ def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_sho
     expected = trainer.fit([run])
     monkeypatch.setattr(steps.Steps, "_record", record_step)
     kept = steps.Steps.__init__
-    monkeypatch.setattr(steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True))
+    monkeypatch.setattr(
+        steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True)
+    )
     pd.testing.assert_frame_equal(trainer.fit([run]), expected, check_exact=True)
     assert replayed == [32] * (6 * 3 - steps.WARM_UP)
 
@@ -964,7 +1192,14 @@ def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_sho
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):
     def made(**options):
         model = models.build(BARE, 1, 16, 10)
-        return steps.Steps(model, steps.optimizer_of(BARE, model), task.penalties(BARE, model), found, BARE, **options)
+        return steps.Steps(
+            model,
+            steps.optimizer_of(BARE, model),
+            task.penalties(BARE, model),
+            found,
+            BARE,
+            **options,
+        )
 
     found = task.prepare(BARE)
     assert not made().recorded and made(recorded=True).recorded
@@ -979,7 +1214,9 @@ def test_evaluating_leaves_the_penalties_alone():
     before = [penalty.penalty() for penalty in attached[:2]]
     observe.predict(model, found.test.images[:8])
     measures.entropy_maps(model, found.test.images[:8])
-    assert all(penalty.penalty() is value for penalty, value in zip(attached[:1], before[:1], strict=True))
+    assert all(
+        penalty.penalty() is value for penalty, value in zip(attached[:1], before[:1], strict=True)
+    )
     assert attached[1].penalty().item() == before[1].item()
     model(found.test.images[:8])
     assert attached[1].penalty().item() != before[1].item()
@@ -990,7 +1227,10 @@ def test_products_are_whole_while_training_and_afterwards_as_they_were(before):
     kept, seen = torch.get_float32_matmul_precision(), []
     torch.set_float32_matmul_precision(before)
     try:
-        trainer.fit([replace(BARE, epochs=1)], on_epoch=lambda: seen.append(torch.get_float32_matmul_precision()))
+        trainer.fit(
+            [replace(BARE, epochs=1)],
+            on_epoch=lambda: seen.append(torch.get_float32_matmul_precision()),
+        )
         assert seen == ["highest"] and torch.get_float32_matmul_precision() == before
     finally:
         torch.set_float32_matmul_precision(kept)

@@ -1,4 +1,6 @@
-"""Carrying runs to another machine and back: what is packed, what is merged, and what is refused."""
+"""Carrying runs to another machine and back: what is packed, what is merged, and what is
+refused.
+"""
 
 import json
 import os
@@ -9,11 +11,19 @@ from dataclasses import replace
 
 import pytest
 
-from lib import budget, campaign, paths, record, store, trainer, transfer
+from lib import paths, run_dir, store, trainer
 from lib.run import Run
+from lib.study import budget, campaign, transfer
 
 BARE = Run(
-    dataset="digits", image_size=16, n_train=64, n_validation=20, test_images=40, epochs=3, learning_rate=0.1, batch_size=32
+    dataset="digits",
+    image_size=16,
+    n_train=64,
+    n_validation=20,
+    test_images=40,
+    epochs=3,
+    learning_rate=0.1,
+    batch_size=32,
 )
 UNDER_WAY = replace(BARE, seed=1)
 CONV = replace(BARE, network="convnet_s", corruption=0.0, image_size=8)
@@ -30,7 +40,9 @@ def begin(run, epochs=1):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A results folder with a finished run, an AL2 network under way and a ConvNet under way, trained once."""
+    """A results folder with a finished run, an AL2 network under way and a ConvNet under way,
+    trained once.
+    """
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESULTS_DIR", str(folder))
@@ -46,7 +58,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def box(trained, tmp_path):
-    """A folder with the archives of RUNS, exported from a results folder that is gone: there is none yet."""
+    """A folder with the archives of RUNS, exported from a results folder that is gone: there is
+    none yet.
+    """
     shutil.copytree(trained, paths.results_dir())
     transfer.export(RUNS, "quick", tmp_path / "box")
     shutil.rmtree(paths.results_dir())
@@ -55,7 +69,9 @@ def box(trained, tmp_path):
 
 def files(folder):
     """Every file below a folder but the locks."""
-    found = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    found = {
+        f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+    }
     return {name: content for name, content in found.items() if not name.startswith(".locks")}
 
 
@@ -66,7 +82,9 @@ def name_of(run, file=None):
 def largest():
     """Bytes that the larger of the two runs that are packed takes in an archive."""
     folders = [store.find(run) for run in (BARE, UNDER_WAY)]
-    return max(len(transfer._archive({f: {c.name: c.read_bytes() for c in f.iterdir()}})) for f in folders)
+    return max(
+        len(transfer._archive({f: {c.name: c.read_bytes() for c in f.iterdir()}})) for f in folders
+    )
 
 
 def repack(box, change):
@@ -80,13 +98,17 @@ def repack(box, change):
             archive.writestr(name, content)
 
 
-# ---- there and back -------------------------------------------------------------------------------------------------
+# ---- there and back
+# -------------------------------------------------------------------------------------------------
 
 
 def test_finished_runs_and_al2_networks_under_way_arrive_with_identical_bytes(box, trained):
     assert [f.name for f in box.iterdir()] == ["quick-1.zip"]
     done = transfer.take_over("quick", box)
-    assert sorted(done.taken) == sorted([BARE.name, UNDER_WAY.name]) and done.kept == done.refused == []
+    assert (
+        sorted(done.taken) == sorted([BARE.name, UNDER_WAY.name])
+        and done.kept == done.refused == []
+    )
     packed = {name: content for name, content in files(trained).items() if CONV.id not in name}
     assert files(paths.results_dir()) == packed and len(packed) == 6
 
@@ -127,15 +149,23 @@ def test_runs_are_spread_over_archives_each_whole_in_one(trained, tmp_path, monk
     assert sorted(map(sorted, folders)) == sorted([[name_of(BARE)], [name_of(UNDER_WAY)]])
     monkeypatch.setattr(transfer, "MOST_BYTES", 2**24)
     assert [f.name for f in transfer.export(RUNS, "quick", tmp_path / "box")] == ["quick-1.zip"]
-    assert [f.name for f in (tmp_path / "box").iterdir()] == ["quick-1.zip"], "no archive of the earlier export is left"
+    assert [f.name for f in (tmp_path / "box").iterdir()] == ["quick-1.zip"], (
+        "no archive of the earlier export is left"
+    )
 
 
-@pytest.mark.parametrize(("files_", "size"), [(1, None), (8, 500)], ids=["too many files", "a run too large"])
-def test_what_does_not_fit_is_refused_and_nothing_is_written(files_, size, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("files_", "size"), [(1, None), (8, 500)], ids=["too many files", "a run too large"]
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(
+    files_, size, trained, tmp_path, monkeypatch
+):
     monkeypatch.setenv("RESULTS_DIR", str(trained))
     monkeypatch.setattr(transfer, "MOST_FILES", files_)
     monkeypatch.setattr(transfer, "MOST_BYTES", size or largest() + 1)
-    with pytest.raises(transfer.TransferError, match=r"the 2 runs take \d\.\d MiB packed, in 2 files.* have to fit"):
+    with pytest.raises(
+        transfer.TransferError, match=r"the 2 runs take \d\.\d MiB packed, in 2 files.* have to fit"
+    ):
         transfer.export(RUNS, "quick", tmp_path / "box")
     assert not (tmp_path / "box").exists()
 
@@ -145,7 +175,8 @@ def test_without_anything_stored_there_is_nothing_to_export(tmp_path):
         transfer.export(RUNS, "quick", tmp_path)
 
 
-# ---- merging --------------------------------------------------------------------------------------------------------
+# ---- merging
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_under_way_never_replaces_a_finished_one(box):
@@ -153,7 +184,9 @@ def test_a_run_under_way_never_replaces_a_finished_one(box):
     before = files(paths.results_dir())
     done = transfer.take_over("quick", box)
     assert done.kept == [UNDER_WAY.name] and done.taken == [BARE.name]
-    assert {name: c for name, c in files(paths.results_dir()).items() if UNDER_WAY.id in name} == before
+    assert {
+        name: c for name, c in files(paths.results_dir()).items() if UNDER_WAY.id in name
+    } == before
 
 
 def test_a_finished_run_stays_though_another_one_arrives(box):
@@ -168,7 +201,12 @@ def test_a_finished_run_takes_the_place_of_one_under_way_and_its_checkpoint_goes
     with pytest.raises(trainer.OutOfTime):
         trainer.fit([BARE], [folder], deadline=0.0)
     assert BARE.name in transfer.take_over("quick", box).taken
-    assert {f.name for f in folder.iterdir()} == {"config.json", "env.json", "measures.npz", "metrics.csv"}
+    assert {f.name for f in folder.iterdir()} == {
+        "config.json",
+        "env.json",
+        "measures.npz",
+        "metrics.csv",
+    }
     assert store.find(BARE) == folder, "it stays in the profile in which it was begun"
 
 
@@ -177,11 +215,14 @@ def test_of_two_runs_under_way_the_one_that_is_further_stays(epochs, left, box):
     begin(UNDER_WAY, epochs)
     mine = (store.find(UNDER_WAY) / "checkpoint.pt").read_bytes()
     assert UNDER_WAY.name in transfer.take_over("quick", box).kept
-    assert store.epochs_left(UNDER_WAY) == left and (store.find(UNDER_WAY) / "checkpoint.pt").read_bytes() == mine
+    assert (
+        store.epochs_left(UNDER_WAY) == left
+        and (store.find(UNDER_WAY) / "checkpoint.pt").read_bytes() == mine
+    )
 
 
 def test_a_run_under_way_that_is_further_is_taken_over(box):
-    record.begin(paths.results_dir() / "quick" / "digits" / UNDER_WAY.name, UNDER_WAY)
+    run_dir.begin(paths.results_dir() / "quick" / "digits" / UNDER_WAY.name, UNDER_WAY)
     assert UNDER_WAY.name in transfer.take_over("quick", box).taken
     assert store.epochs_left(UNDER_WAY) == 2
 
@@ -192,7 +233,8 @@ def test_a_run_that_is_being_trained_is_left_alone(box):
     assert store.find(BARE) is None
 
 
-# ---- refused --------------------------------------------------------------------------------------------------------
+# ---- refused
+# --------------------------------------------------------------------------------------------------------
 
 
 def other_config(held):
@@ -234,7 +276,16 @@ def nothing_trained(held):
         del held[name_of(BARE, file)]
 
 
-CHANGES = [other_config, other_folder, other_dataset, other_checkpoint, fewer_epochs, no_arrays, no_config, nothing_trained]
+CHANGES = [
+    other_config,
+    other_folder,
+    other_dataset,
+    other_checkpoint,
+    fewer_epochs,
+    no_arrays,
+    no_config,
+    nothing_trained,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -242,7 +293,9 @@ def test_a_run_that_is_not_what_its_name_says_is_refused_and_the_others_are_take
     repack(box, change)
     done = transfer.take_over("quick", box)
     assert done.taken == [UNDER_WAY.name] and len(done.refused) == 1
-    assert done.refused[0].startswith("quick/") and "al2_cnn-bare-corrupt75-seed0-" in done.refused[0]
+    assert (
+        done.refused[0].startswith("quick/") and "al2_cnn-bare-corrupt75-seed0-" in done.refused[0]
+    )
     assert {name.split("/")[2] for name in files(paths.results_dir())} == {UNDER_WAY.name}
 
 
@@ -251,22 +304,41 @@ def test_a_run_whose_place_is_damaged_is_refused_and_the_others_are_taken_over(b
     path = store.find(UNDER_WAY) / "checkpoint.pt"
     path.write_bytes(b"no checkpoint")
     done = transfer.take_over("quick", box)
-    assert done.taken == [BARE.name] and UNDER_WAY.name in done.refused[0] and path.read_bytes() == b"no checkpoint"
+    assert (
+        done.taken == [BARE.name]
+        and UNDER_WAY.name in done.refused[0]
+        and path.read_bytes() == b"no checkpoint"
+    )
 
 
 @pytest.mark.parametrize(
-    "path", ["../escaped.txt", "quick/digits/../../../metrics.csv", "/tmp/metrics.csv", "quick\\..\\x", "quick//x/metrics.csv"]
+    "path",
+    [
+        "../escaped.txt",
+        "quick/digits/../../../metrics.csv",
+        "/tmp/metrics.csv",
+        "quick\\..\\x",
+        "quick//x/metrics.csv",
+    ],
 )
 def test_a_path_that_would_leave_the_results_folder_is_refused_and_nothing_is_written(path, box):
     repack(box, lambda held: held.update({path: b"x"}))
-    with pytest.raises(transfer.TransferError, match=r"quick-1\.zip holds .* would leave the results folder"):
+    with pytest.raises(
+        transfer.TransferError, match=r"quick-1\.zip holds .* would leave the results folder"
+    ):
         transfer.take_over("quick", box)
     assert not paths.results_dir().exists()
     assert not (paths.results_dir().parent / "escaped.txt").exists()
 
 
 @pytest.mark.parametrize(
-    "path", ["notes.txt", "quick/digits/x-1/notes.txt", ".locks/digits/x-1/metrics.csv", "a/b/c/d/config.json"]
+    "path",
+    [
+        "notes.txt",
+        "quick/digits/x-1/notes.txt",
+        ".locks/digits/x-1/metrics.csv",
+        "a/b/c/d/config.json",
+    ],
 )
 def test_anything_but_files_of_runs_is_refused(path, box):
     repack(box, lambda held: held.update({path: b"x"}))
@@ -275,7 +347,9 @@ def test_anything_but_files_of_runs_is_refused(path, box):
     assert not paths.results_dir().exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + bytes(50) + b[250:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + bytes(50) + b[250:]]
+)
 def test_a_damaged_archive_is_refused_before_anything_is_written(damage, box):
     """Also what is whole in another archive waits until all are read."""
     content = (box / "quick-1.zip").read_bytes()
@@ -306,10 +380,13 @@ def test_a_killed_take_over_leaves_no_run_that_looks_finished(box, monkeypatch):
     assert "metrics.csv" in seen and store.available(RUNS) == []
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- the command line
+# -----------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_packs_takes_over_and_refuses_by_name(trained, box, monkeypatch, capsys, tmp_path):
+def test_the_command_line_packs_takes_over_and_refuses_by_name(
+    trained, box, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(campaign, "plan", lambda profile: [campaign.Entry("10_one", {})])
     monkeypatch.setattr(campaign.Entry, "runs", lambda self: RUNS)
 
@@ -340,4 +417,4 @@ def test_what_a_killed_training_left_behind_does_not_spoil_a_finished_run(box):
     (folder / "status.json").write_text('{"diverged": 2}')
     (folder / "weights.pt").write_bytes(b"of another")
     transfer.take_over("quick", box)
-    assert record.read_metrics(folder)[1] is None and not (folder / "weights.pt").exists()
+    assert run_dir.read_metrics(folder)[1] is None and not (folder / "weights.pt").exists()

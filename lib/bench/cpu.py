@@ -1,6 +1,8 @@
-"""What `lib.bench` measures on the CPU: the rows of its table, and what a process does to measure one of them.
+"""What `lib.bench` measures on the CPU: the rows of its table, and what a process does to measure
+one of them.
 
-Images and labels are random: how long a step takes does not depend on what is in them. Nothing has to be downloaded.
+Images and labels are random: how long a step takes does not depend on what is in them. Nothing has
+    to be downloaded.
 """
 
 import json
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lib import fast, models, observe, record
+from lib import machine, models, observe, run_dir
 from lib.bench import gpu_rows as bench_rows
 from lib.bench import plain as bench_plain
 from lib.bench.gpu_rows import SHAPES
@@ -33,7 +35,8 @@ BATCH = RUN.batch_size
 IMAGES = 12800  # as many as a slice may want
 CALL = 640  # images in one of the trainer's epochs here, so that a slice holds several
 PRODUCTS = (256, 512, 1024)  # sides of the matrices that are multiplied; the fastest is the floor
-# lite's settings of the AL2 study (notebooks/params/lite.yaml), for what is measured beside the training
+# lite's settings of the AL2 study (notebooks/params/lite.yaml), for what is measured beside the
+# training
 LITE = Run(
     "mnist",
     n_train=2000,
@@ -47,7 +50,11 @@ LITE = Run(
     ablations=("element/train-true", "shared/train-true", "channel/train-true", "element/test"),
 )
 TEST_IMAGES, EVAL_BATCHES = 10000, (100, 500, 2000, 10000)
-LADDER = ("tensors, channels_last", "tensors, channels_last, pool first", "tensors, channels_last, pool first, memory kept")
+LADDER = (
+    "tensors, channels_last",
+    "tensors, channels_last, pool first",
+    "tensors, channels_last, pool first, memory kept",
+)
 HALF = "ours, AL2, bfloat16"
 LOADING = "DataLoader and transforms"
 
@@ -56,8 +63,8 @@ LOADING = "DataLoader and transforms"
 class Row:
     """A way to train, in so many processes of so many threads each.
 
-    `networks` are trained at once, all processes together; `workers` are those of each process's DataLoader. `kept` is
-    whether the processes keep freed memory (`fast.keep_memory`).
+    `networks` are trained at once, all processes together; `workers` are those of each process's
+    DataLoader. `kept` is whether the processes keep freed memory (`machine.keep_memory`).
     """
 
     part: str
@@ -77,16 +84,34 @@ class Row:
 
 
 def rows(cores: int, tiny: bool = False) -> list[Row]:
-    """What is measured, for a machine of so many cores; `tiny`: the same kinds of rows, few and on small images."""
+    """What is measured, for a machine of so many cores; `tiny`: the same kinds of rows, few and on
+    small images.
+    """
     apart, together = {"processes": cores, "networks": cores}, {"threads": cores}
-    table = [Row("floor", f"sgemm {n}", p, networks=p, batch=0, kept=True) for n in PRODUCTS for p in (cores, 1)]
-    table += [Row("DataLoader", "DataLoader", workers=w, **how) for w in range(3) for how in (together, apart)]
-    table += [Row("DataLoader", "DataLoader"), *(Row("tensors", "tensors", **how) for how in (together, apart, {}))]
+    table = [
+        Row("floor", f"sgemm {n}", p, networks=p, batch=0, kept=True)
+        for n in PRODUCTS
+        for p in (cores, 1)
+    ]
+    table += [
+        Row("DataLoader", "DataLoader", workers=w, **how)
+        for w in range(3)
+        for how in (together, apart)
+    ]
+    table += [
+        Row("DataLoader", "DataLoader"),
+        *(Row("tensors", "tensors", **how) for how in (together, apart, {})),
+    ]
     table += [Row("tensors", name, **apart, kept="memory kept" in name) for name in LADDER]
     for k in (2, 4):
-        table.append(Row("stacked", "vmap", threads=cores, networks=k))  # the recipe as it stands in tutorials
+        table.append(
+            Row("stacked", "vmap", threads=cores, networks=k)
+        )  # the recipe as it stands in tutorials
         table += [Row("stacked", way, cores, networks=k * cores, kept=True) for way in WAYS]
-    table += [Row("ours", "ours, bare", **apart, kept=True), Row("ours", "ours, AL2", **apart, kept=True)]
+    table += [
+        Row("ours", "ours, bare", **apart, kept=True),
+        Row("ours", "ours, AL2", **apart, kept=True),
+    ]
     table += [Row("ours", HALF, **apart, kept=True), Row("ours", "ours, AL2", kept=True)]
     for batch in (32, 128, 256):
         table += [
@@ -94,8 +119,14 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
             Row("DataLoader", "DataLoader", **apart, batch=batch),
         ]
     if tiny:
-        small = [replace(row, shape="tiny", batch=min(row.batch, 8)) for row in table if row.networks <= 2 * cores]
-        table = list({(row.part, row.kept, row.processes): row for row in reversed(small)}.values())[::-1]
+        small = [
+            replace(row, shape="tiny", batch=min(row.batch, 8))
+            for row in table
+            if row.networks <= 2 * cores
+        ]
+        table = list(
+            {(row.part, row.kept, row.processes): row for row in reversed(small)}.values()
+        )[::-1]
     return list(dict.fromkeys(table))
 
 
@@ -114,7 +145,9 @@ def held(shape: str) -> tuple[Tensor, Tensor]:
 
 
 def made(row: Row) -> Iterator[float]:
-    """Train in a row's way; after each call of `next` what it has done: images × networks, or operations of sgemm."""
+    """Train in a row's way; after each call of `next` what it has done: images × networks, or
+    operations of sgemm.
+    """
     _, size, classes = SHAPES[row.shape]
     if row.part == "floor":
         n = int(row.what.split()[-1])
@@ -131,7 +164,9 @@ def made(row: Row) -> Iterator[float]:
             epoch()
             yield len(labels)
     elif row.part == "stacked":
-        several = [replace(RUN, al2=True, seed=seed) for seed in range(row.networks // row.processes)]
+        several = [
+            replace(RUN, al2=True, seed=seed) for seed in range(row.networks // row.processes)
+        ]
         asked = bench_rows.Row("al2", row.what, bench_rows.stacked, len(several), shape=row.shape)
         stack = bench_rows.stacked(asked, CPU, len(held(row.shape)[1]), several=several)
         while True:
@@ -139,7 +174,9 @@ def made(row: Row) -> Iterator[float]:
             yield row.batch * len(several)
     else:
         model = bench_plain.network(RUN, size, classes, pool_first="pool first" in row.what)
-        model = model.to(memory_format=torch.channels_last) if "channels_last" in row.what else model
+        model = (
+            model.to(memory_format=torch.channels_last) if "channels_last" in row.what else model
+        )
         while True:
             for _ in bench_plain.train(model, RUN, batches(row)):
                 yield row.batch
@@ -151,15 +188,21 @@ def batches(row: Row):
     order = torch.randperm(len(labels), generator=generator(RUN.seed, "order", 1))
     order = order[: len(order) // row.batch * row.batch]  # full batches alone: each counts the same
     if row.part == "DataLoader":
-        return bench_plain.loaded(bench_plain.Images(images, labels), order.tolist(), row.batch, row.workers)
+        return bench_plain.loaded(
+            bench_plain.Images(images, labels), order.tolist(), row.batch, row.workers
+        )
     return bench_plain.indexed(images, labels, order, row.batch)
 
 
 def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
-    """What a row does in a second in this process: images × networks, or operations; `start` waits for the others."""
+    """What a row does in a second in this process: images × networks, or operations; `start` waits
+    for the others.
+    """
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
-        for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):  # first steps; the batches that workers had ready
+        for _ in range(
+            1 if row.part == "ours" else 2 * row.workers + 5
+        ):  # first steps; the batches that workers had ready
             next(work)
         start()
         done, begin = 0.0, time.perf_counter()
@@ -169,7 +212,8 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
 
 
 def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, float]:
-    """Milliseconds of an epoch at lite's settings, and of what is done beside the training; evaluation by batch size.
+    """Milliseconds of an epoch at lite's settings, and of what is done beside the training;
+    evaluation by batch size.
 
     Each once; the folder is where a checkpoint is written to (and deleted).
     """
@@ -177,7 +221,9 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     counts = (40, 8, 48) if tiny else (LITE.n_train, LITE.n_validation, TEST_IMAGES)
     images, labels = held("tiny" if tiny else "mnist")
     run = replace(LITE, n_train=counts[0], test_images=counts[0])
-    splits = [Split(images[:n].contiguous(memory_format=torch.channels_last), labels[:n]) for n in counts]
+    splits = [
+        Split(images[:n].contiguous(memory_format=torch.channels_last), labels[:n]) for n in counts
+    ]
     train, validation, test = splits
     task = Task(train, train.labels, validation, Split(images[:0], labels[:0]), test, 10, {})
     model = models.build(run, *task.shape).to(memory_format=torch.channels_last)
@@ -198,25 +244,41 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     row |= timed("evaluation of a curve", lambda: observe.evaluate(model, task, run, full=False))
     timed("evaluation on all images", lambda: observe.evaluate(model, task, run, full=True))
     row |= timed("ablation", lambda: observe.observe(model, task, run, point, arrays, {}))
-    state = {"id": run.id, "measured": json.dumps(run.measured()), "starts": {}, "seconds": 0.0, "device": "cpu"}
-    state |= {"rows": [row] * run.epochs, "arrays": {name: values * 7 for name, values in arrays.items()}}
+    state = {
+        "id": run.id,
+        "measured": json.dumps(run.measured()),
+        "starts": {},
+        "seconds": 0.0,
+        "device": "cpu",
+    }
+    state |= {
+        "rows": [row] * run.epochs,
+        "arrays": {name: values * 7 for name, values in arrays.items()},
+    }
     with tempfile.TemporaryDirectory(dir=folder) as inside:
 
         def save() -> None:
-            record.save_checkpoint(Path(inside), state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            run_dir.save_checkpoint(
+                Path(inside),
+                state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+            )
 
         timed("checkpoint", save)
     model.eval()
     with torch.no_grad():
         for size in (16, 48) if tiny else EVAL_BATCHES:
-            timed(f"batches of {size}", lambda size=size: [model(x) for x in test.images.split(size)])
+            timed(
+                f"batches of {size}", lambda size=size: [model(x) for x in test.images.split(size)]
+            )
     return found
 
 
 def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, float]:
-    """Milliseconds that each operator takes of the processor in a step of a row, its callees apart, on one thread.
+    """Milliseconds that each operator takes of the processor in a step of a row, its callees apart,
+    on one thread.
 
-    What happens inside the DataLoader is one entry, and so is the time between operators: Python's, and the profiler's own.
+    What happens inside the DataLoader is one entry, and so is the time between operators: Python's,
+        and the profiler's own.
     """
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
@@ -241,10 +303,12 @@ def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, flo
 
 
 def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[float, float]]:
-    """Operations (multiplications and additions) of each layer, forward and backward, for one image [C, S, S].
+    """Operations (multiplications and additions) of each layer, forward and backward, for one image
+    [C, S, S].
 
-    A layer that maps n values to m with a fan-in of f takes 2·m·f forward. Backward it takes the same again for the gradient
-    of its weights, and once more for that of its input, which the first layer does not need.
+    A layer that maps n values to m with a fan-in of f takes 2·m·f forward. Backward it takes the
+    same again for the gradient of its weights, and once more for that of its input, which the first
+    layer does not need.
     """
     found: dict[str, tuple[float, float]] = {}
 
@@ -255,7 +319,11 @@ def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
 
         return hook
 
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
     handles = [layer.register_forward_hook(count(name)) for name, layer in layers.items()]
     with torch.no_grad():
         model(torch.zeros(1, *shape))
@@ -265,10 +333,14 @@ def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
 
 
 def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> None:
-    """A measuring process: calls a function of this module and sends what it gives, or what went wrong."""
-    multiprocessing.set_start_method(None, force=True)  # a DataLoader starts its workers as it would in anybody's script
+    """A measuring process: calls a function of this module and sends what it gives, or what went
+    wrong.
+    """
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # a DataLoader starts its workers as it would in anybody's script
     if kept:
-        fast.keep_memory()
+        machine.keep_memory()
     try:
         pipe.send((function(lambda: barrier.wait(timeout=120), *arguments), ""))
     except Exception as problem:  # the parent raises it

@@ -23,7 +23,9 @@ Advance = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to measure: `make(row, device, images)` gives a function that makes `steps` steps of `k` networks."""
+    """One thing to measure: `make(row, device, images)` gives a function that makes `steps` steps
+    of `k` networks.
+    """
 
     part: str
     name: str
@@ -48,23 +50,35 @@ class Row:
 
 @dataclass
 class Made:
-    """What a row makes: a function, how many steps (of all k networks) a call of it takes, a step's work, stack and data."""
+    """What a row makes: a function, how many steps (of all k networks) a call of it takes, a step's
+    work, stack and data.
+    """
 
     advance: Advance
     steps: int = 1
     flop: float = 0.0
     stack: Stack | None = None
     feed: Feed | None = None
-    streams: Sequence["torch.cuda.Stream"] = ()  # that a call leaves work on, beside the current one
+    streams: Sequence[
+        "torch.cuda.Stream"
+    ] = ()  # that a call leaves work on, beside the current one
 
 
 def rows(tiny: bool = False) -> list[Row]:
-    """What is measured, in this order: what decides most comes first, what may fail or take long (compiling) last."""
-    ks, shape, few = ((8,), "tiny", ("fp32",)) if tiny else ((8, 32, 96), "mnist", ("fp32", "tf32", "bf16"))
+    """What is measured, in this order: what decides most comes first, what may fail or take long
+    (compiling) last.
+    """
+    ks, shape, few = (
+        ((8,), "tiny", ("fp32",)) if tiny else ((8, 32, 96), "mnist", ("fp32", "tf32", "bf16"))
+    )
     middling = "fp32" if tiny else "tf32"
-    table = [Row("peak", "peak", peak, precision=precision, shape=shape) for precision in PRECISIONS]
+    table = [
+        Row("peak", "peak", peak, precision=precision, shape=shape) for precision in PRECISIONS
+    ]
 
-    def al2(name: str, k: int, precision: str = "fp32", make: Callable = stacked, **options) -> None:
+    def al2(
+        name: str, k: int, precision: str = "fp32", make: Callable = stacked, **options
+    ) -> None:
         table.append(Row("al2", name, make, k, precision, **({"shape": shape} | options)))
 
     for precision in few[:2]:
@@ -87,14 +101,23 @@ def rows(tiny: bool = False) -> list[Row]:
     middle = ks[min(1, len(ks) - 1)]
     for name in ("hand", "grouped", "grouped channels_last"):
         for precision in few:
-            al2(name, middle, precision, graph=True, shape="tiny" if tiny else "cifar10", shared=not tiny)
+            al2(
+                name,
+                middle,
+                precision,
+                graph=True,
+                shape="tiny" if tiny else "cifar10",
+                shared=not tiny,
+            )
     for name in ("hand", "grouped"):
         al2(name, middle, few[-1])
         al2(name, middle, few[-1], graph=not tiny, shared=False)
     for precision in few:
         for layout in ("", " channels_last"):
             for name in ("vanilla", "sr3"):
-                table.append(Row("sparsity", name + layout, sparsity, precision=precision, shape=shape))
+                table.append(
+                    Row("sparsity", name + layout, sparsity, precision=precision, shape=shape)
+                )
     for k in ks:
         al2("vmap", k, middling)
         al2("vmap", k, middling, graph=True)
@@ -103,7 +126,15 @@ def rows(tiny: bool = False) -> list[Row]:
     for precision in ("bf16", "tf32", "fp32"):
         al2("hand", 32, precision, graph=True, compiled=True)
         for name in ("vanilla", "sr3"):
-            table.append(Row("sparsity", f"{name} channels_last", sparsity, precision=precision, compiled=True))
+            table.append(
+                Row(
+                    "sparsity",
+                    f"{name} channels_last",
+                    sparsity,
+                    precision=precision,
+                    compiled=True,
+                )
+            )
     for precision in ("bf16", "tf32"):
         al2("hand", 96, precision, graph=True, compiled=True)
         al2("grouped", 32, precision, graph=True, compiled=True)
@@ -124,7 +155,9 @@ def plain(row: Row, device: torch.device, images: int) -> Made:
     run, shape = Run("mnist", al2=True), SHAPES[row.shape]
     split, labels = _data(row, device, min(images, 6400))
     model, advance = trained(run, split, labels[0], shape[2])
-    return Made(advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size)
+    return Made(
+        advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size
+    )
 
 
 def trained(
@@ -135,15 +168,21 @@ def trained(
     precision: str = "float32",
     recorded: bool = False,
 ) -> tuple[nn.Module, Advance]:
-    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the trainer's own steps."""
+    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the
+    trainer's own steps.
+    """
     steps = _steps(run, images, labels, classes, precision, recorded)
     return steps.model, lambda: train_epoch(steps, 1, 0.01 * run.al2)
 
 
-def _steps(run: Run, images: Tensor, labels: Tensor, classes: int, precision: str, recorded: bool) -> Steps:
+def _steps(
+    run: Run, images: Tensor, labels: Tensor, classes: int, precision: str, recorded: bool
+) -> Steps:
     task = Task(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
     model = models.build(run, *task.shape).to(images.device, memory_format=torch.channels_last)
-    return Steps(model, optimizer_of(run, model), penalties(run, model), task, run, precision, recorded)
+    return Steps(
+        model, optimizer_of(run, model), penalties(run, model), task, run, precision, recorded
+    )
 
 
 def _variants(k: int) -> list[Run]:
@@ -159,7 +198,8 @@ def stacked(
     images: int,
     several: Sequence[Run] | None = None,
 ) -> Made:
-    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where it asks for that.
+    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where
+    it asks for that.
 
     Args:
         several: the networks; None: the study's variants in equal parts.
@@ -180,7 +220,9 @@ def stacked(
 
 
 def side_by_side(row: Row, device: torch.device, images: int) -> Made:
-    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU; a call is one step of each."""
+    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU; a call is
+    one step of each.
+    """
     pixels, labels = _data(row, device, images)
     streams = [torch.cuda.Stream(device) for _ in range(row.k)] if device.type == "cuda" else []
     precision = "bfloat16" if row.precision == "bf16" else "float32"
@@ -197,22 +239,35 @@ def side_by_side(row: Row, device: torch.device, images: int) -> Made:
             with torch.cuda.stream(stream) if stream else nullcontext():
                 next(turn)
 
-    work = flops(models.build(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:]) * Run("mnist").batch_size * row.k
+    work = (
+        flops(models.build(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:])
+        * Run("mnist").batch_size
+        * row.k
+    )
     return Made(advance, 1, work, streams=streams)
 
 
 def sparsity(row: Row, device: torch.device, images: int) -> Made:
-    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties; bf16 by autocast, penalties in float32."""
+    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties; bf16 by autocast,
+    penalties in float32.
+    """
     tiny, penalised = images < 1000, row.name.startswith("sr3")
     layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
     size, batch = (8, 4) if tiny else (32, 64)
     torch.manual_seed(0)
-    model = models.ConvNet((4, 4, 8, 8, 16) if tiny else models.CONVNET_WIDTHS["xxl"], image_size=size)
+    model = models.ConvNet(
+        (4, 4, 8, 8, 16) if tiny else models.CONVNET_WIDTHS["xxl"], image_size=size
+    )
     model = model.to(device, memory_format=layout)
     work = flops(model, (3, size, size)) * batch
-    entropy = losses.SparsityReg(model, dict.fromkeys(("conv3", "conv4", "fc1"), 0.001) if penalised else {})
-    # a mean of the pairs takes the time of the sum, and the training does not break at random images
-    filters = losses.DecorrReg(model, {"conv1": 1.0} if penalised else {}, pairs="square", reduce="mean")
+    entropy = losses.SparsityReg(
+        model, dict.fromkeys(("conv3", "conv4", "fc1"), 0.001) if penalised else {}
+    )
+    # a mean of the pairs takes the time of the sum, and the training does not break at random
+    # images
+    filters = losses.DecorrReg(
+        model, {"conv1": 1.0} if penalised else {}, pairs="square", reduce="mean"
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=layout)
     y = torch.randint(10, (batch,), device=device)
@@ -234,7 +289,9 @@ def sparsity(row: Row, device: torch.device, images: int) -> Made:
 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """Operations (multiplications and additions) of a forward and a backward pass for one image [C, S, S], penalties apart."""
+    """Operations (multiplications and additions) of a forward and a backward pass for one image [C,
+    S, S], penalties apart.
+    """
     image = torch.zeros(1, *shape, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter:
         grads = torch.autograd.grad(model.eval()(image).sum(), list(model.parameters()))
@@ -244,8 +301,8 @@ def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def _captured(step: Advance) -> Advance:
-    """A CUDA graph of the step, replayed at each call; three steps are made before. One stream a graph keeps their work
-    space apart, so that graphs can run side by side."""
+    """A CUDA graph of the step, replayed at each call; three steps are made before. One stream a
+    graph keeps their work space apart, so that graphs can run side by side."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -264,5 +321,12 @@ def _data(row: Row, device: torch.device, images: int) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (row.k, images), generator=source)
     labels[0] = torch.arange(images) % classes  # the network whose first losses are compared
-    pixels = torch.randn(images, channels, size, size, device=device, generator=torch.Generator(device).manual_seed(1))
+    pixels = torch.randn(
+        images,
+        channels,
+        size,
+        size,
+        device=device,
+        generator=torch.Generator(device).manual_seed(1),
+    )
     return pixels, labels.to(device)

@@ -1,4 +1,6 @@
-"""Training as tutorials write it, for `lib.bench` to measure ours against: a DataLoader, or tensors, and a network in NCHW."""
+"""Training as tutorials write it, for `lib.bench` to measure ours against: a DataLoader, or
+tensors, and a network in NCHW.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,13 +18,17 @@ MEAN, STD = 0.1307, 0.3081  # of MNIST, as everybody has them
 
 
 class PlainCNN(nn.Module):
-    """The bare AL2 network as a tutorial writes it: [N, 1, S, S] → [N, K], each pool after its ReLU.
+    """The bare AL2 network as a tutorial writes it: [N, 1, S, S] → [N, K], each pool after its
+    ReLU.
 
     Args:
-        pool_first: the pools before their ReLUs, as `models.AL2CNN` has them: one of the steps from there to here.
+        pool_first: the pools before their ReLUs, as `models.AL2CNN` has them: one of the steps from
+            there to here.
     """
 
-    def __init__(self, image_size: int = 28, num_classes: int = 10, pool_first: bool = False) -> None:
+    def __init__(
+        self, image_size: int = 28, num_classes: int = 10, pool_first: bool = False
+    ) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
@@ -37,7 +43,8 @@ class PlainCNN(nn.Module):
 
 
 class Images(Dataset):
-    """Pictures kept as bytes, each opened and transformed when it is asked for, as torchvision's MNIST has them.
+    """Pictures kept as bytes, each opened and transformed when it is asked for, as torchvision's
+    MNIST has them.
 
     Args:
         pixels: uint8 [N, S, S].
@@ -46,7 +53,9 @@ class Images(Dataset):
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         transforms = torchvision.transforms
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
+        )
         self.pixels, self.labels = pixels, labels
 
     def __len__(self) -> int:
@@ -57,7 +66,9 @@ class Images(Dataset):
 
 
 def as_tensor(pixels: Tensor) -> Tensor:
-    """All pictures at once, as `Images` gives them one by one: uint8 [N, S, S] → float [N, 1, S, S]."""
+    """All pictures at once, as `Images` gives them one by one: uint8 [N, S, S] → float [N, 1, S,
+    S].
+    """
     return (pixels[:, None] / 255 - MEAN) / STD
 
 
@@ -71,12 +82,16 @@ def network(run: Run, image_size: int, num_classes: int, pool_first: bool = Fals
     return plain
 
 
-def loaded(images: Images, order: Sequence[int], batch: int, workers: int) -> Iterable[tuple[Tensor, Tensor]]:
+def loaded(
+    images: Images, order: Sequence[int], batch: int, workers: int
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches of a DataLoader, in a given order so that another loop can take the same."""
     return DataLoader(images, batch_size=batch, sampler=order, num_workers=workers)
 
 
-def indexed(images: Tensor, labels: Tensor, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def indexed(
+    images: Tensor, labels: Tensor, order: Tensor, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches cut out of tensors that hold all images."""
     for chosen in order.split(batch):
         yield images[chosen], labels[chosen]

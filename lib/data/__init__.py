@@ -1,9 +1,10 @@
 """Data sets by name, as tensors: `load`; what a run does to them: `subset`, `corrupt_labels`.
 
 Built in are the sets of both papers, and digits, which comes inside scikit-learn. Every other
-name is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading never downloads and never
-writes next to the data; `python -m lib.data NAME` (`make data DATASET=NAME`) downloads. Decoded sets are kept in
-`CACHE_DIR`, by the hash of the files they came from. Nothing here touches a global random state.
+name is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading
+never downloads and never writes next to the data; `python -m lib.data NAME` (`make data
+DATASET=NAME`) downloads. Decoded sets are kept in `CACHE_DIR`, by the hash of the files they came
+from. Nothing here touches a global random state.
 """
 
 import argparse
@@ -34,7 +35,9 @@ _CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are no
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, float32 [N, C, H, W] (uint8 where they are not scaled yet), and their labels, int64 [N], on one device."""
+    """Images, float32 [N, C, H, W] (uint8 where they are not scaled yet), and their labels, int64
+    [N], on one device.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -53,8 +56,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A training and a test split. `sha256` is the hash of the decoded images (uint8, before scaling), labels and class
-    names: the same from a zip archive, a folder, or another mirror's repackaging."""
+    """A training and a test split. `sha256` is the hash of the decoded images (uint8, before
+    scaling), labels and class names: the same from a zip archive, a folder, or another mirror's
+        repackaging."""
 
     name: str
     train: Split
@@ -67,11 +71,15 @@ class DataSet:
         return len(self.class_names)
 
     def to(self, device: torch.device | str) -> "DataSet":
-        return DataSet(self.name, self.train.to(device), self.test.to(device), self.class_names, self.sha256)
+        return DataSet(
+            self.name, self.train.to(device), self.test.to(device), self.class_names, self.sha256
+        )
 
 
 class _Decoded(NamedTuple):
-    """What is cached: images uint8 [N, C, H, W], labels int64 [N], class names, hash of all of them."""
+    """What is cached: images uint8 [N, C, H, W], labels int64 [N], class names, hash of all of
+    them.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -83,9 +91,11 @@ class _Decoded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RawDataSet:
-    """A data set as it is decoded, images uint8 [N, C, H, W], labels int64 [N], and how its pixels become floats.
+    """A data set as it is decoded, images uint8 [N, C, H, W], labels int64 [N], and how its pixels
+    become floats.
 
-    A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here and scales that part.
+    A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here
+        and scales that part.
     """
 
     name: str
@@ -94,7 +104,9 @@ class RawDataSet:
     class_names: tuple[str, ...]
     sha256: str  # see `DataSet`
     files: tuple[Path, ...]  # what it was read from
-    scale: Callable[[torch.Tensor], torch.Tensor]  # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+    scale: Callable[
+        [torch.Tensor], torch.Tensor
+    ]  # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
 
     @property
     def num_classes(self) -> int:
@@ -105,13 +117,17 @@ class RawDataSet:
 class _Source:
     """How one data set is found and read."""
 
-    find: Callable[[Path], list[Path]]  # root → the files or folders that it is read from, [] if it needs none
+    find: Callable[
+        [Path], list[Path]
+    ]  # root → the files or folders that it is read from, [] if it needs none
     decode: Callable[..., readers.Arrays]  # those files → arrays
     advice: str  # how to get it
     mean: float = 0.5
     std: float = 0.5
     white: float = 255.0  # the pixel value that becomes 1
-    options: dict[str, tuple[int, range]] = field(default_factory=dict)  # name → default, what is allowed
+    options: dict[str, tuple[int, range]] = field(
+        default_factory=dict
+    )  # name → default, what is allowed
 
 
 def load(
@@ -125,17 +141,20 @@ def load(
     """A data set by name, decoded, scaled, on `device`.
 
     Args:
-        name: a built-in name (`NAMES`), or that of an image folder of yours, `<root>/<name>.zip` or `<root>/<name>/`, in it
-            `train/<class>/*` and `test/<class>/*` (or `val`), all images of one size; greyscale ones become RGB.
+        name: a built-in name (`NAMES`), or that of an image folder of yours, `<root>/<name>.zip` or
+            `<root>/<name>/`, in it `train/<class>/*` and `test/<class>/*` (or `val`), all images of
+            one size; greyscale ones become RGB.
         root: folder of the data sets, by default `$DATA_DIR` or the project's `data/`.
-        normalize: `al2`, the AL2 paper's: (x - mean) / std with 0.1307, 0.3081 for mnist and 0.5, 0.5 elsewhere;
-            `unit`: [0, 1], the targeted-sparsity paper's (design choice: the paper does not say).
-        options: `size` of digits (8×8 images, enlarged bilinearly, default 20); `classes` of tiny_imagenet (the first n of
-            `wnids.txt`, default 200).
+        normalize: `al2`, the AL2 paper's: (x - mean) / std with 0.1307, 0.3081 for mnist and 0.5,
+            0.5 elsewhere; `unit`: [0, 1], the targeted-sparsity paper's (design choice: the paper
+            does not say).
+        options: `size` of digits (8×8 images, enlarged bilinearly, default 20); `classes` of
+            tiny_imagenet (the first n of `wnids.txt`, default 200).
 
     Raises:
         ValueError: unknown name, scale or option; lists those there are.
-        DataNotFoundError: the files are not there. DataError: they are truncated, altered or not as expected.
+        DataNotFoundError: the files are not there. DataError: they are truncated, altered or not as
+            expected.
     """
     raw = read(name, root=root, normalize=normalize, **options)
 
@@ -145,10 +164,15 @@ def load(
     return DataSet(name, split(raw.train), split(raw.test), raw.class_names, raw.sha256)
 
 
-def read(name: str, *, root: str | os.PathLike | None = None, normalize: str = "al2", **options: int) -> RawDataSet:
+def read(
+    name: str, *, root: str | os.PathLike | None = None, normalize: str = "al2", **options: int
+) -> RawDataSet:
     """A data set by name, decoded but not scaled, on the CPU. Arguments and errors as `load`."""
     if normalize not in ("al2", "unit"):
-        raise ValueError(f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, 1])")
+        raise ValueError(
+            f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, "
+            "1])"
+        )
     root = Path(root).expanduser() if root is not None else paths.data_dir()
     source = source_of(name, root)
     options = _checked_options(name, source, options)
@@ -164,7 +188,9 @@ def read(name: str, *, root: str | os.PathLike | None = None, normalize: str = "
     def scale(pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(torch.float32).div_(source.white)
         if size is not None:
-            images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+            images = torch.nn.functional.interpolate(
+                images, size=(size, size), mode="bilinear", align_corners=False
+            )
         if normalize == "al2":
             images.sub_(source.mean).div_(source.std)
         return images
@@ -175,30 +201,40 @@ def read(name: str, *, root: str | os.PathLike | None = None, normalize: str = "
     return RawDataSet(name, train, test, class_names, str(decoded.sha256), tuple(files), scale)
 
 
-# ---- what a run does to a data set ----------------------------------------------------------------------------------
+# ---- what a run does to a data set
+# ----------------------------------------------------------------------------------
 
 
 def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """A fixed random order of the images, int64 [N], in which every prefix holds each class in proportion, to within
-    about one image. It depends on the labels and `seed` alone, never on a run's seed: subsets are the same for all runs.
+    """A fixed random order of the images, int64 [N], in which every prefix holds each class in
+    proportion, to within about one image. It depends on the labels and `seed` alone, never on a
+    run's seed: subsets are the same for all runs.
     """
     labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = torch.argsort(labels[shuffled], stable=True)
     counts = torch.bincount(labels)
     grouped = labels[shuffled][by_class]
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]  # 0, 1, … within each class
+    rank = (
+        torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
+    )  # 0, 1, … within each class
     when = torch.empty(len(labels), dtype=torch.float64)
-    when[by_class] = (rank.double() + 0.5) / counts[grouped]  # spreads each class evenly over (0, 1); ties fall at random
+    when[by_class] = (rank.double() + 0.5) / counts[
+        grouped
+    ]  # spreads each class evenly over (0, 1); ties fall at random
     return shuffled[torch.argsort(when, stable=True)]
 
 
-def subset(split: Split, n_train: int | None = None, n_validation: int = 0, n_measure: int = 0) -> tuple[Split, Split, Split]:
-    """Disjoint, class-balanced training, validation and measuring sets, the same for every run seed.
+def subset(
+    split: Split, n_train: int | None = None, n_validation: int = 0, n_measure: int = 0
+) -> tuple[Split, Split, Split]:
+    """Disjoint, class-balanced training, validation and measuring sets, the same for every run
+    seed.
 
-    Training images are the first `n_train` of `stratified_permutation` (None: all that the others leave); the measuring
-    set is its end and the validation set what lies before that, so neither depends on `n_train`. Use it before
-    `corrupt_labels` (protocol, section 3).
+    Training images are the first `n_train` of `stratified_permutation` (None: all that the others
+        leave); the measuring
+    set is its end and the validation set what lies before that, so neither depends on `n_train`.
+    Use it before `corrupt_labels` (protocol, section 3).
 
     Raises:
         ValueError: a negative number, no training image, or more images asked for than there are.
@@ -208,31 +244,46 @@ def subset(split: Split, n_train: int | None = None, n_validation: int = 0, n_me
         n_train = total - held_out
     if n_validation < 0 or n_measure < 0 or n_train < 1 or n_train + held_out > total:
         raise ValueError(
-            f"cannot take n_train={n_train}, n_validation={n_validation}, n_measure={n_measure} from {total} images: "
-            "n_train must be at least 1, the others at least 0, and their sum at most the number of images"
+            f"cannot take n_train={n_train}, n_validation={n_validation}, n_measure={n_measure} "
+            f"from {total} images: "
+            "n_train must be at least 1, the others at least 0, and their sum at most the number "
+            "of images"
         )
     order = stratified_permutation(split.labels)
     validation_at, measure_at = total - held_out, total - n_measure
-    return split.take(order[:n_train]), split.take(order[validation_at:measure_at]), split.take(order[measure_at:])
+    return (
+        split.take(order[:n_train]),
+        split.take(order[validation_at:measure_at]),
+        split.take(order[measure_at:]),
+    )
 
 
 def corrupt_labels(
-    labels: torch.Tensor, fraction: float, num_classes: int, *, generator: torch.Generator, law: str = "bernoulli"
+    labels: torch.Tensor,
+    fraction: float,
+    num_classes: int,
+    *,
+    generator: torch.Generator,
+    law: str = "bernoulli",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace labels by wrong ones, uniform over the other classes (AL2, section 4; protocol, section 1).
+    """Replace labels by wrong ones, uniform over the other classes (AL2, section 4; protocol,
+    section 1).
 
     Args:
         labels: int64 [N]; not modified.
         fraction: share of the labels that become wrong, in [0, 1].
-        generator: on the CPU. What is drawn does not depend on `fraction`: a label wrong at 25 % is as wrong at 50 %.
-        law: `bernoulli`, each label with probability `fraction` (the authors' code), or `exact`, round(fraction · N)
-            labels (the paper's text).
+        generator: on the CPU. What is drawn does not depend on `fraction`: a label wrong at 25 % is
+            as wrong at 50 %.
+        law: `bernoulli`, each label with probability `fraction` (the authors' code), or `exact`,
+            round(fraction · N) labels (the paper's text).
 
     Returns:
-        new labels, int64 [N], and the mask of the changed ones, bool [N], on the device of `labels`.
+        new labels, int64 [N], and the mask of the changed ones, bool [N], on the device of
+        `labels`.
 
     Raises:
-        ValueError: fraction, law, number of classes, a label or the generator's device is not allowed.
+        ValueError: fraction, law, number of classes, a label or the generator's device is not
+            allowed.
     """
     fraction = _checked_fraction(fraction, num_classes)
     if law not in ("bernoulli", "exact"):
@@ -240,11 +291,18 @@ def corrupt_labels(
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
     if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(f"labels must lie in 0 … {num_classes - 1}, found {labels.min()} … {labels.max()}")
+        raise ValueError(
+            f"labels must lie in 0 … {num_classes - 1}, found {labels.min()} … {labels.max()}"
+        )
     if generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the CPU, so that labels agree between devices, not {generator.device}")
+        raise ValueError(
+            "generator must be on the CPU, so that labels agree between devices, not "
+            f"{generator.device}"
+        )
     chance = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # [0, 1)
-    offset = torch.randint(1, num_classes, (len(labels),), generator=generator)  # 1 … K-1: never the label itself
+    offset = torch.randint(
+        1, num_classes, (len(labels),), generator=generator
+    )  # 1 … K-1: never the label itself
     if law == "bernoulli":
         changed = chance < fraction
     else:
@@ -255,8 +313,9 @@ def corrupt_labels(
 
 
 def noise_floor(fraction: float, num_classes: int) -> float:
-    """The best cross-entropy, in nats, on labels of which `fraction` are wrong, without memorising which: the entropy
-    H(p) = -(1-p) ln(1-p) - p ln(p / (K-1)). 2.2103, 1.7918, 1.1116 at 75, 50, 25 % of 10 classes."""
+    """The best cross-entropy, in nats, on labels of which `fraction` are wrong, without memorising
+    which: the entropy H(p) = -(1-p) ln(1-p) - p ln(p / (K-1)). 2.2103, 1.7918, 1.1116 at 75, 50, 25
+        % of 10 classes."""
     p = _checked_fraction(fraction, num_classes)
     right = -(1 - p) * math.log(1 - p) if p < 1 else 0.0
     wrong = -p * math.log(p / (num_classes - 1)) if p > 0 else 0.0
@@ -267,22 +326,30 @@ def _checked_fraction(fraction: float, num_classes: int) -> float:
     if not 0 <= fraction <= 1:  # NaN fails, too
         raise ValueError(f"fraction={fraction} must lie in [0, 1] (0.75 for 75 %)")
     if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be at least 2: a wrong label needs another class")
+        raise ValueError(
+            f"num_classes={num_classes} must be at least 2: a wrong label needs another class"
+        )
     return float(fraction)
 
 
-# ---- names and options ----------------------------------------------------------------------------------------------
+# ---- names and options
+# ----------------------------------------------------------------------------------------------
 
 
 def source_of(name: str, root: Path) -> _Source:
-    """How that data set is found and read. ValueError: neither built in nor an image folder in `root`."""
+    """How that data set is found and read. ValueError: neither built in nor an image folder in
+    `root`.
+    """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)  # no path, nothing hidden
+    is_plain = isinstance(name, str) and re.fullmatch(
+        r"[^./\\][^/\\]*", name
+    )  # no path, nothing hidden
     if is_plain and ((root / f"{name}.zip").is_file() or (root / name).is_dir()):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
     raise ValueError(
-        f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is looked for as "
+        f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "
+        "looked for as "
         f"{root}/<name>.zip or {root}/<name>/, in it train/<class>/* and test/<class>/* (or val)"
     )
 
@@ -294,19 +361,27 @@ def _checked_options(name: str, source: _Source, given: dict[str, int]) -> dict[
             raise ValueError(f"{name} knows no option {option!r}; its options: {allowed}")
         values = source.options[option][1]
         if not isinstance(value, int) or value not in values:
-            raise ValueError(f"{option}={value!r} must be a whole number from {values[0]} to {values[-1]}")
+            raise ValueError(
+                f"{option}={value!r} must be a whole number from {values[0]} to {values[-1]}"
+            )
     return {option: default for option, (default, _) in source.options.items()} | given
 
 
-# ---- cache ----------------------------------------------------------------------------------------------------------
+# ---- cache
+# ----------------------------------------------------------------------------------------------------------
 
 
-def _cached(name: str, files: list[Path], options: dict[str, int], decode: Callable[[], readers.Arrays]) -> _Decoded:
-    """`decode()`, or what it gave before for the same bytes. Processes may race: each writes a file of its own, and the
-    last to move it into place wins with the same content."""
-    key = hashlib.sha256(repr((_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))).encode()).hexdigest()
+def _cached(
+    name: str, files: list[Path], options: dict[str, int], decode: Callable[[], readers.Arrays]
+) -> _Decoded:
+    """`decode()`, or what it gave before for the same bytes. Processes may race: each writes a file
+    of its own, and the last to move it into place wins with the same content."""
+    key = hashlib.sha256(
+        repr((_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))).encode()
+    ).hexdigest()
     path = paths.cache_dir() / f"{name}-{key[:24]}.npz"
-    # npz files hold checksums; truncated and altered ones fail in many ways, and are as good as none
+    # npz files hold checksums; truncated and altered ones fail in many ways, and are as good as
+    # none
     with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as stored:
         return _Decoded(*(stored[array] for array in _Decoded._fields))
     decoded = _with_hash(decode())
@@ -317,7 +392,10 @@ def _cached(name: str, files: list[Path], options: dict[str, int], decode: Calla
             np.savez(file, **decoded._asdict())
         os.replace(part, path)
     except OSError as error:
-        _warn_once(f"decoded data sets cannot be kept in {path.parent} ({error}); set CACHE_DIR to save time")
+        _warn_once(
+            f"decoded data sets cannot be kept in {path.parent} ({error}); set CACHE_DIR to save "
+            "time"
+        )
     finally:
         with contextlib.suppress(OSError):  # there only if something went wrong
             part.unlink(missing_ok=True)
@@ -339,7 +417,8 @@ def _with_hash(arrays: readers.Arrays) -> _Decoded:
     return _Decoded(*parts, np.array(names), np.array(total.hexdigest()))
 
 
-# ---- the built-in sets ----------------------------------------------------------------------------------------------
+# ---- the built-in sets
+# ----------------------------------------------------------------------------------------------
 
 
 def _decode_digits(_: list[Path]) -> readers.Arrays:
@@ -356,7 +435,8 @@ def _decode_digits(_: list[Path]) -> readers.Arrays:
 
 _ADVICE = "To get it: `make data DATASET={name}`; or place the files by hand below {root}; or set DATA_DIR to their folder."
 _FOLDER_ADVICE = (
-    "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, train/<class>/* and "
+    "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, "
+    "train/<class>/* and "
     "test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
 )
 _CLASSES = {"classes": (200, range(2, 201))}
@@ -367,21 +447,27 @@ def _published(find: Callable, decode: Callable, stored: str | readers.Cifar, **
 
 
 _BUILT_IN = {
-    "digits": _Source(lambda _: [], _decode_digits, "", white=16.0, options={"size": (20, range(8, 257))}),
+    "digits": _Source(
+        lambda _: [], _decode_digits, "", white=16.0, options={"size": (20, range(8, 257))}
+    ),
     "mnist": _published(readers.find_idx, readers.read_idx, "MNIST", mean=0.1307, std=0.3081),
     "fashion_mnist": _published(readers.find_idx, readers.read_idx, "FashionMNIST"),
     "cifar10": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR10),
     "cifar100": _published(readers.find_cifar, readers.read_cifar, readers.CIFAR100),
-    "tiny_imagenet": _Source(readers.find_tiny_imagenet, readers.read_tiny_imagenet, _ADVICE, options=_CLASSES),
+    "tiny_imagenet": _Source(
+        readers.find_tiny_imagenet, readers.read_tiny_imagenet, _ADVICE, options=_CLASSES
+    ),
 }
 NAMES = tuple(_BUILT_IN)
 
 
 def download(name: str, *, root: str | os.PathLike | None = None) -> None:
-    """Bring a data set to `root` (by default `$DATA_DIR`), unless it is there, and read it once; says what it does.
+    """Bring a data set to `root` (by default `$DATA_DIR`), unless it is there, and read it once;
+    says what it does.
 
     Raises:
-        DataError: no mirror answered, no public address is known, or what came cannot be read. ValueError: unknown name.
+        DataError: no mirror answered, no public address is known, or what came cannot be read.
+            ValueError: unknown name.
     """
     root = Path(root).expanduser() if root is not None else paths.data_dir()
     if name == "digits":
@@ -402,7 +488,8 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
         print(f"{name}: read from {_shown(data.files)}")
     shape = list(data.scale(data.train.images[:1]).shape[1:])
     print(
-        f"{name}: {len(data.train):,} training and {len(data.test):,} test images of {data.num_classes} classes, "
+        f"{name}: {len(data.train):,} training and {len(data.test):,} test images of "
+        f"{data.num_classes} classes, "
         f"{shape}, sha256 {data.sha256[:16]}…"
     )
 
@@ -410,16 +497,30 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
 def _shown(files: Sequence[Path]) -> str:
     """The file or folder that a data set was read from, and a second source that was not read."""
     where = files[0] if len(files) == 1 else files[0].parent
-    archives = [where.parent / cifar.archive for cifar in (readers.CIFAR10, readers.CIFAR100) if cifar.folder == where.name]
+    archives = [
+        where.parent / cifar.archive
+        for cifar in (readers.CIFAR10, readers.CIFAR100)
+        if cifar.folder == where.name
+    ]
     others = [archive.name for archive in archives if archive.is_file()]
-    return str(where) + "".join(f" ({other} is there, too: the official files go first)" for other in others)
+    return str(where) + "".join(
+        f" ({other} is there, too: the official files go first)" for other in others
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m lib.data NAME [--root DIR]`."""
-    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Download a data set and check it.")
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(NAMES)}, or an image folder of yours to check")
-    parser.add_argument("--root", metavar="DIR", help="where the data sets lie (default: $DATA_DIR, or data/)")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.data", description="Download a data set and check it."
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}, or an image folder of yours to check",
+    )
+    parser.add_argument(
+        "--root", metavar="DIR", help="where the data sets lie (default: $DATA_DIR, or data/)"
+    )
     given = parser.parse_args(arguments)
     try:
         download(given.name, root=given.root)

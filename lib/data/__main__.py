@@ -1,4 +1,6 @@
-"""`python -m lib.data NAME`, which `make data DATASET=NAME` calls: download a data set, check it."""
+"""`python -m lib.data NAME`, which `make data DATASET=NAME` calls: download a data set, check
+it.
+"""
 
 from lib.data import main
 

@@ -1,7 +1,7 @@
 """Images from files, as uint8 arrays: idx files, CIFAR, folders and archives of images.
 
-A `find_…` says which files a data set is read from, the `read_…` of the same name decodes them. Scaling, caching, splits
-and names are `lib.data`'s.
+A `find_…` says which files a data set is read from, the `read_…` of the same name decodes them.
+Scaling, caching, splits and names are `lib.data`'s.
 """
 
 import gzip
@@ -29,7 +29,9 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
 
 _IDX_CLASSES = {
     "MNIST": [str(digit) for digit in range(10)],
-    "FashionMNIST": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","),
+    "FashionMNIST": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(
+        ","
+    ),
 }
 
 
@@ -45,7 +47,9 @@ def find_idx(folder: str, root: Path) -> list[Path]:
 
 
 def read_idx(folder: str, files: list[Path]) -> Arrays:
-    """MNIST or FashionMNIST; DataError unless the unzipped files are the published ones, byte for byte."""
+    """MNIST or FashionMNIST; DataError unless the unzipped files are the published ones, byte for
+    byte.
+    """
     content = []
     for path, md5 in zip(files, IDX_MD5[folder].values(), strict=True):
         data = path.read_bytes()
@@ -55,7 +59,10 @@ def read_idx(folder: str, files: list[Path]) -> Arrays:
             raise DataError(f"{path} is truncated or no gzip file ({error})") from error
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if found != md5:
-            raise DataError(f"{path} is truncated or altered: the md5 of its unzipped content is {found}, not {md5}")
+            raise DataError(
+                f"{path} is truncated or altered: the md5 of its unzipped content is {found}, not "
+                f"{md5}"
+            )
         content.append(np.frombuffer(data, np.uint8))
     train, train_labels, test, test_labels = content  # after headers of 16 and 8 bytes
     images = (part[16:].reshape(-1, 1, 28, 28).copy() for part in (train, test))
@@ -64,10 +71,11 @@ def read_idx(folder: str, files: list[Path]) -> Arrays:
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the CIFAR sets is stored, as torchvision keeps it and as a lossless archive, and how it is checked.
+    """How one of the CIFAR sets is stored, as torchvision keeps it and as a lossless archive, and
+    how it is checked.
 
-    The archive holds `<top>/<part>/<nnn>.webp`, each 100 images one below the other, `<top>/<part>.json` with the labels,
-    and the pickled class names as they are published.
+    The archive holds `<top>/<part>/<nnn>.webp`, each 100 images one below the other,
+    `<top>/<part>.json` with the labels, and the pickled class names as they are published.
     """
 
     folder: str  # torchvision's, below the folder of the data sets
@@ -79,7 +87,9 @@ class Cifar:
     meta: str
     labels: str  # the labels' key
     class_names: str  # theirs in `meta`
-    pixels_sha256: tuple[str, str]  # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    pixels_sha256: tuple[
+        str, str
+    ]  # of all training and test images in their order here, uint8 [N, 32, 32, 3]
     sort_within_classes: bool = False  # see `canonical_order`
 
     @property
@@ -133,7 +143,10 @@ def find_cifar(cifar: Cifar, root: Path) -> list[Path]:
     if not absent:
         return wanted
     if len(absent) < len(wanted):
-        raise DataNotFoundError(f"{folder} lacks {', '.join(absent)}: complete it, or remove it to read {archive.name} instead")
+        raise DataNotFoundError(
+            f"{folder} lacks {', '.join(absent)}: complete it, or remove it to read {archive.name} "
+            "instead"
+        )
     if not archive.is_file():
         raise DataNotFoundError(f"neither {folder}/ nor {archive} is there")
     return [archive]
@@ -143,7 +156,8 @@ def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
     """CIFAR-10 or CIFAR-100 from either source: the same images in the same order, checked by hash.
 
     Raises:
-        DataError: for files that are truncated or altered, and images that are not the published ones in their order.
+        DataError: for files that are truncated or altered, and images that are not the published
+            ones in their order.
     """
     is_archive = len(files) == 1
     read = _read_cifar_archive if is_archive else _read_cifar_pickles
@@ -154,7 +168,8 @@ def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
             images = images[canonical_order(images, labels)]
         if (found := hashlib.sha256(np.ascontiguousarray(images)).hexdigest()) != published:
             raise DataError(
-                f"{files[0] if is_archive else files[0].parent} holds other images than the published ones, or holds them in "
+                f"{files[0] if is_archive else files[0].parent} holds other images than the "
+                "published ones, or holds them in "
                 f"another order: their SHA-256 is {found}, not {published}"
             )
         arrays += [images.transpose(0, 3, 1, 2), labels]  # [N, H, W, C] → [N, C, H, W]
@@ -162,10 +177,12 @@ def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
 
 
 def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N] (protocol, section 3).
+    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N] (protocol,
+    section 3).
 
-    The sequence of labels stays; the k-th place of a class gets that class's k-th image by the SHA-256 of its bytes. The
-    lossless archive has lost the official order within a class, and a run has to mean the same images everywhere.
+    The sequence of labels stays; the k-th place of a class gets that class's k-th image by the
+    SHA-256 of its bytes. The lossless archive has lost the official order within a class, and a run
+    has to mean the same images everywhere.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -180,7 +197,9 @@ def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str]]:
-    """Images [N, H, W, C] and labels of both splits, and class names: read and hash-checked by torchvision."""
+    """Images [N, H, W, C] and labels of both splits, and class names: read and hash-checked by
+    torchvision.
+    """
     from lib.data.vision import torchvision  # takes seconds: only where it is needed
 
     kind = getattr(torchvision.datasets, cifar.torchvision)
@@ -188,14 +207,20 @@ def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str
         train, test = (kind(root, train=part, download=False) for part in (True, False))
     except (RuntimeError, OSError) as error:  # torchvision compares md5 sums before it unpickles
         folder = root / cifar.folder
-        raise DataError(f"a file in {folder} is missing, truncated or altered (its md5 is not the published)") from error
+        raise DataError(
+            f"a file in {folder} is missing, truncated or altered (its md5 is not the published)"
+        ) from error
     return [(part.data, np.array(part.targets)) for part in (train, test)], train.classes
 
 
 def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str]]:
-    """The same from the lossless archive, whose own hash is compared before anything in it is read."""
+    """The same from the lossless archive, whose own hash is compared before anything in it is
+    read.
+    """
     if (found := file_sha256(path).hex()) != cifar.archive_sha256:
-        raise DataError(f"{path} is truncated or altered: its SHA-256 is {found}, not {cifar.archive_sha256}")
+        raise DataError(
+            f"{path} is truncated or altered: its SHA-256 is {found}, not {cifar.archive_sha256}"
+        )
     archive, splits = Archive(path), []
     for parts in (cifar.train_parts, cifar.test_parts):
         images, labels = [], []
@@ -206,37 +231,58 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
                     with Image.open(io.BytesIO(archive.read(name))) as strip:
                         images.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
         if sum(map(len, images)) != len(labels) or not labels:
-            raise DataError(f"{path} holds {sum(map(len, images))} images and {len(labels)} labels in {', '.join(parts)}")
+            raise DataError(
+                f"{path} holds {sum(map(len, images))} images and {len(labels)} labels in "
+                f"{', '.join(parts)}"
+            )
         splits.append((np.concatenate(images), np.array(labels)))
-    meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")  # the archive is the published one
+    meta = pickle.loads(
+        archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1"
+    )  # the archive is the published one
     return splits, meta[cifar.class_names]
 
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_LAYOUT = re.compile(r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)")  # [top folder /] split / class / file
+_LAYOUT = re.compile(
+    r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)"
+)  # [top folder /] split / class / file
 
 
 class Archive:
-    """A zip archive or a folder, read alike; `names` are relative, sorted, without hidden and system files."""
+    """A zip archive or a folder, read alike; `names` are relative, sorted, without hidden and
+    system files.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._zip = None
         if path.is_dir():
             walk = os.walk(path, followlinks=True)
-            names = {Path(at, file).relative_to(path).as_posix() for at, _, found in walk for file in found}
+            names = {
+                Path(at, file).relative_to(path).as_posix()
+                for at, _, found in walk
+                for file in found
+            }
         else:
             try:
                 self._zip = zipfile.ZipFile(path)
             except zipfile.BadZipFile as error:
                 raise DataError(f"{path} is truncated or no zip archive ({error})") from error
             names = {name for name in self._zip.namelist() if not name.endswith("/")}
-        self.names = sorted(n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/")))
+        self.names = sorted(
+            n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))
+        )
 
     def read(self, name: str) -> bytes:
         try:
             return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: encrypted
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:  # RuntimeError: encrypted
             raise DataError(f"{self.path}: {name} is truncated or altered ({error})") from error
 
 
@@ -247,7 +293,10 @@ def files_sha256(files: Iterable[Path]) -> str:
         if path.is_dir():
             archive = Archive(path)
             for name in archive.names:
-                total.update(name.encode("utf-8", "surrogateescape") + hashlib.sha256(archive.read(name)).digest())
+                total.update(
+                    name.encode("utf-8", "surrogateescape")
+                    + hashlib.sha256(archive.read(name)).digest()
+                )
         else:
             total.update(file_sha256(path))
     return total.hexdigest()
@@ -273,10 +322,11 @@ def find_folder(name: str, root: Path) -> list[Path]:
 
 
 def read_folder(files: list[Path]) -> Arrays:
-    """An image folder or archive: train/<class>/*, test/<class>/* (or val), below one top folder at most.
+    """An image folder or archive: train/<class>/*, test/<class>/* (or val), below one top folder at
+    most.
 
-    Classes are sorted by name, images by class and natural order of their names, whatever the order in the archive.
-    Raises DataError, also for images of different sizes.
+    Classes are sorted by name, images by class and natural order of their names, whatever the order
+    in the archive. Raises DataError, also for images of different sizes.
     """
     archive, tops = Archive(files[0]), set()
     found = {"train": [], "test": [], "val": []}
@@ -288,12 +338,15 @@ def read_folder(files: list[Path]) -> Arrays:
     train, test = found["train"], found["test"] or found["val"]
     if not train or not test or len(tops) > 1:
         raise DataError(
-            f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in test/<class>/ (or val), below "
+            f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in "
+            "test/<class>/ (or val), below "
             f"{len(tops)} top folders; there must be some in both, below one top folder at most"
         )
     classes = sorted({label for label, _ in train})
     if strange := sorted({label for label, _ in test} - set(classes)):
-        raise DataError(f"{archive.path} has test classes without training images: {', '.join(strange[:5])}")
+        raise DataError(
+            f"{archive.path} has test classes without training images: {', '.join(strange[:5])}"
+        )
     number = {label: index for index, label in enumerate(classes)}
     rows = [[(number[label], archive, name) for label, name in part] for part in (train, test)]
     return _decode_images(*rows, classes)
@@ -303,7 +356,9 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
     """Decode (label, archive, name) rows, by label and natural order of the names."""
     rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
     images, size, first = None, None, None
-    for at, (_, archive, name) in enumerate(tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)):
+    for at, (_, archive, name) in enumerate(
+        tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)
+    ):
         try:
             with Image.open(io.BytesIO(archive.read(name))) as image:
                 if image.mode.startswith(("I", "F")):
@@ -312,13 +367,16 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
         except DataError:
             raise
         except Exception as error:  # decoders fail in many ways
-            raise DataError(f"{archive.path}: {name} cannot be read as an image ({error})") from error
+            raise DataError(
+                f"{archive.path}: {name} cannot be read as an image ({error})"
+            ) from error
         if images is None:
             (height, width, _), size, first = pixels.shape, pixels.shape, name
             images = np.empty((len(rows[0]) + len(rows[1]), 3, height, width), np.uint8)
         if pixels.shape != size:
             raise DataError(
-                f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but {first} is "
+                f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but "
+                f"{first} is "
                 f"{size[1]}×{size[0]}; all images must share one size"
             )
         images[at] = pixels.transpose(2, 0, 1)
@@ -328,25 +386,35 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
 
 
 #: Validation images that stand byte for byte in the training split, too.
-_TINY_LEAKED = {f"val/images/val_{number}.JPEG" for number in (1801, 2157, 5035, 5819, 7310, 8670, 9920)}
+_TINY_LEAKED = {
+    f"val/images/val_{number}.JPEG" for number in (1801, 2157, 5035, 5819, 7310, 8670, 9920)
+}
 
 
 def find_tiny_imagenet(root: Path) -> list[Path]:
     """Every archive `tiny-imagenet-200*.zip`, else the unpacked folder."""
-    found = sorted(root.glob("tiny-imagenet-200*.zip")) or [p for p in [root / "tiny-imagenet-200"] if p.is_dir()]
+    found = sorted(root.glob("tiny-imagenet-200*.zip")) or [
+        p for p in [root / "tiny-imagenet-200"] if p.is_dir()
+    ]
     if not found:
-        raise DataNotFoundError(f"neither an archive tiny-imagenet-200*.zip nor a folder tiny-imagenet-200/ is in {root}")
+        raise DataNotFoundError(
+            "neither an archive tiny-imagenet-200*.zip nor a folder tiny-imagenet-200/ is in "
+            f"{root}"
+        )
     return found
 
 
 def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     """The first `classes` of `wnids.txt`; the validation split is the test split.
 
-    `files` are archives in the official layout, whole or in parts, or the unpacked folder: wnids.txt,
-    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataNotFoundError if they hold fewer classes: the other
+    `files` are archives in the official layout, whole or in parts, or the unpacked folder:
+        wnids.txt,
+    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataNotFoundError if they
+        hold fewer classes: the other
     archives are not there; DataError if they hold fewer images of a class.
     """
-    where = {}  # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
+    # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
+    where = {}
     for archive in map(Archive, files):
         for name in archive.names:
             where.setdefault(name.removeprefix("tiny-imagenet-200/"), (archive, name))
@@ -362,25 +430,35 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     for name in where:
         if match := re.fullmatch(r"train/([^/]+)/images/[^/]+\.JPEG", name):
             train[match[1]].append(name)
-    for line in filter(str.strip, lines("val/val_annotations.txt")):  # val_0.JPEG, wnid, bounding box
+    for line in filter(
+        str.strip, lines("val/val_annotations.txt")
+    ):  # val_0.JPEG, wnid, bounding box
         file, wnid = line.split()[:2]
         val[wnid].append(f"val/images/{file}")
     found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]
     if len(found) < classes:
         raise DataNotFoundError(
-            f"classes={classes} were asked for (200 by default), but only {len(found)} of the first {classes} in wnids.txt "
-            f"were found in {', '.join(map(str, files))}: ask for fewer, or add the archive that holds the rest"
+            f"classes={classes} were asked for (200 by default), but only {len(found)} of the "
+            f"first {classes} in wnids.txt "
+            f"were found in {', '.join(map(str, files))}: ask for fewer, or add the archive that "
+            "holds the rest"
         )
     absent = [name for wnid in found for name in val[wnid] if name not in where]
     counts = sorted(len(train[wnid]) for wnid in found)
     if absent or counts[0] != counts[-1]:
         raise DataError(
-            f"{', '.join(map(str, files))} is incomplete: {len(absent)} validation images are missing, and classes have "
+            f"{', '.join(map(str, files))} is incomplete: {len(absent)} validation images are "
+            "missing, and classes have "
             f"{counts[0]} to {counts[-1]} training images instead of one number"
         )
     number = {wnid: index for index, wnid in enumerate(found)}
     rows = [
-        [(number[wnid], *where[name]) for wnid in found for name in part[wnid] if name not in _TINY_LEAKED]
+        [
+            (number[wnid], *where[name])
+            for wnid in found
+            for name in part[wnid]
+            if name not in _TINY_LEAKED
+        ]
         for part in (train, val)
     ]
     return _decode_images(*rows, found)

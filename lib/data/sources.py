@@ -1,7 +1,9 @@
 """Files from the internet: several mirrors, resumable, checked by md5 before they take their name.
 
-Nothing here runs by itself: `python -m lib.data NAME` (`make data DATASET=NAME`) calls it, loading a data set never does.
-The md5 sums are the published ones; they guard against truncated and altered files, not against malice.
+Nothing here runs by itself: `python -m lib.data NAME` (`make data DATASET=NAME`) calls it, loading
+    a data set never does.
+The md5 sums are the published ones; they guard against truncated and altered files, not against
+malice.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ class DataNotFoundError(DataError):
 
 
 class DownloadError(DataNotFoundError):
-    """No mirror gave the file; the message lists what was tried and where to put the file by hand."""
+    """No mirror gave the file; the message lists what was tried and where to put the file by
+    hand.
+    """
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,16 @@ class Remote:
 
 def _idx(folder: str, mirrors: Sequence[str], md5s: dict[str, str]) -> tuple[Remote, ...]:
     return tuple(
-        Remote(tuple(f"{mirror}{name}.gz" for mirror in mirrors), f"{folder}/raw/{name}.gz", md5) for name, md5 in md5s.items()
+        Remote(tuple(f"{mirror}{name}.gz" for mirror in mirrors), f"{folder}/raw/{name}.gz", md5)
+        for name, md5 in md5s.items()
     )
 
 
 _TINY_IMAGENET = Remote(
-    ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "https://cs231n.stanford.edu/tiny-imagenet-200.zip"),
+    (
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    ),
     "tiny-imagenet-200.zip",
     "90528d7ca1a48142e341f4ef8d21d0de",
 )
@@ -117,14 +125,16 @@ IDX_MD5 = {
 
 
 def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
-    """Download one file to `target`, unless a file with the right md5 is there already; returns its path.
+    """Download one file to `target`, unless a file with the right md5 is there already; returns its
+    path.
 
-    The mirrors are tried in order. Bytes arrive in `<target>.part`, which a later call (or the next mirror) continues
-    with an HTTP range request; a server that ignores the range starts it over. Only a file with the right md5 takes the
-    target's name; one with a wrong md5 is deleted.
+    The mirrors are tried in order. Bytes arrive in `<target>.part`, which a later call (or the next
+    mirror) continues with an HTTP range request; a server that ignores the range starts it over.
+    Only a file with the right md5 takes the target's name; one with a wrong md5 is deleted.
 
     Raises:
-        DownloadError: every mirror failed; lists each with its reason, and says where to put the file by hand.
+        DownloadError: every mirror failed; lists each with its reason, and says where to put the
+            file by hand.
     """
     target = Path(target)
     if target.is_file() and file_md5(target) == md5:
@@ -136,7 +146,11 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
         for continued in (_size(part) > 0, False):
             try:
                 _receive(url, part)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
+            except (
+                OSError,
+                http.client.HTTPException,
+                ValueError,
+            ) as error:  # URLError is an OSError
                 failures.append(f"{url}: {error}")
                 break
             found = file_md5(part)
@@ -145,7 +159,8 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
                 return target
             part.unlink()
             failures.append(f"{url}: md5 {found} instead of {md5}, deleted")
-            if not continued:  # a continued file may only have had a bad beginning: that mirror gets a second chance
+            # a continued file may only have had a bad beginning: that mirror gets a second chance
+            if not continued:
                 break
     raise DownloadError(
         f"{target.name} could not be downloaded. Tried:\n  "
@@ -156,33 +171,51 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Write what `url` holds to `part`, continuing it where the server can; OSError if the connection ends early."""
+    """Write what `url` holds to `part`, continuing it where the server can; OSError if the
+    connection ends early.
+    """
     start = _size(part)
     headers = {"User-Agent": "why-networks-memorise"}
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+        )
     except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # nothing lies beyond what is here: the md5 decides whether it is whole
+        if (
+            start and error.code == 416
+        ):  # nothing lies beyond what is here: the md5 decides whether it is whole
             return
         raise
     with response:
         if response.status == 206:
             if not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
-                raise OSError(f"asked for bytes {start}-, got {response.headers.get('Content-Range')}")
+                raise OSError(
+                    f"asked for bytes {start}-, got {response.headers.get('Content-Range')}"
+                )
         else:
             start = 0  # the server sends the whole file
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         with (
             open(part, "ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
+            tqdm(
+                total=total,
+                initial=start,
+                desc=part.stem,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                disable=None,
+            ) as bar,
         ):
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if total is not None and _size(part) != total:  # http.client ends silently when the other side hangs up
+    if (
+        total is not None and _size(part) != total
+    ):  # http.client ends silently when the other side hangs up
         raise OSError(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 

@@ -1,17 +1,21 @@
 """The one way to torchvision in this project: `from lib.data.vision import torchvision`.
 
-torchvision's wheels are linked to CUDA. Next to a CPU-only torch its compiled operators cannot be loaded, and its import
-then stops at "operator torchvision::nms does not exist", because it describes two of them (`nms`, `qnms`) without looking
-whether they are there. Data sets, transforms and classification networks call neither. So, only where the import stops
-there, the two are declared by name and signature, without an implementation, and torchvision is imported again. Calling
-one of them is then an error that says so; with a matching torchvision nothing here has any effect.
+torchvision's wheels are linked to CUDA. Next to a CPU-only torch its compiled operators cannot be
+loaded, and its import then stops at "operator torchvision::nms does not exist", because it
+describes two of them (`nms`, `qnms`) without looking whether they are there. Data sets, transforms
+and classification networks call neither. So, only where the import stops there, the two are
+declared by name and signature, without an implementation, and torchvision is imported again.
+Calling one of them is then an error that says so; with a matching torchvision nothing here has any
+effect.
 """
 
 import torch
 
 
 def __getattr__(name: str):
-    """Imports torchvision at first use: it takes seconds, and most of the project does not need it."""
+    """Imports torchvision at first use: it takes seconds, and most of the project does not need
+    it.
+    """
     if name != "torchvision":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

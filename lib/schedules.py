@@ -1,0 +1,89 @@
+"""The series of weights λ_e beside Equation 2's (`losses.al2_weights`), and series of one total."""
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+
+from lib.losses import AL2_START, al2_weights
+
+SCHEDULES = ("al2", "geometric", "linear", "constant")
+PAPER_EPOCHS = 700  # the AL2 paper's trainings
+
+
+def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = None) -> np.ndarray:
+    """The series λ_e by name, float64 [num_epochs], in the paper's epochs t = speed · e.
+
+    `al2`: Eq. 2 (takes no rate). `geometric`: 0.01 · rate^t. `linear`: 0.01 + rate · t. `constant`:
+        rate. The default rates
+    make `geometric` and `linear` end, and `constant` average, where `al2` does over the paper's 700
+    epochs.
+
+    Raises:
+        ValueError: for an unknown name, a rate given to `al2`, or a rate that is not positive.
+    """
+    weights = al2_weights(num_epochs, speed)  # also checks both
+    if name == "al2":
+        if rate is not None:
+            raise ValueError(
+                f"rate is {rate}, but the schedule 'al2' has none: change its speed instead"
+            )
+        return weights
+    reference = al2_weights(PAPER_EPOCHS)
+    end, span = reference[-1], PAPER_EPOCHS - 1
+    defaults = {
+        "geometric": (end / AL2_START) ** (1 / span),
+        "linear": (end - AL2_START) / span,
+        "constant": reference.mean(),
+    }
+    if name not in defaults:
+        raise ValueError(f"schedule is {name!r}; allowed: al2, {', '.join(defaults)}")
+    rate = defaults[name] if rate is None else rate
+    if not rate > 0:
+        raise ValueError(f"rate is {rate}; it has to be positive")
+    t = speed * np.arange(num_epochs, dtype=np.float64)
+    if name == "geometric":
+        return AL2_START * rate**t
+    return AL2_START + rate * t if name == "linear" else np.full_like(t, rate)
+
+
+def schedule_of_total(
+    name: str, num_epochs: int, total: float, speed: float = 1
+) -> dict[str, float]:
+    """The one setting of a schedule with which Σ λ_e is `total`: {"speed": …} of `al2`, {"rate": …}
+    of the others.
+
+    To six digits, so that a run that holds it has one id on every machine. Makes schedules of
+    different kinds comparable.
+
+    Raises:
+        ValueError: as for `schedule`, for a total that is no positive number, and for one that the
+            schedule cannot have: with λ_0 = 0.01 first (all but `constant`) and growing it is above
+                0.01 · num_epochs.
+    """
+    schedule(
+        name, num_epochs, speed
+    )  # refuses an unknown name, no epochs, a speed that is not positive
+    if not 0 < total < math.inf:
+        raise ValueError(f"total is {total}; it has to be a positive number")
+    if name == "constant":
+        found = total / num_epochs
+    else:
+        key = "speed" if name == "al2" else "rate"
+        span = max(num_epochs - 1, 1)  # limits far outside of all use, within floating point
+        upper = {"al2": 5000 / span, "geometric": math.exp(200 / (speed * span)), "linear": 1e12}
+        low, high = (1 + 1e-12 if name == "geometric" else 1e-12), upper.get(name, 1.0)
+
+        def excess(log: float) -> float:
+            settings = {"speed": speed} | {key: math.exp(log)}
+            return math.log(schedule(name, num_epochs, **settings).sum() / total)
+
+        if excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
+            raise ValueError(
+                f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at "
+                f"{AL2_START} and grows, so the "
+                f"total has to be above {AL2_START * num_epochs:g}"
+            )
+        found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
+    rounded = float(f"{found:.6g}")
+    return {"speed" if name == "al2" else "rate": rounded}

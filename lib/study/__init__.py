@@ -1,0 +1,1 @@
+"""What only the two papers need: their experiments, tables, figures, claims and campaign."""

@@ -1,0 +1,107 @@
+"""How long trainings take, from the measured seconds of those that are stored, and whether one fits
+the time that is left.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from lib import paths, run_dir, trainer
+from lib.run import Run
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one stored run, finished or under way, says: seconds an epoch, and on which device, in
+    which precision.
+    """
+
+    run: Run
+    device: str
+    seconds: float
+
+
+def paces() -> list[Pace]:
+    """Those of all stored runs, of every profile. Folders that cannot be read say nothing here."""
+    found = []
+    files = [
+        *paths.results_dir().glob("*/*/*/env.json"),
+        *paths.results_dir().glob("*/*/*/checkpoint.pt"),
+    ]
+    for folder in sorted({file.parent for file in files}):
+        try:
+            seconds, device = run_dir.read_pace(folder)
+            found.append(Pace(run_dir.read_run(folder), device, seconds))
+        except run_dir.RecordError:
+            continue  # whoever needs that run says what is wrong with it
+    return found
+
+
+def _here() -> str:
+    return run_dir.ran_on(trainer.device_name(), trainer.default_precision())
+
+
+def kind(run: Run) -> tuple:
+    """Runs of one kind take about the same time: network with its size, and the images."""
+    return run.network, run.dataset, run.image_size, run.classes, run.n_train
+
+
+def seconds_per_epoch(run: Run, known: Iterable[Pace], device: str) -> float | None:
+    """From runs of the same kind on the device: the median of the same variant's, else the
+    slowest's; None without any.
+    """
+    alike = [pace for pace in known if pace.device == device and kind(pace.run) == kind(run)]
+    same = [
+        pace.seconds
+        for pace in alike
+        if (pace.run.variant, pace.run.baseline) == (run.variant, run.baseline)
+    ]
+    return median(same) if same else max((pace.seconds for pace in alike), default=None)
+
+
+def fits(run: Run, epochs: int, seconds: float, known: list[Pace] | None = None) -> bool:
+    """Whether so many epochs of a run may be begun with so many seconds left.
+
+    The AL2 paper's long trainings go on in slices; any other is begun only if it ends in time, so
+    that networks are finished rather than many left half done. One whose duration nothing tells is
+    begun.
+    """
+    if seconds <= 0:
+        return False
+    if run.network == "al2_cnn":
+        return True
+    pace = seconds_per_epoch(run, paces() if known is None else known, _here())
+    return pace is None or epochs * pace <= seconds
+
+
+def hours(left: Iterable[tuple[Run, int]], known: list[Pace]) -> str:
+    """The time that so many epochs of each run take in one process: "about 1.5 h", "more than 1.5
+    h", "hours unknown".
+
+    Runs that nothing on this device tells about are reckoned as on the fastest other device, which
+    is then named.
+    """
+    total, unknown, elsewhere = 0.0, 0, set()
+    here, devices = _here(), {pace.device for pace in known}
+    for run, epochs in left:
+        if not epochs:
+            continue
+        pace = seconds_per_epoch(run, known, here)
+        if pace is None:
+            others = [
+                (found, name)
+                for name in devices
+                if (found := seconds_per_epoch(run, known, name)) is not None
+            ]
+            if not others:
+                unknown += 1
+                continue
+            pace, name = min(others)
+            elsewhere.add(name or "another device")
+        total += epochs * pace / 3600
+    if unknown and not total:
+        return "hours unknown"
+    return (
+        f"{'more than' if unknown else 'about'} {total:.2g} h"
+        + f" (as on {', '.join(sorted(elsewhere))})" * bool(elsewhere)
+    )

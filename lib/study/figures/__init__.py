@@ -1,0 +1,360 @@
+"""Every plot of the papers, drawn from tidy frames. One colour a baseline throughout; solid with
+AL2, dashed without.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib.data import noise_floor
+from lib.study.tables import AL2_TABLES, BASELINES, RELABELLED
+
+COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
+_RELABELLED_COLOURS = dict(
+    zip(
+        ("al2", "bare", "clean"),
+        (sns.color_palette("colorblind")[k] for k in (4, 5, 7)),
+        strict=True,
+    )
+)
+# networks of the relabelling: legend, colour, dashes
+RELABELLING = {
+    labels: (
+        legend,
+        _RELABELLED_COLOURS.get(labels, COLOURS["bare"]),
+        "-" if labels == "teacher" else "--",
+    )
+    for labels, (legend, _) in RELABELLED.items()
+}
+AXES = {
+    "test_accuracy": "test accuracy (%)",
+    "train_accuracy": "training accuracy (%),\ncorrupted labels",
+    "cross_entropy": "training\ncross-entropy (nats)",
+    "activation_l2": "Lᵣ = mean of φ²",
+    "ablation_auc": "area under the\nablation curve (%)",
+    "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
+}
+GREY_DASHES = (":", "-.", "--")
+MASKS = {
+    "element": "a coin for each image and unit",
+    "shared": "one order of units",
+    "channel": "whole feature maps",
+}
+
+
+def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
+    """ValueError unless the columns `keys` have one combination of values: what one figure can
+    show.
+    """
+    cells = frame[list(keys)].drop_duplicates()
+    if len(cells) != 1:
+        raise ValueError(f"a figure shows one {' and '.join(keys)}, not {np.array(cells).tolist()}")
+
+
+def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -> None:
+    """What a metric of Table 1 is read against, dotted: chance, or the noise floor. L_r falls by
+    decades: a log axis.
+    """
+    references = {"test_accuracy": 100 / classes, "cross_entropy": noise_floor(corruption, classes)}
+    if metric in references:
+        ax.axhline(references[metric], color="0.3", lw=1, ls=":")
+    if metric == "activation_l2":
+        ax.set_yscale("log")
+
+
+def training_curves(frame: pd.DataFrame) -> Figure:
+    """Table 1's metrics against epochs, a column a baseline, without and with AL2: mean over seeds
+    (line) and range (band).
+
+    Args:
+        frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
+    """
+    require_one_cell(frame)
+    metrics = AL2_TABLES["al2_table1"]
+    corruption, classes, seeds = (
+        frame.corruption.iloc[0],
+        int(frame.num_classes.iloc[0]),
+        frame.seed.nunique(),
+    )
+    baselines = [b for b in BASELINES if b in set(frame.baseline)]
+    fig, axes = plt.subplots(
+        len(metrics),
+        len(baselines),
+        figsize=(
+            max(2.9 * len(baselines), 6),
+            2.3 * len(metrics),
+        ),  # title and legend need some width
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    for column, baseline in enumerate(baselines):
+        axes[0, column].set_title(BASELINES[baseline])
+        for row, metric in enumerate(metrics):
+            ax = axes[row, column]
+            for al2 in (False, True):
+                runs = frame[(frame.baseline == baseline) & (frame.al2 == al2)]
+                _line(ax, runs, metric, COLOURS[baseline], "-" if al2 else "--")
+            draw_reference(ax, metric, corruption, classes)
+            ax.set_ylabel(AXES[metric] if column == 0 else "")
+        axes[-1, column].set_xlabel("epoch")
+    _al2_legend(fig, dotted="noise floor; chance")
+    band = f", {seeds} seeds: mean and range" if seeds > 1 else ", one seed"
+    fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the labels corrupted{band}")
+    return fig
+
+
+def relabelling_curves(frame: pd.DataFrame) -> Figure:
+    """Test accuracy against epochs of a bare network on four kinds of labels, and of the AL2
+    network that predicts one kind.
+
+    Mean over seeds, a band their range; dashed without AL2, as everywhere.
+
+    Args:
+        frame: one profile, data set and corruption level beside the clean labels, as
+            `lib.study.tables.relabelling_runs` gives it.
+    """
+    noisy = frame[frame.corruption > 0]
+    require_one_cell(noisy)
+    corruption, seeds = noisy.corruption.iloc[0], frame.seed.nunique()
+    fig, ax = plt.subplots(figsize=(7.5, 4.2))
+    shown = [labels for labels in RELABELLING if labels in set(frame.labels)]
+    for labels in shown:
+        _line(ax, frame[frame.labels == labels], "test_accuracy", *RELABELLING[labels][1:])
+    ax.axhline(100 / int(frame.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
+    ax.set(xlabel="epoch", ylabel=AXES["test_accuracy"], ylim=(0, 101))
+    lines = [
+        plt.Line2D([], [], color=colour, ls=dashes, label=label)
+        for label, colour, dashes in map(RELABELLING.get, shown)
+    ]
+    lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label="chance"))
+    fig.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+    band = f"{seeds} seeds: mean and range" if seeds > 1 else "one seed"
+    fig.suptitle(
+        f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the noisy labels wrong, {band}"
+    )
+    return fig
+
+
+def ablation_curves(curves: pd.DataFrame) -> Figure:
+    """Accuracy against the share of ablated units, a column a mask, a row an epoch.
+
+    Args:
+        curves: columns baseline, al2, mask, epoch, ablated (%), accuracy (%), seed.
+    """
+    masks = [m for m in MASKS if m in set(curves["mask"])]
+    epochs = sorted(curves.epoch.unique())
+    fig, axes = plt.subplots(
+        len(epochs),
+        len(masks),
+        figsize=(3.6 * len(masks), 2.7 * len(epochs)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for (row, epoch), (column, mask) in (
+        (r, c) for r in enumerate(epochs) for c in enumerate(masks)
+    ):
+        ax, here = axes[row, column], curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
+        for (baseline, al2), own in here.groupby(["baseline", "al2"]):
+            line = own.groupby("ablated").accuracy.mean()
+            ax.plot(line.index, line, color=COLOURS[baseline], ls="-" if al2 else "--", lw=1.6)
+        ax.set_title(f"{mask}: {MASKS[mask]}\nepoch {epoch}" if row == 0 else f"epoch {epoch}")
+        ax.set_xlabel("units set to zero (%)" if row == len(epochs) - 1 else "")
+        ax.set_ylim(0, 101)
+    fig.supylabel("accuracy on training images, true labels (%)", fontsize="medium")
+    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(curves.baseline)])
+    return fig
+
+
+def ablation_areas(frame: pd.DataFrame) -> Figure:
+    """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over
+    seeds.
+    """
+    require_one_cell(frame)
+    measured = frame[frame.ablation_auc.notna()]
+    fig, ax = plt.subplots(figsize=(7, 3.4))
+    for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
+        _line(ax, runs, "ablation_auc", COLOURS[baseline], "-" if al2 else "--", marker="o")
+    ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
+    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
+    return fig
+
+
+def canonical_correlations(
+    panels: Mapping[str, Mapping[bool, tuple[np.ndarray, np.ndarray]]],
+    references: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> Figure:
+    """The whole sequence of canonical correlations of φ with its own start, a line an epoch, light
+    to dark (AL2, Fig. 1).
+
+    Left without AL2, right with it.
+
+    Args:
+        panels: by the name of a row, for False (without AL2) and True: epochs [points] and
+            coefficients [points, channels], descending, NaN behind the last, as `lib.store.arrays`
+            gives them. What is not there is an empty panel.
+        references: other sequences [channels] to compare with, by name: grey lines in each panel.
+        title: of the figure.
+
+    Raises:
+        ValueError: if there is no row, or a sequence does not belong to an epoch.
+    """
+    measured = [pair for row in panels.values() for pair in row.values()]
+    if not measured:
+        raise ValueError("there are no canonical correlations to draw; give one row at least")
+    for epochs, coefficients in measured:
+        if coefficients.ndim != 2 or len(epochs) != len(coefficients):
+            raise ValueError(
+                "coefficients are [points, channels], epochs [points], not of shapes "
+                f"{coefficients.shape} and {epochs.shape}"
+            )
+    shades = plt.Normalize(0, max(epochs.max() for epochs, _ in measured))
+    last = max(coefficients.shape[1] for _, coefficients in measured)
+    fig, axes = plt.subplots(
+        len(panels),
+        2,
+        figsize=(8.5, 2.5 * len(panels) + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for row, (name, by_al2) in enumerate(panels.items()):
+        for column, al2 in enumerate((False, True)):
+            ax = axes[row, column]
+            if al2 in by_al2:
+                epochs, coefficients = by_al2[al2]
+                points = np.broadcast_to(
+                    np.arange(1, coefficients.shape[1] + 1), coefficients.shape
+                )
+                lines = LineCollection(
+                    np.stack([points, coefficients], -1), cmap="crest", norm=shades, lw=0.9
+                )
+                lines.set_array(epochs)
+                ax.add_collection(lines)
+            for (label, sequence), dashes in zip((references or {}).items(), cycle(GREY_DASHES)):
+                ax.plot(
+                    np.arange(1, len(sequence) + 1),
+                    sequence,
+                    color="0.15",
+                    lw=1.4,
+                    ls=dashes,
+                    label=label,
+                    zorder=3,
+                )
+            ax.set(xlim=(0, last + 1), ylim=(0, 1.02))
+        axes[row, 0].set_ylabel(f"{name}\nρ with the start")
+    for ax, head in zip(axes[0], ("without AL2", "with AL2"), strict=True):
+        ax.set_title(head)
+    for ax in axes[-1]:
+        ax.set_xlabel("canonical direction")
+    fig.colorbar(
+        plt.cm.ScalarMappable(shades, "crest"),
+        ax=axes,
+        label="epoch",
+        ticks=MaxNLocator(integer=True),
+    )
+    if references:
+        fig.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(references),
+            frameon=False,
+        )
+    fig.suptitle(title)
+    return fig
+
+
+def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
+    """Measured (mean, band ± standard deviation) against published over the paper's epochs, a panel
+    a profile and data set.
+
+    Args:
+        table: as `lib.study.tables.beside_published` gives it.
+        metric: which of its metrics.
+    """
+    rows = table[table.metric == metric]
+    paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
+    measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
+    cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    answered = sorted(
+        cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75)
+    )  # stable
+    panels = [("published", "mnist", 0.75), *answered]
+    width = min(4, len(panels))
+    height = -(-len(panels) // width)
+    fig, axes = plt.subplots(
+        height,
+        width,
+        figsize=(max(7, 3 * width), 2.9 * height),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
+        if profile == "published":
+            own, column = paper, "published"
+        else:
+            own, column = (
+                measured[(measured.profile == profile) & (measured.dataset == dataset)],
+                "measured",
+            )
+            own = own[own.corruption == corruption]
+        for (baseline, al2), line in own.groupby(["baseline", "al2"]):
+            line = line.sort_values("epoch")
+            mean, sd = (
+                line[column].astype(float),
+                line.sd.astype(float).fillna(0) * (column == "measured"),
+            )
+            ax.plot(line.epoch, mean, color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
+            ax.fill_between(
+                line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0
+            )
+        title = (
+            profile
+            if profile == "published"
+            else f"measured, profile {profile}, n = {int(own.n.min())}"
+        )
+        ax.set_title(f"{title}\n{dataset}, {100 * corruption:.0f} %")
+        ax.set_xlabel("epoch of the paper's 700")
+        ax.xaxis.set_tick_params(labelbottom=True)  # also above a panel that was removed
+    for ax in axes[:, 0]:
+        ax.set_ylabel(AXES.get(metric, metric))
+    drawn = set(paper.baseline) | set(measured.baseline)
+    _al2_legend(fig, baselines=[baseline for baseline in BASELINES if baseline in drawn])
+    return fig
+
+
+def _line(
+    ax: plt.Axes, runs: pd.DataFrame, metric: str, colour, dashes: str, marker: str = ""
+) -> None:
+    if runs.empty or metric not in runs:
+        return
+    over_seeds = runs.groupby("epoch")[metric].agg(["mean", "min", "max"]).dropna()
+    ax.plot(
+        over_seeds.index, over_seeds["mean"], color=colour, ls=dashes, lw=1.6, marker=marker, ms=4
+    )
+    ax.fill_between(
+        over_seeds.index, over_seeds["min"], over_seeds["max"], color=colour, alpha=0.2, lw=0
+    )
+
+
+def _al2_legend(fig: Figure, dotted: str = "", baselines: Sequence[str] = ()) -> None:
+    lines = [plt.Line2D([], [], color=COLOURS[b], label=BASELINES[b], lw=3) for b in baselines]
+    lines += [
+        plt.Line2D([], [], color="0.2", ls="--", label="without AL2"),
+        plt.Line2D([], [], color="0.2", label="with AL2"),
+    ]
+    if dotted:
+        lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
+    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)

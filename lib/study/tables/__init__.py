@@ -1,0 +1,559 @@
+"""Published beside measured: tables drawn from stored runs alone. Nothing here trains."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+
+from lib import measures, paths
+from lib.losses import BATCHES
+from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
+from lib.schedules import schedule
+from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
+
+BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
+CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
+SPARSITY_CELL = [
+    "dataset",
+    "size",
+    "optimizer",
+    "network",
+]  # what a cell of the other paper's Table 2 is about
+SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
+SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
+AL2_TABLES = {
+    "al2_table1": ["test_accuracy", "cross_entropy", "activation_l2"],
+    "al2_table2": ["ablation_auc"],
+}
+# networks of the relabelling, see `relabelling_runs`: their name in figures, and in words what they
+# were trained on
+RELABELLED = {
+    "noisy": ("Bare, noisy labels", "on the noisy labels"),
+    "teacher": ("Bare+AL2, noisy labels: predicts AL2's labels", "on them with AL2"),
+    "al2": ("Bare, AL2's labels", "on AL2's labels"),
+    "bare": ("Bare, the labels that Bare predicts", "on its own labels"),
+    "clean": ("Bare, clean labels", "on the true labels"),
+}
+DIVERGED, NOT_RUN = "diverged", "not run"
+# × chance: at or below it a network counts as dead, since it predicts one class whatever it is
+# shown
+DEAD = 2
+MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
+
+
+def published(name: str) -> pd.DataFrame:
+    """A published table as tidy CSV, for example "al2_table1"; its source is the file's name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists those there are.
+    """
+    path = paths.PUBLISHED / f"{name}.csv"
+    if not path.exists():
+        raise ValueError(
+            f"no published table {name!r}; there are "
+            f"{', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}"
+        )
+    return pd.read_csv(path)
+
+
+def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
+    """The rows of runs that a notebook states; all rows of a frame that does not say which
+    notebooks state its runs.
+
+    The column `notebooks` names them, apart by blanks (see `lib.study.report.gather`). A notebook's
+    own frame has none.
+    """
+    if frame.empty or "notebooks" not in frame:
+        return frame
+    return frame[[notebook in names.split() for names in frame.notebooks]]
+
+
+def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a tidy frame that belong to the paper's eight networks with its own schedule
+    (Tables 1 and 2).
+    """
+    frame = of_notebook(frame, "10_al2_label_randomization")
+    if frame.empty:
+        return frame
+    kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
+    for name in (
+        "sparsity",
+        "decorrelation",
+        "relabelled_by",
+    ):  # frames made by hand may lack what the AL2 paper does not know
+        kept &= frame[name].fillna("") == "" if name in frame else True
+    kept &= (
+        (frame.schedule == "al2")
+        & (frame.corruption_law == "bernoulli")
+        & (frame.bn_gamma == "ones")
+    )
+    return frame[kept]
+
+
+def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the bare networks of the relabelling (AL2, section 4; claim A9); a column
+    `labels` says what taught each.
+
+    noisy: the corrupted labels. al2, bare: the labels that bare+AL2, or bare, predicts at its end,
+        having been trained on the
+    noisy ones. clean: the true labels. The network bare+AL2 itself, trained on the noisy labels, is
+        called teacher.
+    """
+    frame = of_notebook(frame, "14_al2_relabel")
+    if frame.empty or "relabelled_by" not in frame:
+        return frame.iloc[:0].assign(labels="")
+    rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
+    with_al2, noisy = rows.al2.astype(bool), rows.relabelled_by.isna() & (rows.corruption > 0)
+    of_al2 = rows.relabelled_by.map(
+        with_al2.groupby(rows.id).first()
+    )  # NaN: relabelled by no network of these
+    labels = pd.Series("", rows.index)
+    labels[noisy] = "noisy"
+    labels[noisy & with_al2] = "teacher"
+    labels[~with_al2 & of_al2.eq(True)] = "al2"
+    labels[~with_al2 & of_al2.eq(False)] = "bare"
+    labels[~with_al2 & rows.relabelled_by.isna() & (rows.corruption == 0)] = "clean"
+    return rows.assign(labels=labels)[labels != ""]
+
+
+def epochs_read(runs: pd.DataFrame) -> int:
+    """How many epochs of each of these runs are read: as many as the shortest has, at most the
+    paper's 700.
+
+    Args:
+        runs: of the networks that are compared: one profile, data set and level.
+    """
+    return int(min(runs.epochs.min(), PAPER_EPOCHS))
+
+
+def precisions(runs: pd.DataFrame) -> str:
+    """In what the runs compute their products: "bfloat16", or "bfloat16, float32" of a mixture;
+    empty where it is not known.
+    """
+    return ", ".join(sorted(runs.precision.dropna().unique())) if "precision" in runs else ""
+
+
+def at_published_epochs(
+    frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()
+) -> pd.DataFrame:
+    """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number
+    of runs.
+
+    Args:
+        frame: as `lib.store.load` gives it, of one profile or several. Longer trainings are read as
+            far as `epochs_read` of their profile, data set and level.
+        metrics: columns of the frame.
+        epochs: the paper's epochs, of 700; default 100, 200, … 700.
+
+    Returns:
+        columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured,
+        measured, sd, n, precision. `measured` is the text "diverged" where the loss of a run had
+        become NaN by then; `sd` is empty for n = 1.
+    """
+    rows = []
+    if not frame.empty:
+        lengths = {
+            level: epochs_read(runs)
+            for level, runs in frame.groupby(["profile", "dataset", "corruption"])
+        }
+        for keys, cell in frame.groupby(["profile", *CELL], sort=False):
+            one_setting(cell, keys, but=("seed",))
+            computed_in = precisions(cell)
+            for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
+                here = epoch_measured(epoch, lengths[keys[:3]])
+                diverged = bool((cell.diverged <= here).any())
+                for metric in metrics:
+                    values = (
+                        cell.loc[cell.epoch == here, metric].dropna()
+                        if metric in cell
+                        else pd.Series(dtype=float)
+                    )
+                    measured = DIVERGED if diverged else values.mean()
+                    spread = values.std() if len(values) > 1 and not diverged else float("nan")
+                    count = cell.id.nunique() if diverged else len(values)
+                    rows.append([*keys, epoch, metric, here, measured, spread, count, computed_in])
+    columns = [
+        "profile",
+        *CELL,
+        "epoch",
+        "metric",
+        "epoch_measured",
+        "measured",
+        "sd",
+        "n",
+        "precision",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """A published AL2 table with what was measured beside it: a row a profile for each of its rows,
+    and more.
+
+    A data set that the paper has no number for (or none at that corruption level) gets rows of its
+    own, with `published` empty; a published row that no run answers has `measured` empty.
+    `precision` is that of the row's runs.
+    """
+    if name not in AL2_TABLES:
+        raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
+    keys = [*CELL, "epoch", "metric"]
+    paper = published(name).rename(columns={"value": "published"})
+    measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
+    table = paper.merge(
+        measured[measured.measured.notna()], on=keys, how="outer"
+    )  # a row a profile
+    table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
+    columns = [
+        *keys,
+        "profile",
+        "dataset_measured",
+        "epoch_measured",
+        "published",
+        "measured",
+        "sd",
+        "n",
+        "precision",
+    ]
+    return table.reindex(columns=columns).sort_values(
+        ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
+    )
+
+
+def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a tidy frame that belong to Tables 2 and 3 of the targeted-sparsity paper,
+    `network` and `size` as printed.
+
+    Clean labels, no AL2, the networks of `lib.study.experiments`, the paper's λ, no seed that was
+    used for screening. `network` is vanillaNet …, LeNet, AlexNet; `size` is s, m, xxl, or empty for
+    the last two; `regularized` says whether SparsityReg is on, and `reading` then how it joins a
+    batch, "mean" or "sum" (else empty).
+    """
+    if frame.empty:
+        return frame
+    names = [*VARIANTS, "LeNet", "AlexNet", "LeNet+sr", "AlexNet+sr"]
+    kept = (
+        (frame.network != "al2_cnn")
+        & (frame.corruption == 0)
+        & ~frame.al2.astype(bool)
+        & frame.variant.isin(names)
+    )
+    regularized = frame.sparsity.fillna("") != ""
+    kept &= ~regularized | (frame.sparsity_weight == PAPER_SPARSITY_WEIGHT)
+    rows = frame[kept & (frame.seed < SCREENING_SEED)]
+    return rows.assign(
+        size=rows.network.str.extract(r"convnet_(\w+)", expand=False).fillna(""),
+        network=rows.variant.str.removesuffix("+sr"),
+        regularized=rows.sparsity.fillna("") != "",
+        reading=rows.sparsity_batch.where(rows.sparsity.fillna("") != "", ""),
+    )
+
+
+def readings_in(runs: pd.DataFrame) -> list[str]:
+    """The readings of SparsityReg, "mean" and "sum", that any of these runs has; "" alone where no
+    run has SparsityReg.
+    """
+    there = set(runs.reading) if len(runs) else set()
+    return [batch for batch in BATCHES if batch in there] or [""]
+
+
+def of_reading(runs: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """The runs without SparsityReg, and those with it in one reading; as `sparsity_runs` gives
+    them.
+    """
+    return runs[runs.reading.isin(["", reading])] if len(runs) else runs
+
+
+def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
+    """How many epochs of its run a table reads, for each row of `runs`.
+
+    As many as the shortest training of the row's profile, data set, size and optimiser has, at most
+    the paper's 100.
+    """
+    shortest = runs.groupby(["profile", *SPARSITY_CELL[:3]]).epochs.transform("min")
+    return shortest.clip(upper=SPARSITY_EPOCHS).astype(int)
+
+
+def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    """For each run its test accuracy in % at its best epoch and at the last of those that the table
+    reads.
+
+    A longer training than the table reads (`sparsity_epochs_read`) counts as far as that.
+
+    Args:
+        runs: as `sparsity_runs` gives them.
+
+    Returns:
+        a row a run: profile, dataset, size, optimizer, network, regularized, reading, seed, id,
+            epochs_read, best, best_epoch,
+        last.
+        Empty `best` and `last` where the loss became NaN by then.
+    """
+    columns = [
+        "profile",
+        "dataset",
+        "size",
+        "optimizer",
+        "network",
+        "regularized",
+        "reading",
+        "seed",
+        "id",
+    ]
+    if runs.empty:
+        return pd.DataFrame(columns=[*columns, "epochs_read", "best", "best_epoch", "last"])
+    rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
+    rows = rows.assign(epochs_read=sparsity_epochs_read(rows))
+    found = rows.drop_duplicates(["profile", "id"])[[*columns, "epochs_read"]]
+    read = rows[
+        (rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)
+    ].sort_values(["profile", "id", "epoch"])
+    of_run = read.groupby(["profile", "id"]).test_accuracy
+    best = read.loc[
+        of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]
+    ]  # the first of several
+    best.columns = ["profile", "id", "best", "best_epoch"]
+    return found.merge(best, how="left").merge(
+        of_run.last().rename("last").reset_index(), how="left"
+    )
+
+
+def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
+    """When and how far the validation losses of the targeted-sparsity runs rise again, over all
+    epochs trained.
+
+    Args:
+        runs: as `sparsity_runs` gives them.
+
+    Returns:
+        a row a run: profile, dataset, size, optimizer, network, regularized, reading, epochs, seed,
+            `moment` (the epoch of the
+        least smoothed loss, empty where it does not overfit: `measures.moment_of_overfitting`),
+            `rise` (%,
+        `measures.rise_after_least`). Both empty for a run whose loss became NaN, which `diverged`
+        gives the epoch of.
+    """
+    keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
+    rows = []
+    for key, run in runs.groupby(keys) if len(runs) else []:
+        losses, diverged = run.sort_values("epoch").test_cross_entropy, run.diverged.max()
+        found = (
+            (measures.moment_of_overfitting(losses), measures.rise_after_least(losses))
+            if np.isnan(diverged)
+            else (None, None)
+        )
+        rows.append([*key, *found, diverged])
+    table = pd.DataFrame(rows, columns=[*keys, "moment", "rise", "diverged"])
+    return table.astype({"moment": "Int64", "rise": float, "diverged": "Int64"})
+
+
+def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it, as fractions
+    like the paper's.
+
+    A data set that the paper has no number for gets rows of its own, with `published` empty; a
+    published row that no run answers has `measured` empty; one with SparsityReg stands once for
+    each `reading` of it that was measured. `measured` is the mean over n seeds of the best epoch,
+    `sd` their standard deviation, `best_epoch` the mean of these epochs' numbers, and
+    `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN.
+    `precision` is that of the row's runs.
+
+    Raises:
+        ValueError: for another table.
+    """
+    keys = {
+        "sparsity_table2": SPARSITY_CELL,
+        "sparsity_table3": ["dataset", "network", "regularized"],
+    }.get(name)
+    if keys is None:
+        raise ValueError(
+            f"{name!r} is no table of that paper; there are sparsity_table2, sparsity_table3"
+        )
+    paper = published(name).rename(columns={"best_accuracy": "published"})
+    runs = sparsity_runs(frame)
+    runs = runs[(runs["size"] == "") == (name == "sparsity_table3")] if len(runs) else runs
+    columns = [
+        "profile",
+        "reading",
+        "dataset_measured",
+        "epoch_measured",
+        "published",
+        "measured",
+        "sd",
+        "n",
+        "best_epoch",
+        "measured_last",
+        "precision",
+    ]
+    rows = []
+    for keyed, cell in (
+        best_accuracies(runs).groupby(["profile", *keys, "reading"], sort=False)
+        if len(runs)
+        else []
+    ):
+        own = runs[runs.id.isin(cell.id)]
+        one_setting(own, keyed)
+        diverged = bool(cell.best.isna().any())
+        rows.append(
+            [
+                *keyed,
+                cell.dataset.iloc[0],
+                cell.epochs_read.iloc[0],
+                DIVERGED if diverged else cell.best.mean() / 100,
+                float("nan") if diverged or len(cell) < 2 else cell.best.std() / 100,
+                len(cell),
+                float("nan") if diverged else cell.best_epoch.mean(),
+                float("nan") if diverged else cell["last"].mean() / 100,
+                precisions(own),
+            ]
+        )
+    own = [name for name in columns if name not in ("profile", "reading", "published")]
+    measured = pd.DataFrame(rows, columns=["profile", *keys, "reading", *own])
+    table = paper.merge(measured, on=keys, how="outer")
+    order = {
+        name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))
+    }  # as printed
+    printed = {"size", "network"}
+    return table.reindex(columns=[*keys, *columns]).sort_values(
+        ["dataset", "profile", *keys[1:], "reading"],
+        key=lambda column: column.map(order) if column.name in printed else column,
+    )
+
+
+def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
+    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance; so is −∞, of a
+    run that diverged.
+    """
+    return accuracy <= DEAD * 100 / classes
+
+
+def one_setting(
+    runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")
+) -> None:
+    """Refuse to average over runs that differ in more than the seed (and in length, which tables
+    cut).
+
+    Raises:
+        ValueError: naming the fields in which they differ.
+    """
+    runs = runs.drop_duplicates("id")
+    names = [
+        f.name
+        for f in fields(Run)
+        if f.name in runs and f.name not in but and not f.metadata.get("measure")
+    ]
+    if mixed := [name for name in names if runs[name].nunique(dropna=False) > 1]:
+        raise ValueError(
+            f"runs of one cell {cell} differ in {', '.join(mixed)}: a table averages over seeds "
+            "alone"
+        )
+
+
+def stopping(frame: pd.DataFrame) -> pd.DataFrame:
+    """For each run its test accuracy in % at the end, at its best epoch, and where early stopping
+    would have ended it.
+
+    Early stopping takes the epoch with the highest accuracy on the held-out *noisy* labels, the
+    first of several; a run that holds nothing out has none. The best epoch is an oracle that looks
+    at the test set. A training longer than the paper's 700 epochs is read up to there.
+
+    Args:
+        frame: as `lib.store.load` gives it.
+
+    Returns:
+        a row a run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final, best,
+            best_epoch, stopped,
+        stopped_epoch. Where the loss became NaN within the epochs read, `diverged` is true and
+        `final` empty; the others are of its finite epochs, and empty where there is none.
+    """
+    rows, of_run = [], ["profile", *CELL, "seed", "id"]
+    for keys, run in frame.groupby(of_run, sort=False):
+        diverged = bool((run.diverged <= PAPER_EPOCHS).any())
+        run, values = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch"), {"diverged": diverged}
+        if len(run):
+            best = run.loc[run.test_accuracy.idxmax()]
+            values |= {"final": np.nan if diverged else run.test_accuracy.iloc[-1]}
+            values |= {"best": best.test_accuracy, "best_epoch": int(best.epoch)}
+        if len(run) and "validation_accuracy" in run and run.validation_accuracy.notna().any():
+            stop = run.loc[run.validation_accuracy.idxmax()]
+            values |= {"stopped": stop.test_accuracy, "stopped_epoch": int(stop.epoch)}
+        rows.append(dict(zip(of_run, keys, strict=True)) | values)
+    columns = [*of_run, "diverged", "final", "best", "best_epoch", "stopped", "stopped_epoch"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def weights(run) -> np.ndarray:
+    """λ_e of a run's schedule, [epochs]; `run` is a row with the columns schedule, epochs, speed
+    and rate.
+    """
+    rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
+    return schedule(run.schedule, int(run.epochs), run.speed, rate)
+
+
+def totals(runs: pd.DataFrame) -> pd.Series:
+    """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the
+    study's own speed; AL2 runs only.
+
+    The study's own speed is that of its geometric and linear schedules, whose rate is varied
+    instead. Half-way through a campaign there may be none: then no multiple is known (NaN), since a
+    schedule `al2` may be of any speed. To two digits, since a rate that is stated with six can move
+    the sum by some thousandths.
+    """
+    al2 = runs[runs.al2].drop_duplicates("id").set_index("id")
+    own = al2[al2.schedule.isin(["geometric", "linear"])].speed
+    if own.empty:
+        return pd.Series(np.nan, index=al2.index)
+    whole = schedule("al2", int(al2.epochs.iloc[0]), float(own.iloc[0])).sum()
+    return al2.apply(lambda run: float(f"{weights(run).sum() / whole:.2g}"), axis=1)
+
+
+def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
+    """One metric laid out like the paper's Tables 1 and 2: a row a baseline, a column an epoch,
+    "without / with AL2".
+
+    Args:
+        measured: one data set, level and profile, as `at_published_epochs` gives it, or a published
+            table.
+        metric: which metric.
+        digits: digits after the point.
+    """
+    rows = measured[measured.metric == metric]
+    column = "measured" if "measured" in rows else "value"
+
+    def cell(baseline: str, epoch: int) -> str:
+        values = [
+            rows[(rows.baseline == baseline) & (rows.epoch == epoch) & (rows.al2 == al2)]
+            for al2 in (False, True)
+        ]
+        return " / ".join(_number(value, column, digits) for value in values)
+
+    epochs = sorted(rows.epoch.unique())
+    cells = {e: [cell(b, e) for b in BASELINES] for e in epochs}
+    return pd.DataFrame(cells, index=pd.Index(BASELINES.values(), name="")).rename_axis(
+        columns="epoch of 700"
+    )
+
+
+def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
+    if rows.empty or pd.isna(rows[column].iloc[0]):
+        return NOT_RUN
+    value = rows[column].iloc[0]
+    if value == DIVERGED:
+        return DIVERGED
+    if value and round(value, digits) == 0:
+        return f"{value:.0e}"
+    return mean_and_sd(value, rows.sd.iloc[0] if "sd" in rows else float("nan"), digits)
+
+
+def mean_text(values: pd.Series, form: str = ".1f") -> str:
+    """The mean over seeds as text; "diverged" where a value is not finite, that of a run whose loss
+    became NaN.
+    """
+    return format(values.mean(), form) if np.isfinite(values).all() else DIVERGED
+
+
+def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:
+    """A mean over seeds as text, "27.4 ± 1.3"; without ± where there is no standard deviation
+    (NaN), that of one seed.
+    """
+    return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
