@@ -2,6 +2,7 @@
 attached by name.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.losses import filter_layers
-from lib.run import Run, generator
+
+CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
+NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
 
 
 class Dropout(nn.Module):
@@ -257,41 +260,95 @@ def features_layer(network: str) -> str:
     return "trunk" if network == "al2_cnn" else "features"
 
 
-def architecture(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """The network that `run` names, with whatever weights PyTorch gives its layers.
+def architecture(
+    network: str,
+    in_channels: int,
+    image_size: int,
+    num_classes: int,
+    *,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    norm_place: str = "conv",
+    padding: str = "same",
+) -> nn.Module:
+    """A network of `NETWORKS` with whatever weights PyTorch gives its layers.
+
+    Args:
+        network: its name.
+        in_channels, image_size, num_classes: C, S, K.
+        batch_norm, dropout: of the AL2 network and the ConvNets; LeNet and AlexNet have neither.
+        norm_place, padding: of the ConvNets alone, see `ConvNet`.
 
     Raises:
-        ValueError: if the images are too small for it.
+        ValueError: for an unknown network, and for images that are too small for it.
     """
     shape = in_channels, image_size, num_classes
-    if run.network == "al2_cnn":
-        return AL2CNN(*shape, batch_norm=run.batch_norm, dropout=run.dropout)
-    if run.network in ("lenet", "alexnet"):
-        return {"lenet": LeNet, "alexnet": AlexNet}[run.network](*shape)
-    widths, options = (
-        CONVNET_WIDTHS[run.network.removeprefix("convnet_")],
-        {"norm_place": run.norm_place, "padding": run.padding},
+    if network == "al2_cnn":
+        return AL2CNN(*shape, batch_norm=batch_norm, dropout=dropout)
+    if network == "lenet":
+        return LeNet(*shape)
+    if network == "alexnet":
+        return AlexNet(*shape)
+    if network not in CONVNETS:
+        raise ValueError(f"network is {network!r}; allowed: {', '.join(NETWORKS)}")
+    return ConvNet(
+        CONVNET_WIDTHS[network.removeprefix("convnet_")],
+        *shape,
+        batch_norm=batch_norm,
+        norm_place=norm_place,
+        dropout=dropout,
+        padding=padding,
     )
-    return ConvNet(widths, *shape, batch_norm=run.batch_norm, dropout=run.dropout, **options)
 
 
-def build(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """The network that `run` names, with its initial weights: the same in all networks of a seed,
-    where they share them.
+def build(
+    network: str,
+    in_channels: int,
+    image_size: int,
+    num_classes: int,
+    *,
+    generator: torch.Generator | None = None,
+    gamma_generator: torch.Generator | None = None,
+    **options: bool | float | str,
+) -> nn.Module:
+    """A network of `NETWORKS` on the CPU, with its initial weights.
 
-    Weights are drawn on the CPU from the run's own seed; the global generator is left as it was.
     The AL2 network starts as PyTorch starts its layers; the others as Keras does, with
-    Glorot-uniform weights and zero biases (protocol, section 2).
+    Glorot-uniform weights and zero biases (protocol, section 2). The global generator is neither
+    used nor changed.
+
+    Args:
+        network, in_channels, image_size, num_classes: see `architecture`.
+        generator: of the weights, on the CPU; networks that are built with equal ones share the
+            weights that they have in common. None: a new one, seeded with 0.
+        gamma_generator: of the scales γ of the AL2 network's batch norm, U(0, 1) as PyTorch 1.1
+            drew them; None: γ = 1.
+        options: of `architecture`.
+
+    Raises:
+        ValueError: as for `architecture`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(run.seed, "weights").initial_seed())
-        model = architecture(run, in_channels, image_size, num_classes)
-    if run.network == "al2_cnn":
-        if run.batch_norm and run.bn_gamma == "uniform":
-            nn.init.uniform_(model.trunk.norm.weight, generator=generator(run.seed, "bn_gamma"))
-        return model
-    source = generator(run.seed, "weights")
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):  # layers draw from the global generator where they have memory
+        model = architecture(network, in_channels, image_size, num_classes, **options)
+    model.to_empty(device="cpu")
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
     for layer in filter_layers(model).values():
-        nn.init.xavier_uniform_(layer.weight, generator=source)
-        nn.init.zeros_(layer.bias)
+        if network == "al2_cnn":
+            _start_as_pytorch(layer, generator)
+        else:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    if gamma_generator is not None and network == "al2_cnn" and options.get("batch_norm"):
+        nn.init.uniform_(model.trunk.norm.weight, generator=gamma_generator)
     return model
+
+
+def _start_as_pytorch(layer: nn.Module, generator: torch.Generator) -> None:
+    """What `layer.reset_parameters()` does, with a generator of one's own: the same numbers."""
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(layer.weight[0].numel())  # of the inputs of one filter
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

@@ -7,7 +7,7 @@ with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
         train(model)
         monitor.log(model, epoch)
 
-trainer.fit(runs, watch=monitor.watch) does the same for this project's runs. To see it:
+trainer.fit(runs, callback=monitor.watch) does the same for this project's runs. To see it:
 `tensorboard --logdir logs --samples_per_plugin images=1000` (without the latter TensorBoard keeps
 ten epochs' pictures), and "Show actual image size".
 """
@@ -160,7 +160,7 @@ class Monitor:
         writer.flush()
 
     def watch(self, run: Run, model: nn.Module, epoch: int) -> None:
-        """`log` for `trainer.fit(runs, watch=…)`: a run's log has its own folder, `log_dir`/<name
+        """`log` for `trainer.fit(runs, callback=…)`: a run's log has its own folder, `log_dir`/<name
         of the run>.
         """
         if self.closed:

@@ -19,10 +19,9 @@ import torch
 
 from lib.losses import BATCHES, CENTRES, PAIRS, REDUCTIONS
 from lib.measures import ABLATION_MASKS
+from lib.models import CONVNETS, NETWORKS, features_layer
 from lib.schedules import PAPER_EPOCHS, SCHEDULES
 
-CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
-NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
 CCA_STARTS = ("init", "epoch1")
 ABLATIONS = tuple(f"{mask}/{images}" for mask in ABLATION_MASKS for images in ABLATION_IMAGES)
@@ -53,6 +52,16 @@ SPARSITY_NETWORKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sr2Net": (("conv3", "conv4", "fc1"), ()),
     "sr3Net": (("conv3", "conv4", "fc1"), ("conv1",)),
 }
+
+
+@dataclass(frozen=True)
+class Term:
+    """One penalty of a run's loss."""
+
+    name: str  # in `losses.PENALTIES`
+    options: dict[str, Any]  # of its class, beside the network
+    weight: float | None  # that it is multiplied by; None: λ_e of the run's schedule
+    added: bool = False  # one of `Run.penalties`
 
 
 def epoch_measured(published_epoch: int, epochs: int) -> int:
@@ -106,6 +115,9 @@ class Run:
         decorrelation_weight: κ_i of each of them; ≥ 0.
         decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see
             `lib.losses.decorrelation`.
+        penalties: further penalties, each a mapping of `name` (in `lib.losses.PENALTIES`), `weight`
+            (1 if it is left out) and whatever options its class takes; added to the loss in this
+            order. Kept as JSON texts, which are accepted, too.
         relabelled_by: id of another run, of the same images, whose last predictions replace the
             corrupted training labels (AL2, section 4: relabelling); the validation labels stay as
                 they are. None: trained on the corrupted labels.
@@ -172,6 +184,7 @@ class Run:
     n_measure: int = 0
     relabelled_by: str | None = None
     sparsity_batch: str = "mean"
+    penalties: tuple[str, ...] = ()
     test_images: int | None = _measured(None)
     ablations: tuple[str, ...] = _measured(("element/train-true",))
     keep_weights: bool = _measured(False)
@@ -251,19 +264,26 @@ class Run:
     def _without_effect(self) -> list[str]:
         """Settings that cannot change the result, and so are no part of the id."""
         convnet = self.network in CONVNETS
-        names = ["schedule", "speed", "rate"] * (not self.al2) + ["corruption_law"] * (
-            self.corruption == 0
-        )
-        names += ["speed"] * (self.schedule == "constant")
-        names += ["bn_gamma"] * (not (self.batch_norm and self.network == "al2_cnn"))
-        names += ["norm_place"] * (not (self.batch_norm and convnet)) + ["padding"] * (not convnet)
-        names += ["momentum"] * (self.optimizer == "adam")
+        names = []
+        if not self.al2:
+            names += ["schedule", "speed", "rate"]
+        if self.schedule == "constant":
+            names.append("speed")
+        if self.corruption == 0:
+            names.append("corruption_law")
+        if not (self.batch_norm and self.network == "al2_cnn"):
+            names.append("bn_gamma")
+        if not (self.batch_norm and convnet):
+            names.append("norm_place")
+        if not convnet:
+            names.append("padding")
+        if self.optimizer == "adam":
+            names.append("momentum")
         if not (self.sparsity and self.sparsity_weight):
             names += ["sparsity", "sparsity_weight", "sparsity_batch"]
         if not (self.decorrelation and self.decorrelation_weight):
-            names += [
-                f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")
-            ]
+            own = [f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")]
+            names += own
         return names
 
     @classmethod
@@ -288,22 +308,60 @@ class Run:
         return self._fields(measured=True)
 
     def described(self) -> dict[str, Any]:
-        """The run as columns of a tidy frame: `id`, `baseline`, `variant`, every field; layers as
-        one text, "conv3 conv4".
+        """The run as columns of a tidy frame: `id`, `baseline`, `regulariser`, `variant`, every
+        field; layers as one text, "conv3 conv4", penalties as "name(weight=0.1, layer=conv3)".
         """
-        fields = {
-            name: " ".join(v) if isinstance(v, list) else v for name, v in self.to_dict().items()
+        fields = self.to_dict()
+        for name, value in fields.items():
+            if isinstance(value, list):
+                fields[name] = " ".join(value if name != "penalties" else map(_as_text, value))
+        names = {
+            "id": self.id,
+            "baseline": self.baseline,
+            "regulariser": self.regulariser,
+            "variant": self.variant,
         }
-        return {"id": self.id, "baseline": self.baseline, "variant": self.variant, **fields}
+        return names | fields
 
     def _fields(self, measured: bool) -> dict[str, Any]:
-        names = [
-            f.name for f in dataclasses.fields(self) if f.metadata.get("measure", False) == measured
-        ]
-        values = {name: getattr(self, name) for name in names}
-        return {
-            name: list(v) if isinstance(v, tuple) else v for name, v in values.items()
-        }  # as JSON gives them back
+        """As JSON gives them back."""
+        values = {}
+        for f in dataclasses.fields(self):
+            if f.metadata.get("measure", False) == measured:
+                value = getattr(self, f.name)
+                values[f.name] = list(value) if isinstance(value, tuple) else value
+        if "penalties" in values:
+            values["penalties"] = [json.loads(text) for text in self.penalties]
+        return values
+
+    def network_options(self) -> dict[str, Any]:
+        """What `models.architecture` takes beside the network's name and the images' shape."""
+        names = ("batch_norm", "dropout", "norm_place", "padding")
+        return {name: getattr(self, name) for name in names}
+
+    def terms(self) -> list[Term]:
+        """The penalties of the run's loss, in the order in which they are added to it."""
+        terms = []
+        if self.al2:
+            terms.append(Term("activation_l2", {"layer": features_layer(self.network)}, None))
+        if self.sparsity:
+            weights = dict.fromkeys(self.sparsity, self.sparsity_weight)
+            options = {"layers": weights, "batch": self.sparsity_batch}
+            terms.append(Term("sparsity", options, 1.0))
+        if self.decorrelation:
+            options = {
+                "layers": dict.fromkeys(self.decorrelation, self.decorrelation_weight),
+                "centre": self.decorrelation_centre,
+                "pairs": self.decorrelation_pairs,
+                "reduce": self.decorrelation_reduce,
+            }
+            terms.append(Term("decorrelation", options, 1.0))
+        for text in self.penalties:
+            options = json.loads(text)
+            name = options.pop("name")
+            weight = options.pop("weight", 1.0)
+            terms.append(Term(name, options, weight, added=True))
+        return terms
 
     def canonical(self) -> str:
         """The JSON that the id hashes: sorted keys, fields at their default left out."""
@@ -333,6 +391,13 @@ class Run:
         return "+".join(name for name, used in on.items() if used) or "bare"
 
     @property
+    def regulariser(self) -> str:
+        """The penalties by name: "al2", "sparsity", "decorrelation", added ones, or a sum; "" for
+        none.
+        """
+        return "+".join("al2" if term.weight is None else term.name for term in self.terms())
+
+    @property
     def variant(self) -> str:
         """The targeted-sparsity paper's name of a ConvNet: vanillaNet, dropNet, normNet, sr1Net,
         sr2Net, sr3Net.
@@ -341,40 +406,49 @@ class Run:
         in the paper is spelled out.
         """
         plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
-        parts = [
-            plain or ("normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet")
-        ]
-        parts += ["dropout"] * bool(not plain and self.batch_norm and self.dropout)
-        if (
-            plain
-            or self.batch_norm
-            or self.dropout
-            or (self.sparsity, self.decorrelation) not in SPARSITY_NETWORKS.values()
-        ):
-            layers = "" if self.network in ("lenet", "alexnet") else f" {' '.join(self.sparsity)}"
-            parts += [f"sr{layers}"] * bool(self.sparsity) + [
-                f"decorr {' '.join(self.decorrelation)}"
-            ] * bool(self.decorrelation)
-            parts += ["al2"] * self.al2
-            return "+".join(parts)
         named = [
             name
             for name, layers in SPARSITY_NETWORKS.items()
             if layers == (self.sparsity, self.decorrelation)
         ]
-        return "+".join([*named, *["al2"] * self.al2])
+        if named and not (plain or self.batch_norm or self.dropout):
+            parts = named
+        else:
+            parts = [plain or self._convnet_baseline()]
+            if not plain and self.batch_norm and self.dropout:
+                parts.append("dropout")
+            if self.sparsity and self.network in ("lenet", "alexnet"):
+                parts.append("sr")
+            elif self.sparsity:
+                parts.append(f"sr {' '.join(self.sparsity)}")
+            if self.decorrelation:
+                parts.append(f"decorr {' '.join(self.decorrelation)}")
+        if self.al2:
+            parts.append("al2")
+        return "+".join([*parts, *self._added_names()])
+
+    def _convnet_baseline(self) -> str:
+        if self.batch_norm:
+            return "normNet"
+        return "dropNet" if self.dropout else "vanillaNet"
+
+    def _added_names(self) -> list[str]:
+        return [term.name for term in self.terms() if term.added]
 
     @property
     def name(self) -> str:
         """Readable, unique by its end: network, what sets it apart, id. The name of its folder."""
         if self.network == "al2_cnn":
             parts = [self.network, self.baseline]
-            parts += [f"sr_{len(self.sparsity)}"] * bool(self.sparsity) + [
-                f"decorr_{len(self.decorrelation)}"
-            ] * bool(self.decorrelation)
+            if self.sparsity:
+                parts.append(f"sr_{len(self.sparsity)}")
+            if self.decorrelation:
+                parts.append(f"decorr_{len(self.decorrelation)}")
             if self.al2:
                 parts.append("al2" if self.schedule == "al2" else f"al2_{self.schedule}")
-            parts += ["relabelled"] * bool(self.relabelled_by)
+            parts += self._added_names()
+            if self.relabelled_by:
+                parts.append("relabelled")
         else:
             parts = [self.network, re.sub(r"\W+", "_", self.variant), self.optimizer]
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
@@ -449,14 +523,16 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         return value
     if kind is bool and isinstance(value, bool):
         return value
+    if name == "penalties":
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"penalties is {value!r}; it has to be a list of mappings with a name")
+        entries = [_penalty(entry) for entry in value]
+        return tuple(entry for entry in entries if entry is not None)
     if "tuple" in text and isinstance(value, list | tuple):
         if strange := [item for item in value if not isinstance(item, str)]:
             raise TypeError(f"{name} holds {strange[0]!r}; it has to be a list of names")
-        return tuple(
-            sorted(set(value), key=lambda item: (*ABLATIONS, item).index(item))
-            if name == "ablations"
-            else sorted(set(value))
-        )
+        order = ABLATIONS if name == "ablations" else ()
+        return tuple(sorted(set(value), key=lambda item: ((*order, item).index(item), item)))
     if not isinstance(value, (bool, str)):
         try:
             if "int" in text:
@@ -466,12 +542,40 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         except (TypeError, OverflowError):
             pass
     wanted = getattr(kind, "__name__", text)
-    hint = (
-        " (YAML reads 1e-4 as text: write 1.0e-4)"
-        if isinstance(value, str) and "float" in text
-        else ""
-    )
+    hint = ""
+    if isinstance(value, str) and "float" in text:
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
     raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it has to be {wanted}{hint}")
+
+
+def _penalty(entry: Any) -> str | None:
+    """An entry of `Run.penalties` as canonical JSON text; None for one whose weight is 0."""
+    try:
+        options = json.loads(entry) if isinstance(entry, str) else dict(entry)
+        name = options.pop("name")
+        weight = options.pop("weight", 1.0)
+        text = json.dumps(options, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise TypeError(
+            f"penalties holds {entry!r} ({error!r}); it has to be a list of mappings with a name, "
+            "such as {'name': 'sparsity', 'weight': 1.0, 'layers': {'conv3': 0.001}}"
+        ) from error
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise ValueError(f"penalties holds the name {name!r}; it has to be a word")
+    weight = _coerce("weight", float, weight)
+    _check("weight", weight, "a number ≥ 0", 0 <= weight < math.inf)
+    if weight == 0:
+        return None
+    options = json.loads(text) | {"name": name}
+    if weight != 1:
+        options["weight"] = weight
+    return json.dumps(options, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _as_text(penalty: dict[str, Any]) -> str:
+    """An entry of `Run.penalties` in words: "name(weight=0.1, layer=conv3)"."""
+    options = ", ".join(f"{key}={value}" for key, value in penalty.items() if key != "name")
+    return f"{penalty['name']}({options})"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -4,20 +4,22 @@ is there.
     results/<profile>/<dataset>/<network>-<what differs>-<id>/
 
 The profile names a folder and no more: a run is found by its id in whichever profile it was trained
-    for, in `$RESULTS_DIR` or
-among the committed runs of the project.
+for, in `$RESULTS_DIR` or among the committed runs of the project.
 """
 
 import contextlib
 import fcntl
 import multiprocessing
 import os
+import pickle
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -28,9 +30,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import paths, run_dir, task, trainer
+from lib import bundle, losses, paths, run_dir, trainer
 from lib.run import Run
-from lib.study import budget
+
+MayBegin = Callable[[Run, int, float], bool]
 
 
 def find(run: Run) -> Path | None:
@@ -49,7 +52,12 @@ def merged(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def ensure(
-    runs: Sequence[Run], *, profile: str = "own", jobs: int = 1, deadline: float | None = None
+    runs: Sequence[Run],
+    *,
+    profile: str = "own",
+    jobs: int = 1,
+    deadline: float | None = None,
+    may_begin: MayBegin | None = None,
 ) -> None:
     """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind
     is on the disk.
@@ -57,7 +65,7 @@ def ensure(
     Every run is checked against its data, and every folder is read, before anything trains. A run
     that another process is training is waited for, not trained twice. Runs that are relabelled by
     another one are trained after it, anew if it predicts other labels than they were trained on,
-        and left out where its loss became NaN: it predicts nothing.
+    and left out where its loss became NaN: it predicts nothing.
 
     Args:
         runs: the runs that have to be there, the most wanted first: they are trained in this order,
@@ -69,8 +77,9 @@ def ensure(
             `if __name__ == "__main__":`, as Python's multiprocessing wants it. On a GPU side by
             side in this process, which its memory has to hold.
         deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and
-            keep a checkpoint, runs that would not end in time are not begun (`budget.fits`), none
-                is waited for. None: train all to the end.
+            keep a checkpoint, none is waited for. None: train all to the end.
+        may_begin: with a deadline, asked before each run is begun, with run, epochs it lacks and
+            seconds left; None: any run is begun while there is time.
 
     Raises:
         ValueError, data.DataError, RecordError: bad input, before anything trains.
@@ -84,58 +93,65 @@ def ensure(
         )
     asked = merged(runs)
     missing = [run for run in asked.values() if not _is_done(run)]
+    may_begin = may_begin or _while_there_is_time
     if deadline is not None:
-        paces = budget.paces()
-        missing = [
-            run
-            for run in missing
-            if budget.fits(run, epochs_left(run), deadline - time.monotonic(), paces)
-        ]
+        seconds = deadline - time.monotonic()
+        missing = [run for run in missing if may_begin(run, epochs_left(run), seconds)]
     if not missing:
         return
     _check_writable(paths.results_dir() / profile)
-    for run in {task.check_key(run): run for run in missing}.values():
-        task.prepare(replace(run, relabelled_by=None))
+    loaded: bundle.Loaded = {}
+    for run in {bundle.check_key(run): run for run in missing}.values():
+        bundle.prepare(replace(run, relabelled_by=None), loaded=loaded)
+    del loaded
     _check_relabelling(missing, asked)
-    # a teacher that is trained again, for a measure that it lacks, comes before those that it
-    # relabels, too
-    while ready := [
-        run
-        for run in missing
-        if run.relabelled_by is None
-        or (
-            run.relabelled_by not in {other.id for other in missing}
-            and task.relabeller(run) is not None
-        )
-    ]:
-        _ensure(ready, profile, jobs, deadline)
+    while ready := _ready(missing):
+        _ensure(ready, profile, jobs, deadline, may_begin)
         missing = [run for run in missing if run not in ready]
-        taught = [
-            run for run in asked.values() if run.relabelled_by in {teacher.id for teacher in ready}
-        ]
-        missing += [
-            run for run in taught if run not in missing and not _is_done(run)
-        ]  # by other predictions than before
+        # those whose teacher was trained again are missing now, too: it may predict other labels
+        teachers = {run.id for run in ready}
+        for run in asked.values():
+            if run.relabelled_by in teachers and run not in missing and not _is_done(run):
+                missing.append(run)
 
 
-def _ensure(missing: list[Run], profile: str, jobs: int, deadline: float | None) -> None:
+def _while_there_is_time(run: Run, epochs: int, seconds: float) -> bool:
+    return seconds > 0
+
+
+def _ready(missing: Sequence[Run]) -> list[Run]:
+    """Those that wait for no other. A teacher that is trained again, for a measure that it lacks,
+    comes before those that it relabels, too.
+    """
+    ids = {run.id for run in missing}
+    ready = []
+    for run in missing:
+        if run.relabelled_by is None:
+            ready.append(run)
+        elif run.relabelled_by not in ids and bundle.teacher_folder(run) is not None:
+            ready.append(run)
+    return ready
+
+
+def _ensure(
+    missing: list[Run],
+    profile: str,
+    jobs: int,
+    deadline: float | None,
+    may_begin: MayBegin,
+) -> None:
     """Train runs that wait for no other."""
     on_cpu = trainer.default_device() == "cpu"
     jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
     if jobs > 1 and on_cpu and deadline is None:
-        missing.sort(
-            key=lambda run: -run.epochs
-        )  # the longest first, so that no process is left alone at the end
-    with tqdm(
-        total=sum(run.epochs for run in missing),
-        unit="epoch",
-        disable=None,
-        desc=f"{len(missing)} runs",
-    ) as bar:
+        # the longest first, so that no process is left alone at the end
+        missing.sort(key=lambda run: -run.epochs)
+    total = sum(run.epochs for run in missing)
+    with tqdm(total=total, unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
         if jobs == 1 or not on_cpu:
-            _train_all(iter(missing), profile, bar.update, deadline, together=jobs)
+            _train_all(iter(missing), profile, bar.update, deadline, may_begin, together=jobs)
         else:
-            _train_in_processes(missing, profile, jobs, bar, deadline)
+            _train_in_processes(missing, profile, jobs, bar, deadline, may_begin)
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
@@ -194,7 +210,7 @@ def epochs_left(run: Run) -> int:
     if folder is None or not run_dir.is_begun(folder):
         return run.epochs
     state = run_dir.load_checkpoint(
-        folder, run.with_measures(run_dir.read_run(folder)), task.taught_labels(run)
+        folder, run.with_measures(run_dir.read_run(folder)), bundle.pseudo_labels_hash(run)
     )
     return run.epochs - len(state["rows"]) if state else run.epochs
 
@@ -271,43 +287,44 @@ def _is_done(run: Run) -> bool:
     run_dir.read_arrays(folder)
     if stored.measured() != stored.with_measures(run).measured():
         return False
-    return (labels := task.taught_labels(run)) is None or run_dir.read_environment(folder).get(
-        "labels", labels
-    ) == labels
+    labels = bundle.pseudo_labels_hash(run)
+    return labels is None or run_dir.read_environment(folder).get("labels", labels) == labels
 
 
 def _train_all(
     runs: Iterator[Run],
     profile: str,
-    on_epoch: Callable[[], None],
+    advance: Callable[[int], object],
     deadline: float | None,
+    may_begin: MayBegin,
     together: int = 1,
 ) -> None:
     """Train the runs, so many at a time; those that another process is training are waited for,
     without a deadline.
+
+    `advance` is told of each number of epochs that are done.
     """
     busy: list[Run] = []
     while group := list(islice(runs, together)):
-        if (
-            deadline is not None
-        ):  # asked anew before each: what was trained meanwhile says how long the next one takes
+        if deadline is not None:
+            # asked anew before each: what was trained meanwhile says how long the next one takes
             group = [
                 run
                 for run in group
-                if budget.fits(run, epochs_left(run), deadline - time.monotonic())
+                if may_begin(run, epochs_left(run), deadline - time.monotonic())
             ]
         try:
-            busy += _train(group, profile, on_epoch, deadline, block=False)
+            busy += _train(group, profile, advance, deadline, block=False)
         except trainer.OutOfTime:
             return
     for run in busy if deadline is None else ():
-        _train([run], profile, on_epoch, None, block=True)
+        _train([run], profile, advance, None, block=True)
 
 
 def _train(
     runs: Sequence[Run],
     profile: str,
-    on_epoch: Callable[[], None],
+    advance: Callable[[int], object],
     deadline: float | None,
     *,
     block: bool,
@@ -315,43 +332,50 @@ def _train(
     """Train runs under their locks, but those that another process has finished meanwhile; gives
     those that one still holds.
     """
+    done: Counter[str] = Counter()  # epochs by run
+
+    def count(run: Run, model: object, epoch: int) -> None:
+        advance(epoch - done[run.id])  # the first epoch after a checkpoint counts those before
+        done[run.id] = epoch
+
     with contextlib.ExitStack() as locks:
         held = [run for run in runs if locks.enter_context(lock(run, block=block))]
-        todo, folders = [], []
+        todo = []
+        folders = []
         for run in held:
             if _is_done(run):
-                for _ in range(run.epochs):
-                    on_epoch()
+                advance(run.epochs)
                 continue
-            folder = (
-                run_dir.find(run.dataset, run.id, to_write=True)
-                or paths.results_dir() / profile / run.dataset / run.name
-            )
-            todo.append(
-                run.with_measures(run_dir.read_run(folder)) if run_dir.is_begun(folder) else run
-            )
+            folder = run_dir.find(run.dataset, run.id, to_write=True)
+            if folder is None:
+                folder = paths.results_dir() / profile / run.dataset / run.name
+            if run_dir.is_begun(folder):
+                run = run.with_measures(run_dir.read_run(folder))
+            todo.append(run)
             folders.append(folder)
         if todo:
-            trainer.fit(todo, folders, on_epoch=on_epoch, deadline=deadline)
+            trainer.fit(todo, folders, callback=count, deadline=deadline)
     return [run for run in runs if run not in held]
 
 
 def _train_in_processes(
-    runs: list[Run], profile: str, jobs: int, bar: tqdm, deadline: float | None
+    runs: list[Run],
+    profile: str,
+    jobs: int,
+    bar: tqdm,
+    deadline: float | None,
+    may_begin: MayBegin,
 ) -> None:
     """Each process takes the next run that nobody has taken; the first error ends them all and is
     raised here.
     """
     context = multiprocessing.get_context("spawn")
-    taken, epochs, errors = context.Value("i", 0), context.Value("i", 0), context.SimpleQueue()
-    arguments = (
-        runs,
-        profile,
-        taken,
-        epochs,
-        errors,
-        deadline,
-    )  # one monotonic clock serves all processes
+    taken = context.Value("i", 0)
+    epochs = context.Value("i", 0)
+    errors = context.SimpleQueue()
+    penalties = _classes_to_send(runs)
+    # one monotonic clock serves all processes
+    arguments = (runs, profile, taken, epochs, errors, deadline, may_begin, penalties)
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
     for process in processes:
         process.start()
@@ -376,26 +400,63 @@ def _train_in_processes(
         )
 
 
-def _work(runs: list[Run], profile: str, taken, epochs, errors, deadline: float | None) -> None:
+def _classes_to_send(runs: Iterable[Run]) -> dict[str, type]:
+    """The classes of the runs' added penalties by name, which another process has not registered.
+
+    Raises:
+        ValueError: for one that another process cannot import: defined in a notebook, in an
+            interactive session or inside a function.
+    """
+    names = {term.name for run in runs for term in run.terms() if term.added}
+    classes = {name: losses.PENALTIES[name] for name in sorted(names)}
+    for name, kind in classes.items():
+        typed_in = kind.__module__ == "__main__" and not hasattr(
+            sys.modules["__main__"], "__file__"
+        )
+        try:
+            pickle.dumps(kind)
+        except (pickle.PicklingError, AttributeError):
+            typed_in = True
+        if typed_in:
+            raise ValueError(
+                f"the penalty {name!r} is a class that other processes cannot import (it was "
+                "defined in a notebook or inside a function): train with jobs=1, or put the class "
+                "into a module"
+            )
+    return classes
+
+
+def _work(
+    runs: list[Run],
+    profile: str,
+    taken,
+    epochs,
+    errors,
+    deadline: float | None,
+    may_begin: MayBegin,
+    penalties: dict[str, type],
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     parent = multiprocessing.parent_process().sentinel
     # a process whose parent was killed must not go on holding locks
     threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+    losses.PENALTIES.update(penalties)
 
-    def count() -> None:
+    def count(more: int) -> None:
         with epochs.get_lock():
-            epochs.value += 1
+            epochs.value += more
 
     def mine() -> Iterator[Run]:
         while True:
             with taken.get_lock():
-                next_one, taken.value = taken.value, taken.value + 1
+                next_one = taken.value
+                taken.value += 1
             if next_one >= len(runs):
                 return
             yield runs[next_one]
 
     try:
-        _train_all(mine(), profile, count, deadline)
+        _train_all(mine(), profile, count, deadline, may_begin)
     except Exception as error:
         error.add_note(f"In a training process: {traceback.format_exc()}")
         errors.put(error)
@@ -427,7 +488,7 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
     for run in missing:
         if run.relabelled_by is None:
             continue
-        teacher, folder = asked.get(run.relabelled_by), task.relabeller(run)
+        teacher, folder = asked.get(run.relabelled_by), bundle.teacher_folder(run)
         if folder is not None:
             teacher = run_dir.read_run(folder)
         elif not (teacher and teacher.predictions):
@@ -437,7 +498,7 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
                 "diverged has none): give that run with predictions=True in the same list, or "
                 "train it first"
             )
-        task.check_relabeller(run, teacher)
+        bundle.check_teacher(run, teacher)
 
 
 def _check_writable(folder: Path) -> None:

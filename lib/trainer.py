@@ -1,12 +1,16 @@
-"""Training: the data lives on the device, nothing inside an epoch waits for the host, a killed run
-goes on where it was.
+"""Training, top to bottom: `fit` trains runs, `_train` one of them, `TrainStep` makes its steps.
 
-Order of batches, dropout and masks of an epoch come from generators seeded by (seed, purpose,
-epoch), so that the state of a training is its weights, its optimiser and its epoch. On a CPU one
-    thread trains one network: results do not depend on
-how many cores there are, and the run store gives each core a network of its own. On a GPU networks
-are trained side by side in one process, each on a stream of its own (`lib.steps`), and each as it
-would be trained alone.
+The data lives on the device, nothing inside an epoch waits for the host, a killed run goes on where
+it was. Order of batches, dropout and masks of an epoch come from generators seeded by (seed,
+purpose, epoch), so that the state of a training is its weights, its optimiser and its epoch.
+
+On a CPU one thread trains one network: results do not depend on how many cores there are, and the
+run store gives each core a network of its own. On a GPU networks are trained side by side in one
+process, each on a stream of its own, and each as it would be trained alone. A step of these
+networks is some hundred small operators, which a GPU ends sooner than Python has launched the next.
+So its first steps are made as they are written, then one is recorded in a CUDA graph, and from
+there on a step is a single launch: the same operators in the same order. `CUDA_GRAPHS=0` in the
+environment turns recording off.
 """
 
 import contextlib
@@ -15,25 +19,31 @@ import math
 import os
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import machine, models, observe, paths, run_dir, schedules
-from lib.run import Run
-from lib.steps import PRECISIONS, Steps, optimizer_of
-from lib.task import Task, check, data_key, prepare
-from lib.task import penalties as attach
+from lib import bundle, losses, machine, measures, models, paths, run_dir, schedules
+from lib.bundle import Bundle
+from lib.data import Split
+from lib.run import CCA_STARTS, Run, generator
 
+PRECISIONS = ("float32", "bfloat16")
 CHECKPOINT_SECONDS = 30
-Watch = Callable[[Run, nn.Module, int], None]
+WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser
+EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
+CCA_IMAGES = 1000  # protocol, section 1
+
+Callback = Callable[[Run, nn.Module, int], None]
 Training = Generator[None, None, pd.DataFrame]  # stops after each step; gives the run's metrics
 
 
@@ -47,37 +57,35 @@ def fit(
     *,
     device: str | torch.device | None = None,
     precision: str | None = None,
-    on_epoch: Callable[[], None] = lambda: None,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
     deadline: float | None = None,
     side_by_side: bool | None = None,
 ) -> pd.DataFrame:
-    """Train the runs and give their metrics: one tidy frame, a row a run and epoch, with the run's
-    `id`.
+    """Train the runs and give their metrics: a tidy frame, one row per run and epoch, with `id`.
 
     Args:
         runs: what to train.
         folders: one each, to checkpoint into, to resume from and to write the finished run to;
             None: keep nothing. A checkpoint of other labels, those of a teacher (`relabelled_by`)
-                that was trained again since, is not gone on from.
+            that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
         precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and
             all that is measured beside the training stay float32 (on a GPU its convolutions are
             TF32 then), and so does the arithmetic of losses and penalties, on activations that are
-                rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in
-            the precision it was begun in.
-        on_epoch: called after each epoch of each run.
-        watch: called with run, network and epoch before training (epoch 0) and after each epoch,
-            for example to log to TensorBoard (`lib.monitor`). It must not change the network.
-        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one, None:
-            train to the end.
-        side_by_side: whether the runs take their steps in turns, all at once, or one run is trained
-            after another; each gives the same results. None: side by side on a GPU.
+            rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in the precision
+            it was begun in.
+        callback: called with run, network and epoch before training (epoch 0) and after each
+            epoch, for example to log to TensorBoard (`lib.monitor`) or to show progress. It must
+            not change the network.
+        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one,
+            None: train to the end.
+        side_by_side: whether the runs take their steps in turns, all at once, or one run is
+            trained after another; each gives the same results. None: side by side on a GPU.
 
     Raises:
         ValueError: if a run does not fit its data, for an unknown precision, and for a device that
             is not there; raised before any of them is trained.
-        data.DataError, LookupError: as for `lib.task.prepare`, before any of them is trained.
+        data.DataError, LookupError: as for `bundle.prepare`, before any of them is trained.
         run_dir.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
             hold what was trained.
@@ -87,32 +95,138 @@ def fit(
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
     device = torch.device(checked_device(device) if device else default_device())
     precision = default_precision(precision)
-    commit()
-    tasks: dict[tuple, Task] = {}
+    version = commit()  # before the first training, which may outlive the next commit
+    bundles: dict[tuple, Bundle] = {}
+    loaded: bundle.Loaded = {}
     for run in runs:
-        key = data_key(run)
-        if key not in tasks:
-            tasks[key] = prepare(run, device)
-        check(run, tasks[key].shape, len(tasks[key].train), len(tasks[key].test))
-    together = len(runs) if (device.type == "cuda" if side_by_side is None else side_by_side) else 1
+        key = bundle.data_key(run)
+        if key not in bundles:
+            bundles[key] = bundle.prepare(run, device, loaded)
+        bundle.check(run, bundles[key].shape, len(bundles[key].train), len(bundles[key].test))
+    if side_by_side is None:
+        side_by_side = device.type == "cuda"
+    together = len(runs) if side_by_side else 1
     frames: list[pd.DataFrame] = []
-    with _reproducible(device, precision):
-        trainings = [
-            _training(
-                run, tasks[data_key(run)], folder, device, precision, on_epoch, watch, deadline
-            )
-            for run, folder in zip(runs, folders or [None] * len(runs), strict=True)
-        ]
-        while trainings:
-            group, trainings = trainings[:together], trainings[together:]
-            frames += _take_turns(
-                group, device, _turns_per_epoch(runs[0], tasks[data_key(runs[0])])
-            )
+    with reproducible(device, precision):
+        for first in range(0, len(runs), together):
+            group = range(first, min(first + together, len(runs)))
+            trainings = [
+                _train(
+                    runs[k],
+                    bundles[bundle.data_key(runs[k])],
+                    folders[k] if folders else None,
+                    precision,
+                    version,
+                    callback,
+                    deadline,
+                )
+                for k in group
+            ]
+            images = len(bundles[bundle.data_key(runs[first])].train)
+            frames += _take_turns(trainings, device, -(-images // runs[first].batch_size))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _turns_per_epoch(run: Run, task: Task) -> int:
-    return -(-len(task.train) // run.batch_size)
+def _train(
+    run: Run,
+    data: Bundle,
+    folder: Path | None,
+    precision: str,
+    version: str,
+    callback: Callback | None,
+    deadline: float | None,
+) -> Training:
+    """Train one run; stops after each step, and gives its metrics at the end."""
+    device = data.true_labels.device
+    model = build_network(run, *data.shape).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(run, model)
+    state = run_dir.load_checkpoint(folder, run, data.hashes["labels"]) if folder else None
+    rows: list[dict[str, float]] = []  # one per epoch
+    arrays: dict[str, list[Tensor]] = {}
+    starts: dict[str, Tensor] = {}
+    seconds = 0.0
+    if state:
+        model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            # Adam's count of steps has to lie where this device wants it, not where it was begun
+            if "capturable" in group:
+                group["capturable"] = device.type == "cuda"
+        optimizer.load_state_dict(state["optimizer"])
+        rows = state["rows"]
+        arrays = state["arrays"]
+        starts = state["starts"]
+        seconds = state["seconds"]
+        precision = state.get("precision", PRECISIONS[0])  # one training, one precision
+    elif folder:
+        run_dir.begin(folder, run)
+    if precision == "bfloat16":
+        machine.warn_where_bfloat16_is_slow(device)
+    step = TrainStep(model, optimizer, data, run, precision)
+    names = metric_names(run, data, model, step.metrics)
+    weights = [0.0] * run.epochs
+    if run.al2:
+        weights = schedules.schedule(run.schedule, run.epochs, run.speed, run.rate).tolist()
+
+    started = time.monotonic()
+    saved = started
+    diverged = None
+    if not rows:
+        measure(model, data, run, 0, arrays, starts)
+        if callback:
+            callback(run, model, 0)
+    for epoch in range(len(rows) + 1, run.epochs + 1):
+        row = {"epoch": epoch}
+        row |= yield from step.epoch(epoch, weights[epoch - 1])
+        row |= evaluate(model, data, run, full=epoch in run.point_epochs())
+        if not all(map(math.isfinite, row.values())):
+            diverged = epoch
+            break
+        row |= measure(model, data, run, epoch, arrays, starts)
+        if undeclared := row.keys() - set(names):
+            raise KeyError(f"nobody declared {', '.join(sorted(undeclared))}, see metric_names")
+        rows.append(row)
+        if callback:
+            callback(run, model, epoch)
+        now = time.monotonic()
+        late = deadline is not None and now >= deadline and epoch < run.epochs
+        if folder and epoch < run.epochs and (late or now - saved > CHECKPOINT_SECONDS):
+            saved = now
+            state = {
+                "id": run.id,
+                "measured": json.dumps(run.measured()),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rows": rows,
+                "arrays": arrays,
+                "starts": starts,
+                "seconds": seconds + saved - started,
+                "device": device_name(device),
+                "precision": precision,
+                "labels": data.hashes["labels"],
+            }
+            run_dir.save_checkpoint(folder, state)
+        if late:
+            raise OutOfTime(
+                f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to "
+                "go on"
+            )
+    step.close()
+
+    metrics = pd.DataFrame(rows, columns=names)
+    if folder:
+        env = _environment(device, version)
+        env |= {"precision": precision}
+        env |= data.hashes
+        env |= {"num_classes": data.num_classes}
+        env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
+        stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
+        if diverged is None:
+            stacked |= final_arrays(model, data, run)
+        kept = None
+        if run.keep_weights:
+            kept = {name: value.cpu() for name, value in model.state_dict().items()}
+        run_dir.finish(folder, run, metrics, stacked, env, diverged, kept)
+    return metrics.assign(id=run.id)
 
 
 def _take_turns(
@@ -153,6 +267,365 @@ def _take_turns(
     if late:
         raise late
     return [frames[k] for k in range(len(trainings))]
+
+
+# ---- one network's steps
+
+
+def build_network(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """The network that `run` names, with its initial weights: the same in all networks of a seed,
+    where they share them. See `models.build`.
+    """
+    uniform = run.bn_gamma == "uniform"
+    return models.build(
+        run.network,
+        in_channels,
+        image_size,
+        num_classes,
+        generator=generator(run.seed, "weights"),
+        gamma_generator=generator(run.seed, "bn_gamma") if uniform else None,
+        **run.network_options(),
+    )
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """The run's optimiser, for a network that lies on its device."""
+    options = {"lr": run.learning_rate, "weight_decay": run.weight_decay}
+    if run.optimizer == "adam":
+        # its count of steps has to lie where a recorded step can find it
+        on_gpu = next(model.parameters()).is_cuda
+        return torch.optim.Adam(model.parameters(), **options, capturable=on_gpu)
+    return torch.optim.SGD(model.parameters(), momentum=run.momentum, **options)
+
+
+class TrainStep:
+    """Trains a network on its data, an epoch at a call of `epoch`, with the penalties of its run.
+
+    Args:
+        model: on the data's device; the run's penalties are attached to it until `close`.
+        optimizer: of its parameters.
+        data: images and labels.
+        run: what is trained.
+        precision: of the products, one of `PRECISIONS`; losses, penalties and weights are float32
+            in either.
+        use_cuda_graph: whether steps are replayed from a CUDA graph; None: on a GPU, unless
+            $CUDA_GRAPHS is 0.
+
+    Attributes:
+        metrics: names of the run's penalties in the stored metrics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Bundle,
+        run: Run,
+        precision: str = PRECISIONS[0],
+        use_cuda_graph: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.data = data
+        self.run = run
+        self.precision = precision
+        device = data.train.images.device
+        if use_cuda_graph is None:
+            use_cuda_graph = device.type == "cuda" and os.environ.get("CUDA_GRAPHS") != "0"
+        self.use_cuda_graph = use_cuda_graph
+        self.penalties = bundle.attach(run, model)
+        # L_r is measured in every run, so that networks with and without AL2 can be compared
+        penalised = [penalty for term, penalty in self.penalties if term.name == "activation_l2"]
+        features = models.features_layer(run.network)
+        self.activation_l2 = penalised[0] if penalised else losses.ActivationL2(model, features)
+        self.metrics = [penalty.metric for _, penalty in self.penalties]
+        self.names = ["cross_entropy", "activation_l2", "train_accuracy"]
+        self.names += [name for name in self.metrics if name not in self.names]
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+        # λ_e: changed in place, since a recorded step reads it from there
+        self.weight = torch.zeros((), device=device)
+        # one for all layers, or they would drop alike
+        self.dropout_generator = torch.Generator(device)
+        for module in model.modules():
+            if isinstance(module, models.Dropout):
+                module.generator = self.dropout_generator
+        self.num_steps = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.static_batch: Tensor | None = None  # numbers of the images of a recorded step [B]
+
+    def epoch(self, epoch: int, weight: float) -> Iterator[None]:
+        """A pass over the training images, which stops after each step so that other networks can
+        take theirs.
+
+        Args:
+            epoch: 1 for the first; order of images and dropout masks depend on it.
+            weight: λ of this epoch.
+
+        Returns:
+            (of the generator) means over the epoch's images, in training mode, by name; and
+            `lambda` with AL2.
+        """
+        self.model.train()
+        labels = self.data.train.labels
+        order = torch.randperm(len(labels), generator=generator(self.run.seed, "order", epoch))
+        seed = generator(self.run.seed, "dropout", epoch).initial_seed()
+        self.dropout_generator.manual_seed(seed)
+        self.weight.fill_(weight)
+        self.sums.zero_()
+        for batch in order.to(labels.device).split(self.run.batch_size):
+            self._advance(batch)
+            yield
+        means = (self.sums / len(labels)).tolist()  # the epoch's only wait for the device
+        values = dict(zip(self.names, means, strict=True))
+        if self.run.al2:
+            values["lambda"] = weight
+        return values
+
+    def close(self) -> None:
+        """Detach the penalties from the network."""
+        self.activation_l2.remove()
+        for _, penalty in self.penalties:
+            penalty.remove()
+
+    def _advance(self, batch: Tensor) -> None:
+        whole = len(batch) == self.run.batch_size  # an epoch's short last batch is not recorded
+        if not self.use_cuda_graph or self.num_steps < WARM_UP or not whole:
+            self._step(batch)
+            self.num_steps += 1
+            return
+        if self.graph is None:
+            self._record()
+        self.static_batch.copy_(batch)
+        self.graph.replay()
+
+    def _record(self) -> None:
+        """Record a step in a CUDA graph; the step itself is made when the graph is replayed.
+
+        On the current stream: graphs that share one share its work space, too.
+        """
+        device = self.sums.device
+        self.static_batch = torch.zeros(self.run.batch_size, dtype=torch.int64, device=device)
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(self.dropout_generator)
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+            self._step(self.static_batch)
+
+    def _step(self, batch: Tensor) -> None:
+        """One step on the images with these numbers, int64 [B]; all that stays is changed in
+        place.
+        """
+        x = self.data.train.images[batch]  # [B, C, H, W]
+        y = self.data.train.labels[batch]  # [B]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.model(x)  # [B, K]
+        logits = logits.float()  # losses and gradients of weights are float32 in either precision
+        cross_entropy = F.cross_entropy(logits, y)
+        values = {
+            "cross_entropy": cross_entropy,
+            "activation_l2": self.activation_l2.penalty(),
+            "train_accuracy": measures.accuracy(logits, y),
+        }
+        loss = cross_entropy
+        for term, penalty in self.penalties:
+            value = penalty.penalty()
+            weight = self.weight if term.weight is None else term.weight  # None: λ_e
+            loss = loss + weight * value
+            values[penalty.metric] = value
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        measured = torch.stack([values[name].detach() for name in self.names])
+        self.sums += measured.double() * len(y)
+
+
+def train_epoch(step: TrainStep, epoch: int, weight: float) -> dict[str, float]:
+    """All steps of an epoch, one after another: what `TrainStep.epoch` gives at its end."""
+    turns = step.epoch(epoch, weight)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
+
+
+# ---- what is measured beside the training
+
+
+def evaluate(model: nn.Module, data: Bundle, run: Run, *, full: bool) -> dict[str, float]:
+    """Accuracy in % and cross-entropy on (the first) test images and, where some are held out, on
+    the validation images.
+
+    NaN where a logit is not finite: the largest of such logits means nothing.
+    """
+    count = len(data.test) if full or run.test_images is None else run.test_images
+    values: dict[str, float] = {"test_images": count}
+    test = Split(data.test.images[:count], data.test.labels[:count])
+    for name, split in (("test", test), ("validation", data.validation)):
+        if len(split):
+            logits = predict(model, split.images)
+            accuracy = measures.accuracy(logits, split.labels).item()
+            values[f"{name}_accuracy"] = accuracy if torch.isfinite(logits).all() else math.nan
+            values[f"{name}_cross_entropy"] = F.cross_entropy(logits, split.labels).item()
+    return values
+
+
+def measure(
+    model: nn.Module,
+    data: Bundle,
+    run: Run,
+    epoch: int,
+    arrays: dict[str, list[Tensor]],
+    starts: dict[str, Tensor],
+) -> dict[str, float]:
+    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and
+    arrays that are added to.
+
+    `starts` holds φ at the starts that canonical correlations are taken against.
+    """
+    columns: dict[str, float] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        arrays.setdefault(name, []).append(value.cpu())
+
+    if epoch in run.point_epochs():
+        for spec, curve in _ablate(model, data, run, epoch).items():
+            add(f"ablation {spec}", curve)
+            columns[_area_column(spec)] = measures.ablation_area(curve)
+        add("ablation epochs", torch.tensor(epoch))
+
+    mapped = run.heat_maps > 0 and epoch in run.heat_map_epochs()
+    maps: dict[str, Tensor] = {}
+    if run.entropy or mapped:
+        probe_images = data.measure.images
+        if not run.entropy:
+            probe_images = probe_images[: run.heat_maps]
+        maps = measures.entropy_maps(model, probe_images)
+    if mapped:
+        for layer, entropy in maps.items():
+            add(f"heat maps {layer}", entropy[: run.heat_maps].half())
+        add("heat map epochs", torch.tensor(epoch))
+    if run.entropy:
+        means = {f"entropy {layer}": entropy.mean().item() for layer, entropy in maps.items()}
+        if epoch == 0:
+            add("entropy before training", torch.tensor(list(means.values())))
+        columns |= means
+        for layer in _correlated(model):
+            rms, histogram = measures.correlation_summary(losses.find_layer(model, layer).weight)
+            columns[f"correlation {layer}"] = rms.item()
+            add(f"correlations {layer}", histogram.int())
+
+    if run.cca and (epoch <= 1 or epoch in run.cca_epochs()):
+        phi = measures.channel_points(predict(model.trunk, data.train.images[:CCA_IMAGES])).cpu()
+        if epoch < len(CCA_STARTS) and CCA_STARTS[epoch] in run.cca:
+            starts[CCA_STARTS[epoch]] = phi
+        if epoch in run.cca_epochs():
+            for start in starts:
+                found = measures.similarities(starts[start], phi)
+                # sequences of one length: where a channel is dead, or depends on others, the last
+                # coefficients are missing
+                missing = len(phi) - len(found.cca.coefficients)
+                add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
+                dropped = [found.cca.dropped_x, found.cca.dropped_y]
+                add(f"cca dropped {start}", torch.tensor(dropped))
+                for name in ("mean_cca", "svcca", "pwcca"):
+                    columns[f"{name} {start}"] = getattr(found, name)
+                add(f"cca epochs {start}", torch.tensor(epoch))
+    return columns
+
+
+def final_arrays(model: nn.Module, data: Bundle, run: Run) -> dict[str, np.ndarray]:
+    """What the run asks for of the trained network itself: `trunk <parameter>` and `predictions`
+    int16 [N_train].
+    """
+    found = {}
+    if run.keep_trunk:
+        for name, value in model.trunk.state_dict().items():
+            found[f"trunk {name}"] = value.cpu().numpy()
+    if run.predictions:
+        classes = predict(model, data.train.images).argmax(1)
+        found["predictions"] = classes.cpu().numpy().astype(np.int16)
+    return found
+
+
+def _ablate(model: nn.Module, data: Bundle, run: Run, epoch: int) -> dict[str, Tensor]:
+    """An ablation curve [11] for each "mask/images" that the run asks for."""
+    sets = {
+        "train-true": (data.train.images, data.true_labels),
+        "train-corrupt": (data.train.images, data.train.labels),
+        "test": (data.test.images, data.test.labels),
+    }
+    curves = {}
+    features: dict[int, Tensor] = {}  # φ by the images it is of
+    for spec in run.ablations:
+        mask, name = spec.split("/")
+        images, labels = sets[name]
+        if id(images) not in features:
+            features[id(images)] = predict(model.trunk, images)
+        coins = generator(run.seed, "ablation", spec, epoch, device=images.device)
+        curves[spec] = measures.cumulative_ablation(
+            model.head, features[id(images)], labels, mask=mask, generator=coins
+        )
+    return curves
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Outputs in eval mode, which it leaves the network in, for images [N, C, H, W], batch by
+    batch; penalties that are attached to the network take no notice.
+    """
+    model.eval()
+    batches = images.split(EVAL_BATCHES.get(images.device.type, 500))
+    return torch.cat([model(batch) for batch in batches])
+
+
+def metric_names(
+    run: Run, data: Bundle, model: nn.Module, penalty_metrics: Sequence[str]
+) -> list[str]:
+    """Columns of the run's metrics, in their order.
+
+    Args:
+        run, data, model: of the training.
+        penalty_metrics: of the run's penalties, `TrainStep.metrics`.
+    """
+    names = [
+        "epoch",
+        "test_accuracy",
+        "test_cross_entropy",
+        "test_images",
+        "train_accuracy",
+        "cross_entropy",
+        "activation_l2",
+    ]
+    if run.al2:
+        names.append("lambda")
+    names += [name for name in penalty_metrics if name not in names]
+    if len(data.validation):
+        names += ["validation_accuracy", "validation_cross_entropy"]
+    if run.entropy:
+        names += [f"entropy {layer}" for layer in measures.hidden_layers(model)]
+        names += [f"correlation {layer}" for layer in _correlated(model)]
+    for start in run.cca:
+        names += [f"{scalar} {start}" for scalar in ("mean_cca", "svcca", "pwcca")]
+    return names + [_area_column(spec) for spec in run.ablations]
+
+
+def _correlated(model: nn.Module) -> list[str]:
+    """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not
+    AlexNet's 4,096 units.
+    """
+    return [
+        name
+        for name in measures.hidden_layers(model)
+        if len(losses.find_layer(model, name).weight) <= measures.MOST_FILTERS
+    ]
+
+
+def _area_column(spec: str) -> str:
+    """Table 2's metric has the published name; the other protocols say which they are."""
+    return "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
+
+
+# ---- devices, precision, and what a run's record says of them
 
 
 def default_device() -> str:
@@ -198,144 +671,56 @@ def device_name(device: str | torch.device | None = None) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
-def _training(
-    run: Run,
-    task: Task,
-    folder: Path | None,
-    device: torch.device,
-    precision: str,
-    on_epoch: Callable[[], None],
-    watch: Watch | None,
-    deadline: float | None,
-) -> Training:
-    """Train one run; stops after each step, and gives its metrics at the end."""
-    model = models.build(run, *task.shape).to(device, memory_format=torch.channels_last)
-    optimizer = optimizer_of(run, model)
-    penalties = attach(run, model)
-    weights = (
-        schedules.schedule(run.schedule, run.epochs, run.speed, run.rate)
-        if run.al2
-        else [0.0] * run.epochs
-    )
-    rows: list[dict[str, float]] = []
-    arrays: dict[str, list[Tensor]] = {}
-    starts: dict[str, Tensor] = {}
-    seconds, diverged = 0.0, None
+class _ProcessSettings:
+    """PyTorch's settings that hold for the whole process, as long as any training needs them.
 
-    state = run_dir.load_checkpoint(folder, run, task.hashes["labels"]) if folder else None
-    if state:
-        model.load_state_dict(state["model"])
-        for group in state["optimizer"]["param_groups"]:
-            if (
-                "capturable" in group
-                # Adam's count of steps has to lie where this device wants it, not where it was begun
-            ):
-                group["capturable"] = device.type == "cuda"
-        optimizer.load_state_dict(state["optimizer"])
-        rows, arrays, starts, seconds = (
-            state["rows"],
-            state["arrays"],
-            state["starts"],
-            state["seconds"],
-        )
-        precision = state.get("precision", PRECISIONS[0])  # one training, one precision
-        for _ in rows:
-            on_epoch()
-    elif folder:
-        run_dir.begin(folder, run)
-    if precision == "bfloat16":
-        machine.warn_where_bfloat16_is_slow(device)
-    steps = Steps(model, optimizer, penalties, task, run, precision)
-
-    started = saved = time.monotonic()
-    if not rows:
-        observe.observe(model, task, run, 0, arrays, starts)
-        if watch:
-            watch(run, model, 0)
-    for epoch in range(len(rows) + 1, run.epochs + 1):
-        weight = float(weights[epoch - 1])
-        row = {"epoch": epoch} | (yield from steps.epoch(epoch, weight))
-        row |= observe.evaluate(model, task, run, full=epoch in run.point_epochs())
-        if not all(map(math.isfinite, row.values())):
-            diverged = epoch
-            break
-        rows.append(row | observe.observe(model, task, run, epoch, arrays, starts))
-        on_epoch()
-        if watch:
-            watch(run, model, epoch)
-        now = time.monotonic()
-        late = deadline is not None and now >= deadline and epoch < run.epochs
-        if folder and epoch < run.epochs and (late or now - saved > CHECKPOINT_SECONDS):
-            saved = now
-            state = {
-                "id": run.id,
-                "measured": json.dumps(run.measured()),
-                "model": model.state_dict(),
-            }
-            state |= {
-                "optimizer": optimizer.state_dict(),
-                "rows": rows,
-                "arrays": arrays,
-                "starts": starts,
-            }
-            state |= {
-                "seconds": seconds + saved - started,
-                "device": device_name(device),
-                "precision": precision,
-            }
-            state |= {"labels": task.hashes["labels"]}
-            run_dir.save_checkpoint(folder, state)
-        if late:
-            raise OutOfTime(
-                f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to go "
-                "on"
-            )
-    for penalty in penalties:
-        penalty.remove()
-
-    metrics = pd.DataFrame(rows, columns=observe.metric_names(run, task, model))
-    if folder:
-        env = (
-            _environment(device)
-            | {"precision": precision}
-            | task.hashes
-            | {"num_classes": task.num_classes}
-        )
-        env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
-        kept = {k: v.cpu() for k, v in model.state_dict().items()} if run.keep_weights else None
-        stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
-        stacked |= observe.kept(model, task, run) if diverged is None else {}
-        run_dir.finish(folder, run, metrics, stacked, env, diverged, kept)
-    return metrics.assign(id=run.id)
-
-
-@contextmanager
-def _reproducible(device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
-    """The same sums each time: one thread on a CPU (faster than two on these sizes, too), no choice
-    of methods on a GPU.
-
-    Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three bits
-    more, at their speed.
+    They make the same sums each time: one thread on a CPU (faster than two on these sizes, too), no
+    choice of methods on a GPU. The last of several trainings in threads puts back what was.
     """
-    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        machine.keep_memory()
-    try:
-        tf32 = precision == "bfloat16"
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-        ):
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._trainings = 0
+        self._before: dict[str, Any] = {}
+
+    @contextmanager
+    def hold(self, device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
+        """Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three
+        bits more, at their speed.
+        """
+        cudnn = torch.backends.cudnn
+        with self._lock:
+            if not self._trainings:
+                self._before = {
+                    "threads": torch.get_num_threads(),
+                    "products": torch.get_float32_matmul_precision(),
+                    "cudnn": (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+                }
+            self._trainings += 1
+            torch.set_float32_matmul_precision("highest")
+            if device.type == "cpu":
+                torch.set_num_threads(1)
+                machine.keep_memory()
+            else:
+                cudnn.benchmark = False
+                cudnn.deterministic = True
+                cudnn.allow_tf32 = precision == "bfloat16"
+        try:
             yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(products)
+        finally:
+            with self._lock:
+                self._trainings -= 1
+                if not self._trainings:
+                    torch.set_num_threads(self._before["threads"])
+                    torch.set_float32_matmul_precision(self._before["products"])
+                    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = self._before["cudnn"]
 
 
-@lru_cache(maxsize=1)
+reproducible = _ProcessSettings().hold
+
+
 def commit() -> str:
-    """The code's version, read once, before the first training.
+    """The code's version, read before the first training.
 
     Git's; without git, that in the environment variable `COMMIT` or else in the project's file of
     that name, for machines that the code is only copied to; "unknown" without any of them.
@@ -352,7 +737,7 @@ def commit() -> str:
     return "unknown"
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device, version: str) -> dict[str, Any]:
     """Versions, device, processor and commit, for a run's record. Threads are those of the
     training.
     """
@@ -363,5 +748,5 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "processor": machine.processor(),
         "instruction_sets": machine.instruction_sets(),
         "threads": torch.get_num_threads(),
-        "commit": commit(),
+        "commit": version,
     }

@@ -29,11 +29,11 @@ def own_folders(tmp_path, monkeypatch):
 @pytest.fixture
 def epochs_trained(monkeypatch):
     """Every epoch that is trained in this process, in order; a test may clear the list."""
-    from lib.steps import Steps
+    from lib.trainer import TrainStep
 
-    epochs, train = [], Steps.epoch
+    epochs, train = [], TrainStep.epoch
     monkeypatch.setattr(
-        Steps,
+        TrainStep,
         "epoch",
         lambda steps, epoch, weight: (epochs.append(epoch), train(steps, epoch, weight))[1],
     )

@@ -11,7 +11,7 @@ from made import cliff, kept, rising, stored
 from matplotlib.colors import to_rgb
 from test_report import assembled
 
-from lib import measures, models
+from lib import measures, trainer
 from lib.run import Run
 from lib.study import claims, report, tables
 from lib.study.experiments import across as study
@@ -121,7 +121,7 @@ def test_long_trainings_are_read_as_far_as_the_others():
 
 @pytest.mark.parametrize("network", ["al2_cnn", "convnet_s", "lenet"])
 def test_filters_are_those_of_the_network_as_built(network):
-    model = models.build(Run("digits", network=network), 1, 32, 10)
+    model = trainer.build_network(Run("digits", network=network), 1, 32, 10)
     widths = {name: len(model.get_submodule(name).weight) for name in measures.hidden_layers(model)}
     assert across.filters(network) == widths
     assert network == "lenet" or widths.items() <= WIDTHS.items()

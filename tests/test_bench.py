@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import bench, models, run_dir
+from lib import bench, run_dir, trainer
 from lib.bench import cpu as bench_cpu
 from lib.bench import gpu_rows as bench_rows
 from lib.bench import plain as bench_plain
@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def test_arithmetic_is_the_hand_count_and_what_pytorch_counts():
-    model = models.build(Run("mnist"), 1, 28, 10)
+    model = trainer.build_network(Run("mnist"), 1, 28, 10)
     found = bench_cpu.arithmetic(model, (1, 28, 28))
     # 2 · outputs · fan-in; backward twice that, but the first layer's images need no gradient
     by_hand = {

@@ -4,14 +4,14 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import models
+from lib import trainer
 from lib.bench import gpu as bench_gpu
 from lib.bench import gpu_rows as bench_rows
 from lib.bench.stacked import SUMS, WAYS, Feed, Stack
+from lib.bundle import Bundle
 from lib.data import Split
 from lib.run import Run, generator
-from lib.steps import Steps, optimizer_of, train_epoch
-from lib.task import Task, penalties
+from lib.trainer import TrainStep, make_optimizer, train_epoch
 
 CPU = torch.device("cpu")
 SHAPE, BATCH, STEPS = (1, 20, 10), 6, 3
@@ -36,9 +36,9 @@ def runs(seeds=(0,) * 8) -> list[Run]:
 def alone(run: Run, images, labels):
     """Means of an epoch and weights of a network that the trainer trains by itself."""
     empty = Split(images[:0], labels[:0])
-    task = Task(Split(images, labels), labels, empty, empty, empty, SHAPE[2], {})
-    model = models.build(run, *SHAPE)
-    steps = Steps(model, optimizer_of(run, model), penalties(run, model), task, run)
+    task = Bundle(Split(images, labels), labels, empty, empty, empty, SHAPE[2], {})
+    model = trainer.build_network(run, *SHAPE)
+    steps = TrainStep(model, make_optimizer(run, model), task, run)
     means = train_epoch(steps, 1, LAMBDA * run.al2)
     return means, model.state_dict()
 
@@ -112,9 +112,9 @@ def test_feed_goes_round_and_shows_each_image_once(data):
 
 
 def test_flops_of_the_study_networks():
-    assert bench_rows.flops(models.build(Run("mnist"), 1, 28, 10), (1, 28, 28)) == pytest.approx(
-        13.2e6, rel=0.01
-    )
+    assert bench_rows.flops(
+        trainer.build_network(Run("mnist"), 1, 28, 10), (1, 28, 28)
+    ) == pytest.approx(13.2e6, rel=0.01)
 
 
 def test_rows_differ_and_hold_every_way():

@@ -55,7 +55,8 @@ def remember(run, seconds, device=HERE):
 @pytest.fixture
 def always(monkeypatch):
     """Every run is begun, though the deadline is over: it stops after one epoch."""
-    monkeypatch.setattr(budget, "fits", lambda *_: True)
+    monkeypatch.setattr(budget, "fits", lambda *_, **__: True)
+    return budget.fits
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_deadline_that_does_not_come_changes_nothing():
 
 def test_the_store_stops_at_the_deadline_and_goes_on_later(always):
     other = replace(AL2, seed=1)
-    store.ensure([AL2, other], deadline=0.0)
+    store.ensure([AL2, other], deadline=0.0, may_begin=always)
     assert (store.epochs_left(AL2), store.epochs_left(other)) == (2, 3)  # the second was not begun
     assert store.find(other) is None and store.available([AL2]) == []
     store.ensure([AL2, other])
@@ -109,7 +110,7 @@ def test_the_store_stops_at_the_deadline_and_goes_on_later(always):
 def test_a_run_that_gains_a_measure_in_slices_stays_readable(always):
     store.ensure([AL2])
     more = replace(AL2, ablations=("shared/test",))
-    store.ensure([more], deadline=0.0)
+    store.ensure([more], deadline=0.0, may_begin=always)
     assert (
         store.epochs_left(AL2) == 0 and store.epochs_left(more) == 2 and len(store.load([AL2])) == 3
     )
@@ -135,7 +136,7 @@ def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
 
 def test_the_pace_of_a_finished_run_and_of_one_under_way(always):
     store.ensure([CONV])
-    store.ensure([AL2], deadline=0.0)
+    store.ensure([AL2], deadline=0.0, may_begin=always)
     paces = {pace.run.id: pace for pace in budget.paces()}
     seconds = json.loads((folder_of(CONV) / "env.json").read_text())["seconds"]
     assert paces[CONV.id].seconds == pytest.approx(seconds / 3)
@@ -175,7 +176,7 @@ def test_a_run_is_begun_only_if_it_ends_in_time_unless_it_goes_on_in_slices():
 
 def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
     remember(replace(CONV, seed=9), 1e7)
-    store.ensure([CONV, AL2], deadline=time.monotonic() + 1e6)
+    store.ensure([CONV, AL2], deadline=time.monotonic() + 1e6, may_begin=budget.fits)
     assert store.available([CONV, AL2]) == [AL2] and store.find(CONV) is None
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import measures, models
+from lib import measures, trainer
 from lib.run import SCREENING_SEED, Run
 from lib.schedules import SCHEDULES, schedule
 from lib.study import campaign
@@ -405,7 +405,7 @@ def test_table_3_is_two_networks_without_and_with_sparsity_reg_for_each_seed():
 def test_regularised_layers_are_all_but_the_last_or_the_last_convolutions_and_first_dense_one(
     network,
 ):
-    names = measures.hidden_layers(models.build(Run("digits", network=network), 3, 32, 10))
+    names = measures.hidden_layers(trainer.build_network(Run("digits", network=network), 3, 32, 10))
     assert list(REGULARISED[network]["all"]) == names
     convolutions, dense = ([n for n in names if n.startswith(kind)] for kind in ("conv", "fc"))
     assert list(REGULARISED[network]["targeted"]) == [*convolutions[-2:], dense[0]]
@@ -613,7 +613,7 @@ def test_without_a_set_for_the_second_test_the_first_is_alone():
 def test_sparsity_reg_acts_on_the_same_kinds_of_layers_in_both_networks():
     """sr2Net: the last convolutions and the first dense layer."""
     run = across("mnist", clean_dataset="digits")[3]
-    names = measures.hidden_layers(models.build(run, 1, 28, 10))
+    names = measures.hidden_layers(trainer.build_network(run, 1, 28, 10))
     assert names == ["trunk.conv1", "trunk.conv2", "head.fc1"] and sorted(names[1:]) == list(
         run.sparsity
     )

@@ -22,8 +22,8 @@ import torch
 
 from lib import paths, run_dir, store, trainer
 from lib.run import Run
-from lib.steps import Steps
 from lib.study import campaign
+from lib.trainer import TrainStep
 
 SHORT = Run(
     dataset="digits",
@@ -133,15 +133,12 @@ def stopped_at(epoch, monkeypatch):
     """
     fit = trainer.fit
 
-    def stopping(runs, folders, on_epoch, **more):
-        seen = []
-
-        def count():
-            seen.append(1)
-            if len(seen) == epoch:
+    def stopping(runs, folders, callback, **more):
+        def stop(run, model, reached):
+            if reached == epoch:
                 raise Stop
 
-        return fit(runs, folders, on_epoch=count, **more)
+        return fit(runs, folders, callback=stop, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
@@ -287,7 +284,7 @@ def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatc
     else:
         torch.save(state | {"id": "0123456789"}, path)
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
+        patch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
         with pytest.raises(run_dir.RecordError, match=r"checkpoint\.pt"):
             store.ensure([replace(SHORT, seed=1), SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises

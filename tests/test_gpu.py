@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import models, steps, task, trainer
+from lib import bundle, trainer
 from lib.data import Split
 from lib.run import ABLATIONS, Run
 from lib.study.experiments import sparsity_networks
@@ -43,7 +43,7 @@ CONVNETS = sparsity_networks(
 )
 KINDS |= {run.variant: run for run in CONVNETS}
 KINDS["adam"] = replace(KINDS["sr3Net"], optimizer="adam", learning_rate=0.001)
-PRECISIONS = steps.PRECISIONS if DEVICE.type == "cuda" else steps.PRECISIONS[:1]
+PRECISIONS = trainer.PRECISIONS if DEVICE.type == "cuda" else trainer.PRECISIONS[:1]
 only_on_a_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU here")
 
 
@@ -54,7 +54,7 @@ class Again:
         self.made = made
 
     def replay(self):
-        self.made._step(self.made.chosen)
+        self.made._step(self.made.static_batch)
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +64,12 @@ def recorded(monkeypatch):
     if DEVICE.type == "cpu":
 
         def record(self):
-            self.chosen, self.graph = (
+            self.static_batch, self.graph = (
                 torch.zeros(self.run.batch_size, dtype=torch.int64),
                 Again(self),
             )
 
-        monkeypatch.setattr(steps.Steps, "_record", record)
+        monkeypatch.setattr(trainer.TrainStep, "_record", record)
 
 
 def stream():
@@ -81,11 +81,10 @@ def stream():
 
 
 def made(run, data, precision="float32", recorded=True):
-    model = models.build(run, *data.shape).to(DEVICE, memory_format=torch.channels_last)
-    return steps.Steps(
+    model = trainer.build_network(run, *data.shape).to(DEVICE, memory_format=torch.channels_last)
+    return trainer.TrainStep(
         model,
-        steps.optimizer_of(run, model),
-        task.penalties(run, model),
+        trainer.make_optimizer(run, model),
         data,
         run,
         precision,
@@ -95,10 +94,10 @@ def made(run, data, precision="float32", recorded=True):
 
 def trained(run, precision, recorded):
     """Four epochs, λ changing between them: means of each epoch, and the weights."""
-    data = task.prepare(run, DEVICE)
-    with trainer._reproducible(DEVICE, precision), stream():
+    data = bundle.prepare(run, DEVICE)
+    with trainer.reproducible(DEVICE, precision), stream():
         one = made(run, data, precision, recorded)
-        means = [steps.train_epoch(one, epoch, 0.5 * epoch) for epoch in range(1, 5)]
+        means = [trainer.train_epoch(one, epoch, 0.5 * epoch) for epoch in range(1, 5)]
         assert (one.graph is not None) == recorded
         return means, {name: value.cpu() for name, value in one.model.state_dict().items()}
 
@@ -114,10 +113,10 @@ def test_recorded_steps_are_the_eager_ones_bit_for_bit(kind, precision):
 
 def test_dropout_s_coins_are_new_in_each_recorded_step_and_the_same_in_the_same_epoch():
     run = replace(KINDS["dropout"], learning_rate=1e-12, momentum=0.0, al2=False)
-    with trainer._reproducible(DEVICE), stream():
-        one = made(run, task.prepare(run, DEVICE))
+    with trainer.reproducible(DEVICE), stream():
+        one = made(run, bundle.prepare(run, DEVICE))
         first, second, again = (
-            steps.train_epoch(one, epoch, 0.0)["cross_entropy"] for epoch in (1, 2, 1)
+            trainer.train_epoch(one, epoch, 0.0)["cross_entropy"] for epoch in (1, 2, 1)
         )
     assert first != second and again == pytest.approx(first, rel=1e-6)
 
@@ -129,10 +128,12 @@ def test_no_recorded_step_waits_for_the_host():
         memory_format=torch.channels_last
     )
     labels = torch.randint(10, (64 * 60,), device=DEVICE)
-    data = task.Task(Split(images, labels), labels, *[Split(images[:9], labels[:9])] * 3, 10, {})
-    with trainer._reproducible(DEVICE), stream():
+    data = bundle.Bundle(
+        Split(images, labels), labels, *[Split(images[:9], labels[:9])] * 3, 10, {}
+    )
+    with trainer.reproducible(DEVICE), stream():
         turns = made(run, data).epoch(1, 0.1)
-        for _ in range(steps.WARM_UP + 3):
+        for _ in range(trainer.WARM_UP + 3):
             next(turns)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -144,11 +145,11 @@ def test_no_recorded_step_waits_for_the_host():
 
 @only_on_a_gpu
 def test_recorded_networks_take_no_more_memory_the_longer_they_train():
-    data = task.prepare(AL2, DEVICE)
-    with trainer._reproducible(DEVICE), stream():
+    data = bundle.prepare(AL2, DEVICE)
+    with trainer.reproducible(DEVICE), stream():
         one, seen = made(AL2, data), []
         for epoch in range(1, 9):
-            steps.train_epoch(one, epoch, 0.1)
+            trainer.train_epoch(one, epoch, 0.1)
             seen.append(torch.cuda.memory_reserved())
     assert seen[-1] == seen[1]
 

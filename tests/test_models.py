@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import losses, paths
-from lib.models import AL2CNN, Dropout, architecture, build, features_layer
-from lib.run import Run
+from lib import losses, models, paths
+from lib.models import AL2CNN, Dropout, architecture, features_layer
+from lib.run import Run, generator
 from lib.study.experiments import label_randomization, sparsity_networks
+from lib.trainer import build_network as build
 
 NETWORKS = label_randomization("mnist")
 
@@ -239,7 +240,7 @@ VARIANT_RUNS = sparsity_networks("digits", n_measure=10)
 def shapes(run: Run, *shape: int) -> nn.Module:
     """The network without the time that its weights take."""
     with torch.device("meta"):
-        return architecture(run, *shape)
+        return architecture(run.network, *shape, **run.network_options())
 
 
 def parameters(model: nn.Module) -> int:
@@ -515,3 +516,29 @@ def test_phi_of_a_convnet_is_taken_after_dropout_and_is_the_same_in_every_memory
         model(x)
     assert 0.5 < (phis[0] == 0).float().mean() < 1
     torch.testing.assert_close(*phis)
+
+
+# ---- plain arguments, a generator of one's own
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"dropout": 0.5}])
+def test_the_al2_network_starts_as_pytorch_starts_it(options):
+    """The same numbers as the layers' own start draws from the global generator."""
+    source = generator(3, "weights")
+    with torch.random.fork_rng():
+        torch.manual_seed(source.initial_seed())
+        expected = AL2CNN(1, 28, 10, **options).state_dict()
+    found = models.build("al2_cnn", 1, 28, 10, generator=source, **options).state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_network_is_built_from_plain_arguments_and_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    one, other = (models.build("convnet_s", 3, 16, 7, padding="same") for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(one.conv1.weight, other.conv1.weight)
+    assert one.eval()(torch.rand(2, 3, 16, 16)).shape == (2, 7)
+    with pytest.raises(ValueError, match="network is 'resnet'; allowed: al2_cnn"):
+        models.build("resnet", 3, 32, 10)

@@ -291,7 +291,7 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
         if epoch == 2:
             weights.append({name: value.clone() for name, value in model.state_dict().items()})
 
-    frame = trainer.fit(RUNS, watch=keep)
+    frame = trainer.fit(RUNS, callback=keep)
     images = trainer.prepare(RUNS[0]).measure.images
     with Monitor(tmp_path, images[:2], measure_images=images) as monitor:
 
@@ -299,7 +299,7 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
             monitor.watch(run, model, epoch)
             keep(run, model, epoch)
 
-        watched = trainer.fit(RUNS, watch=watch)
+        watched = trainer.fit(RUNS, callback=watch)
     assert frame.equals(watched)
     for k in (0, 1):
         assert all(torch.equal(value, weights[2 + k][name]) for name, value in weights[k].items())

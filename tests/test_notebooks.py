@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lib import models, paths
+from lib import paths, trainer
 from lib.losses import AL2_START, al2_weights
 from lib.run import SCREENING_SEED, Run
 from lib.study import campaign, report
@@ -232,7 +232,9 @@ def test_speed_follows_the_stated_rule(profile, factor, units):
 
 
 def test_the_units_of_a_convnet_s_features_that_the_rule_counts():
-    assert models.build(Run("digits", network="convnet_s"), 3, 32, 10).fc1.in_features == 2048
+    assert (
+        trainer.build_network(Run("digits", network="convnet_s"), 3, 32, 10).fc1.in_features == 2048
+    )
 
 
 def test_yaml_values_are_of_the_notebooks_types():

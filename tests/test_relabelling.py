@@ -16,11 +16,11 @@ import torch
 from made import stored
 from matplotlib.colors import to_rgb
 
-from lib import data, models, observe, paths, run_dir, store, task, trainer
+from lib import bundle, data, paths, run_dir, store, trainer
 from lib.run import Run
-from lib.steps import Steps
-from lib.study import budget, campaign, figures, report, tables
+from lib.study import campaign, figures, report, tables
 from lib.study.experiments import label_randomization, relabelling
+from lib.trainer import TrainStep
 
 BARE = Run(
     dataset="digits",
@@ -48,13 +48,13 @@ OTHER_FIELDS = OTHER_DATA | {"dataset": "mnist", "classes": 5}
 @pytest.fixture
 def trained(monkeypatch):
     """The runs trained from here on, in order, by id, and the labels that each saw."""
-    seen, train = {}, Steps.epoch
+    seen, train = {}, TrainStep.epoch
 
     def watched(steps, *arguments):
-        seen[steps.run.id] = steps.task.train.labels.clone()
+        seen[steps.run.id] = steps.data.train.labels.clone()
         return train(steps, *arguments)
 
-    monkeypatch.setattr(Steps, "epoch", watched)
+    monkeypatch.setattr(TrainStep, "epoch", watched)
     return seen
 
 
@@ -76,7 +76,7 @@ def predicted(run):
 def test_a_student_trains_on_its_teacher_s_predictions_of_the_same_images(trained):
     store.ensure([TEACHER, STUDENT])
     assert torch.equal(trained[STUDENT.id], predicted(TEACHER))
-    plain, given = task.prepare(BARE), task.prepare(STUDENT)
+    plain, given = bundle.prepare(BARE), bundle.prepare(STUDENT)
     assert torch.equal(trained[TEACHER.id], plain.train.labels)
     assert (
         torch.equal(given.train.labels, predicted(TEACHER))
@@ -91,7 +91,7 @@ def test_a_student_trains_on_its_teacher_s_predictions_of_the_same_images(traine
 
 def test_only_the_training_labels_are_replaced(trained):
     store.ensure([TEACHER])
-    plain, given = task.prepare(BARE), task.prepare(STUDENT)
+    plain, given = bundle.prepare(BARE), bundle.prepare(STUDENT)
     assert torch.equal(given.true_labels, plain.true_labels)
     for split in ("validation", "measure", "test"):
         assert torch.equal(getattr(given, split).labels, getattr(plain, split).labels)
@@ -103,7 +103,7 @@ def test_only_the_training_labels_are_replaced(trained):
 def test_predictions_are_the_last_network_s_on_its_training_images():
     run = replace(TEACHER, keep_weights=True, batch_norm=True)
     store.ensure([run])
-    model = models.build(run, 1, 16, 10)
+    model = trainer.build_network(run, 1, 16, 10)
     model.load_state_dict(torch.load(folder_of(run) / "weights.pt", weights_only=True))
     model.eval()
     train, _, _ = data.subset(data.load("digits", size=16).train, 100, 20)
@@ -124,7 +124,7 @@ def test_the_predictions_of_a_network_without_a_trunk_can_be_kept_too():
 def test_the_trunk_that_is_kept_gives_the_features_of_the_trained_network(change):
     run = replace(TEACHER, keep_weights=True, keep_trunk=True, **change)
     store.ensure([run])
-    whole, rebuilt = (models.build(run, 1, 16, 10).eval() for _ in range(2))
+    whole, rebuilt = (trainer.build_network(run, 1, 16, 10).eval() for _ in range(2))
     whole.load_state_dict(torch.load(folder_of(run) / "weights.pt", weights_only=True))
     kept = {
         k.removeprefix("trunk "): torch.from_numpy(v)
@@ -185,17 +185,14 @@ def test_a_stored_run_becomes_a_teacher_by_gaining_its_predictions(trained):
     pd.testing.assert_frame_equal(store.load([plain]), before, check_exact=True)
 
 
-def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(monkeypatch, trained):
-    monkeypatch.setattr(
-        budget, "fits", lambda *_: True
-    )  # each run is begun, and stops after an epoch
-    store.ensure([STUDENT, TEACHER], deadline=0.0)
+def test_a_teacher_that_does_not_end_in_time_leaves_its_student_for_later(trained):
+    # each run is begun, and stops after an epoch
+    late = {"deadline": 0.0, "may_begin": lambda *_: True}
+    store.ensure([STUDENT, TEACHER], **late)
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (2, 3)
     assert list(trained) == [TEACHER.id] and store.find(STUDENT) is None
-    store.ensure([STUDENT, TEACHER], deadline=0.0)
-    store.ensure(
-        [STUDENT, TEACHER], deadline=0.0
-    )  # the teacher's last epoch, then the student's first
+    store.ensure([STUDENT, TEACHER], **late)
+    store.ensure([STUDENT, TEACHER], **late)  # the teacher's last epoch, then the student's first
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 2)
     store.ensure([STUDENT, TEACHER])
     assert (store.epochs_left(TEACHER), store.epochs_left(STUDENT)) == (0, 0)
@@ -224,7 +221,7 @@ def test_a_finished_student_of_other_labels_is_trained_anew(trained):
     assert store.epochs_left(STUDENT) == 3 and store.epochs_left(TEACHER) == 0
     store.ensure([TEACHER, STUDENT])
     assert list(trained) == [STUDENT.id] and torch.equal(trained[STUDENT.id], predicted(TEACHER))
-    assert store.epochs_left(STUDENT) == 0 and hash_of_labels(STUDENT) == task.taught_labels(
+    assert store.epochs_left(STUDENT) == 0 and hash_of_labels(STUDENT) == bundle.pseudo_labels_hash(
         STUDENT
     )
 
@@ -235,10 +232,10 @@ def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too
     middle, last = replace(STUDENT, predictions=True), replace(BARE, relabelled_by=STUDENT.id)
     store.ensure([last, middle, TEACHER])
     trained.clear()
-    predict = observe.kept
+    predict = trainer.final_arrays
     monkeypatch.setattr(
-        observe,
-        "kept",
+        trainer,
+        "final_arrays",
         lambda *a: {k: (v + 1) % 10 if k == "predictions" else v for k, v in predict(*a).items()},
     )
     store.ensure([last, middle, replace(TEACHER, keep_trunk=True)])  # trained again for its trunk
@@ -300,7 +297,7 @@ def test_a_student_s_checkpoint_of_the_same_labels_or_of_none_said_is_gone_on_fr
     half_trained()
     path = folder_of(STUDENT) / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    assert state["labels"] == task.taught_labels(STUDENT)
+    assert state["labels"] == bundle.pseudo_labels_hash(STUDENT)
     assert run_dir.load_checkpoint(folder_of(STUDENT), STUDENT, "others") is None
     teach_others()
     torch.save(
@@ -309,7 +306,7 @@ def test_a_student_s_checkpoint_of_the_same_labels_or_of_none_said_is_gone_on_fr
     assert store.epochs_left(STUDENT) == 2
     epochs = []
     trainer.fit(
-        [STUDENT], [folder_of(STUDENT)], watch=lambda run, model, epoch: epochs.append(epoch)
+        [STUDENT], [folder_of(STUDENT)], callback=lambda run, model, epoch: epochs.append(epoch)
     )
     assert epochs == [2, 3]
 
@@ -368,11 +365,11 @@ def test_a_teacher_of_other_images_is_refused_before_anything_trains(name, value
 
 
 def test_every_field_that_tells_which_images_there_are_is_compared():
-    assert OTHER_FIELDS.keys() == set(task.DATA_FIELDS)
+    assert OTHER_FIELDS.keys() == set(bundle.DATA_FIELDS)
     for name, value in OTHER_FIELDS.items():
         with pytest.raises(ValueError, match=f"differ in {name};"):
-            task.check_relabeller(STUDENT, replace(TEACHER, **{name: value}))
-    task.check_relabeller(
+            bundle.check_teacher(STUDENT, replace(TEACHER, **{name: value}))
+    bundle.check_teacher(
         STUDENT, replace(TEACHER, seed=4, corruption=0.5, network="convnet_s", epochs=9)
     )
 
@@ -382,10 +379,10 @@ def test_preparing_a_student_without_its_teacher_s_predictions_says_what_to_do()
         LookupError,
         match=rf"relabelled by the run {TEACHER.id}.*train that run with predictions=True first",
     ):
-        task.prepare(STUDENT)
+        bundle.prepare(STUDENT)
     store.ensure([replace(TEACHER, predictions=False)])
     with pytest.raises(LookupError, match="whose predictions are not in the store"):
-        task.prepare(STUDENT)
+        bundle.prepare(STUDENT)
 
 
 def test_predictions_of_another_number_of_images_are_refused():
@@ -397,7 +394,7 @@ def test_predictions_of_another_number_of_images_are_refused():
         {},
     )
     with pytest.raises(ValueError, match=r"predicted 99 labels for 100 training images"):
-        task.prepare(STUDENT)
+        bundle.prepare(STUDENT)
 
 
 def test_a_teacher_that_diverged_predicts_nothing_and_its_student_is_left_out(trained):
@@ -470,11 +467,13 @@ def test_the_notebook_says_what_was_not_run(tmp_path):
 
 def test_who_relabels_is_part_of_the_data_and_what_is_kept_is_not():
     assert (
-        task.data_key(STUDENT)
-        != task.data_key(BARE)
-        != task.data_key(replace(BARE, relabelled_by="0123456789"))
+        bundle.data_key(STUDENT)
+        != bundle.data_key(BARE)
+        != bundle.data_key(replace(BARE, relabelled_by="0123456789"))
     )
-    assert task.data_key(replace(BARE, predictions=True, keep_trunk=True)) == task.data_key(BARE)
+    assert bundle.data_key(replace(BARE, predictions=True, keep_trunk=True)) == bundle.data_key(
+        BARE
+    )
 
 
 # ---- tables

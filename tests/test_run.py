@@ -627,7 +627,7 @@ def test_described_gives_layers_as_one_text_beside_every_field():
     described = SR3.described()
     assert described["sparsity"] == "conv3 conv4 fc1" and described["decorrelation"] == "conv1"
     assert CONV.described()["sparsity"] == ""
-    assert described.keys() == SR3.to_dict().keys() | {"id", "baseline", "variant"}
+    assert described.keys() == SR3.to_dict().keys() | {"id", "baseline", "regulariser", "variant"}
     assert described["id"] == SR3.id and described["baseline"] == "bare"
 
 

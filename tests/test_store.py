@@ -15,7 +15,7 @@ import pytest
 
 from lib import paths, run_dir, store, trainer
 from lib.run import Run
-from lib.steps import Steps
+from lib.trainer import TrainStep
 
 BARE = Run(
     dataset="digits",
@@ -199,15 +199,13 @@ def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for
 ):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     both = replace(BARE, ablations=("element/train-true", "shared/test"))
-    seen = []
 
-    def stop():
-        seen.append(1)
-        if len(seen) == 3:
+    def stop(run, model, epoch):
+        if epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit([both], [folder_of(both)], on_epoch=stop)
+        trainer.fit([both], [folder_of(both)], callback=stop)
     epochs_trained.clear()
     store.ensure([replace(BARE, ablations=ablations)])
     assert epochs_trained == [3]
@@ -348,7 +346,7 @@ def test_diverged_and_whole_runs_are_read_together():
 def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
     change, message, jobs, monkeypatch
 ):
-    monkeypatch.setattr(Steps, "epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(ValueError, match=message):
         store.ensure([replace(BARE, epochs=9), replace(BARE, **change)], jobs=jobs)
@@ -479,15 +477,14 @@ def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers()
 
 def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
-    run, seen = replace(SR3, entropy=True, heat_maps=2, optimizer="adam"), []
+    run = replace(SR3, entropy=True, heat_maps=2, optimizer="adam")
 
-    def stop():
-        seen.append(1)
-        if len(seen) == 3:
+    def stop(run, model, epoch):
+        if epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit([run], [folder_of(run)], on_epoch=stop)
+        trainer.fit([run], [folder_of(run)], callback=stop)
     epochs_trained.clear()
     store.ensure([replace(run, entropy=False)])
     assert epochs_trained == [3]

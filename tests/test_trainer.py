@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import data, measures, models, observe, run_dir, schedules, steps, store, task, trainer
+from lib import bundle, data, measures, models, run_dir, schedules, store, trainer
 from lib.run import Run, generator
 from lib.study.experiments import label_randomization
 
@@ -80,7 +80,7 @@ def plain_training(run):
     side = ((run.image_size - 4) // 2 - 4) // 2
     head = nn.Sequential(nn.Linear(50 * side**2, 500), nn.ReLU(), nn.Linear(500, 10))
     network = nn.Sequential(trunk, head)
-    initial = list(models.build(run, 1, run.image_size, 10).parameters())
+    initial = list(trainer.build_network(run, 1, run.image_size, 10).parameters())
     with torch.no_grad():
         for mine, theirs in zip(network.parameters(), initial, strict=True):
             mine.copy_(theirs)
@@ -349,7 +349,7 @@ def test_random_states_of_other_devices_are_left_alone(monkeypatch):
     """A process may hold a GPU while it trains on the CPU; building a network seeds neither."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    models.build(BARE, 1, 16, 10)
+    trainer.build_network(BARE, 1, 16, 10)
     assert seeded == []
 
 
@@ -403,7 +403,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_is_trained(change, messag
     trained = []
     with pytest.raises(ValueError, match=message):
         runs = [BARE, replace(BARE, **change)]
-        trainer.fit(runs, [tmp_path / "a", tmp_path / "b"], on_epoch=lambda: trained.append(1))
+        trainer.fit(runs, [tmp_path / "a", tmp_path / "b"], callback=lambda *_: trained.append(1))
     assert trained == []
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
@@ -459,15 +459,13 @@ class Stop(Exception):
 
 def train_until(run, folder, epoch):
     """Train, or go on, and stop at an epoch, before its checkpoint is written."""
-    seen = []
 
-    def stop():
-        seen.append(1)
-        if len(seen) == epoch:
+    def stop(run, model, reached):
+        if reached == epoch:
             raise Stop
 
     with pytest.raises(Stop):
-        trainer.fit([run], [folder], on_epoch=stop)
+        trainer.fit([run], [folder], callback=stop)
 
 
 RESUMED = {
@@ -511,10 +509,10 @@ def test_canonical_correlations_are_those_with_the_network_before_training_and_a
     seen = []
 
     def keep(run, model, epoch):
-        images = task.prepare(run).train.images[:1000]
-        seen.append(measures.channel_points(observe.predict(model.trunk, images)))
+        images = bundle.prepare(run).train.images[:1000]
+        seen.append(measures.channel_points(trainer.predict(model.trunk, images)))
 
-    frame = trainer.fit([run], [tmp_path / run.name], watch=keep)
+    frame = trainer.fit([run], [tmp_path / run.name], callback=keep)
     arrays = run_dir.read_arrays(tmp_path / run.name)
     for start, reference in (("init", seen[0]), ("epoch1", seen[1])):
         wanted = [measures.cca(reference, phi) for phi in seen[1:]]
@@ -533,12 +531,14 @@ def test_canonical_correlations_are_those_with_the_network_before_training_and_a
     assert replace(run, epochs=750).cca_epochs() == list(range(10, 751, 10))
 
 
-def test_progress_counts_every_epoch_once_also_those_before_the_interruption(tmp_path, monkeypatch):
+def test_a_resumed_training_calls_back_for_the_epochs_that_it_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     train_until(BARE, tmp_path / BARE.name, 3)
     seen = []
-    trainer.fit([BARE], [tmp_path / BARE.name], on_epoch=lambda: seen.append(1))
-    assert len(seen) == BARE.epochs
+    trainer.fit(
+        [BARE], [tmp_path / BARE.name], callback=lambda run, model, epoch: seen.append(epoch)
+    )
+    assert seen == [3]
 
 
 def test_wall_time_adds_up_over_interruptions(tmp_path, monkeypatch):
@@ -657,9 +657,7 @@ def no_ties(monkeypatch):
         return replace(raw, scale=scale)
 
     monkeypatch.setattr(data, "read", noisy)
-    task._splits.cache_clear()
     yield
-    task._splits.cache_clear()
 
 
 def plain_convnet_training(run):
@@ -672,7 +670,7 @@ def plain_convnet_training(run):
         train.labels, run.corruption, 10, generator=generator(run.seed, "corruption")
     )
     shown = dataset.test.take(data.stratified_permutation(dataset.test.labels)[: run.test_images])
-    initial = models.build(run, 1, run.image_size, 10)
+    initial = trainer.build_network(run, 1, run.image_size, 10)
     weights = {name: p.detach().clone().requires_grad_() for name, p in initial.named_parameters()}
     running = {
         name: [torch.zeros(len(p)), torch.ones(len(p))]
@@ -909,7 +907,7 @@ def test_layers_do_not_drop_alike():
 
 
 def test_measures_are_those_of_the_network_after_each_epoch_and_before_the_first(tmp_path):
-    run, images, watched = replace(CONV, epochs=5), task.prepare(CONV).measure.images, []
+    run, images, watched = replace(CONV, epochs=5), bundle.prepare(CONV).measure.images, []
 
     def watch(seen, model, epoch):
         assert seen == run
@@ -920,7 +918,7 @@ def test_measures_are_those_of_the_network_after_each_epoch_and_before_the_first
         }
         watched.append((epoch, maps, filters))
 
-    found = trainer.fit([run], [tmp_path / run.name], watch=watch)
+    found = trainer.fit([run], [tmp_path / run.name], callback=watch)
     stored = run_dir.read_arrays(tmp_path / run.name)
     epochs, maps, filters = zip(*watched, strict=True)
     assert epochs == (0, 1, 2, 3, 4, 5)
@@ -976,13 +974,13 @@ def test_entropy_and_heat_maps_are_measured_each_without_the_other(change, tmp_p
 
 def test_a_stored_heat_map_lies_as_the_image_does(tmp_path, monkeypatch):
     """A bright corner of the measuring image shows in that corner of the first layer's map."""
-    given = task.prepare(CONV)
+    given = bundle.prepare(CONV)
     images = torch.zeros(4, 1, 8, 8)
     corners = [(0, 0), (0, 7), (7, 0), (7, 7)]
     for image, (row, column) in zip(images, corners, strict=True):
         image[0, row, column] = 30
     measuring = data.Split(images, torch.zeros(4, dtype=torch.long))
-    monkeypatch.setattr(trainer, "prepare", lambda *_: replace(given, measure=measuring))
+    monkeypatch.setattr(bundle, "prepare", lambda *_: replace(given, measure=measuring))
     run = replace(CONV, heat_maps=4, epochs=1)
     trainer.fit([run], [tmp_path / run.name])
     maps = run_dir.read_arrays(tmp_path / run.name)["heat maps conv1"][0].astype(
@@ -1027,7 +1025,7 @@ def test_a_resumed_convnet_equals_an_uninterrupted_one_bit_for_bit(
         train_until(run, pieces, epoch)
     epochs_trained.clear()
     watched = []
-    resumed = trainer.fit([run], [pieces], watch=lambda run, model, epoch: watched.append(epoch))
+    resumed = trainer.fit([run], [pieces], callback=lambda run, model, epoch: watched.append(epoch))
     assert (
         epochs_trained == watched == [5]
     )  # what was trained before is neither trained nor shown again
@@ -1071,7 +1069,7 @@ def test_of_runs_that_share_their_data_one_that_its_network_cannot_serve_is_refu
 ):
     trained = []
     with pytest.raises(ValueError, match=message):
-        trainer.fit([CONV, replace(CONV, **change)], on_epoch=lambda: trained.append(1))
+        trainer.fit([CONV, replace(CONV, **change)], callback=lambda *_: trained.append(1))
     assert trained == []
 
 
@@ -1093,7 +1091,7 @@ def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
 
         hook = nn.modules.module.register_module_forward_pre_hook(look)
         try:
-            trainer.fit([replace(run, epochs=2)], [tmp_path / run.name], watch=watch)
+            trainer.fit([replace(run, epochs=2)], [tmp_path / run.name], callback=watch)
         finally:
             hook.remove()
         orders.add(digest(batches))
@@ -1173,53 +1171,53 @@ def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_sho
             self.steps = steps
 
         def replay(self):
-            replayed.append(len(self.steps.chosen))
-            self.steps._step(self.steps.chosen)
+            replayed.append(len(self.steps.static_batch))
+            self.steps._step(self.steps.static_batch)
 
     def record_step(self):
-        self.chosen, self.graph = torch.zeros(run.batch_size, dtype=torch.int64), Record(self)
+        self.static_batch, self.graph = torch.zeros(run.batch_size, dtype=torch.int64), Record(self)
 
     expected = trainer.fit([run])
-    monkeypatch.setattr(steps.Steps, "_record", record_step)
-    kept = steps.Steps.__init__
+    monkeypatch.setattr(trainer.TrainStep, "_record", record_step)
+    kept = trainer.TrainStep.__init__
     monkeypatch.setattr(
-        steps.Steps, "__init__", lambda self, *args: kept(self, *args, recorded=True)
+        trainer.TrainStep, "__init__", lambda self, *args: kept(self, *args, use_cuda_graph=True)
     )
     pd.testing.assert_frame_equal(trainer.fit([run]), expected, check_exact=True)
-    assert replayed == [32] * (6 * 3 - steps.WARM_UP)
+    assert replayed == [32] * (6 * 3 - trainer.WARM_UP)
 
 
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):
     def made(**options):
-        model = models.build(BARE, 1, 16, 10)
-        return steps.Steps(
+        model = trainer.build_network(BARE, 1, 16, 10)
+        return trainer.TrainStep(
             model,
-            steps.optimizer_of(BARE, model),
-            task.penalties(BARE, model),
+            trainer.make_optimizer(BARE, model),
             found,
             BARE,
             **options,
         )
 
-    found = task.prepare(BARE)
-    assert not made().recorded and made(recorded=True).recorded
+    found = bundle.prepare(BARE)
+    assert not made().use_cuda_graph and made(use_cuda_graph=True).use_cuda_graph
 
 
 def test_evaluating_leaves_the_penalties_alone():
     run = replace(CONVNETS["sr3"], al2=True)
-    found = task.prepare(run)
-    model = models.build(run, *found.shape)
-    attached = task.penalties(run, model)
+    found = bundle.prepare(run)
+    model = trainer.build_network(run, *found.shape)
+    attached = [penalty for _, penalty in bundle.attach(run, model)]
     model(found.train.images[:8])
-    before = [penalty.penalty() for penalty in attached[:2]]
-    observe.predict(model, found.test.images[:8])
+    before = [penalty.penalty().item() for penalty in attached]
+    model(found.train.images[:8])
+    trainer.predict(model, found.test.images[:8])
     measures.entropy_maps(model, found.test.images[:8])
-    assert all(
-        penalty.penalty() is value for penalty, value in zip(attached[:1], before[:1], strict=True)
-    )
-    assert attached[1].penalty().item() == before[1].item()
+    model.train()
+    after = [penalty.penalty() for penalty in attached]
+    assert [value.item() for value in after] == before
+    assert all(value.requires_grad for value in after)
     model(found.test.images[:8])
-    assert attached[1].penalty().item() != before[1].item()
+    assert attached[1].penalty().item() != before[1]
 
 
 @pytest.mark.parametrize("before", ["high", "highest"])
@@ -1229,8 +1227,8 @@ def test_products_are_whole_while_training_and_afterwards_as_they_were(before):
     try:
         trainer.fit(
             [replace(BARE, epochs=1)],
-            on_epoch=lambda: seen.append(torch.get_float32_matmul_precision()),
+            callback=lambda *_: seen.append(torch.get_float32_matmul_precision()),
         )
-        assert seen == ["highest"] and torch.get_float32_matmul_precision() == before
+        assert seen == ["highest"] * 2 and torch.get_float32_matmul_precision() == before
     finally:
         torch.set_float32_matmul_precision(kept)

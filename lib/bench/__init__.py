@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lib import models, paths, trainer
+from lib import paths, trainer
 from lib.bench import cpu as bench_cpu
 from lib.bench import gpu as bench_gpu
 from lib.bench.cpu import BATCH, LITE, RUN, Row
@@ -197,7 +197,7 @@ def measure(
         (found,) = call(row.kept, 1, bench_cpu.profiled, row, 2 if row.part == "ours" else 20)
         profiles += [{"step": row.what, "operator": name, "ms": ms} for name, ms in found.items()]
     side = SHAPES[shape][1]
-    layers = bench_cpu.arithmetic(models.build(RUN, *SHAPES[shape]), (1, side, side))
+    layers = bench_cpu.arithmetic(trainer.build_network(RUN, *SHAPES[shape]), (1, side, side))
     flop = sum(map(sum, layers.values()))
     parts = [derive(rates, flop), turns(rates, flop), beside_training(beside)]
     for name, (forward, backward) in layers.items():

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lib import machine, models, observe, run_dir
+from lib import machine, run_dir, trainer
 from lib.bench import gpu_rows as bench_rows
 from lib.bench import plain as bench_plain
 from lib.bench.gpu_rows import SHAPES
 from lib.bench.stacked import WAYS
+from lib.bundle import Bundle
 from lib.data import Split
 from lib.run import Run, generator
-from lib.steps import Steps, optimizer_of, train_epoch
-from lib.task import Task, penalties
+from lib.trainer import TrainStep, make_optimizer, train_epoch
 
 CPU = torch.device("cpu")
 RUN = Run("mnist")  # the bare network of the AL2 study: batch 64, learning rate 0.001
@@ -225,10 +225,10 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
         Split(images[:n].contiguous(memory_format=torch.channels_last), labels[:n]) for n in counts
     ]
     train, validation, test = splits
-    task = Task(train, train.labels, validation, Split(images[:0], labels[:0]), test, 10, {})
-    model = models.build(run, *task.shape).to(memory_format=torch.channels_last)
-    optimizer = optimizer_of(run, model)
-    steps = Steps(model, optimizer, penalties(run, model), task, run)
+    task = Bundle(train, train.labels, validation, Split(images[:0], labels[:0]), test, 10, {})
+    model = trainer.build_network(run, *task.shape).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(run, model)
+    steps = TrainStep(model, optimizer, task, run)
     arrays: dict[str, list[Tensor]] = {}
     point, found = run.point_epochs()[0], {}
 
@@ -241,9 +241,9 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     start()
     train_epoch(steps, 1, 0.01)
     row = {"epoch": 1} | timed("training", lambda: train_epoch(steps, 2, 0.01))
-    row |= timed("evaluation of a curve", lambda: observe.evaluate(model, task, run, full=False))
-    timed("evaluation on all images", lambda: observe.evaluate(model, task, run, full=True))
-    row |= timed("ablation", lambda: observe.observe(model, task, run, point, arrays, {}))
+    row |= timed("evaluation of a curve", lambda: trainer.evaluate(model, task, run, full=False))
+    timed("evaluation on all images", lambda: trainer.evaluate(model, task, run, full=True))
+    row |= timed("ablation", lambda: trainer.measure(model, task, run, point, arrays, {}))
     state = {
         "id": run.id,
         "measured": json.dumps(run.measured()),

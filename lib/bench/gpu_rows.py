@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import losses, models
+from lib import losses, models, trainer
 from lib.bench.stacked import PRECISIONS, WAYS, Feed, Stack
+from lib.bundle import Bundle
 from lib.data import Split
 from lib.run import Run
-from lib.steps import Steps, optimizer_of, train_epoch
-from lib.task import Task, penalties
+from lib.trainer import TrainStep, make_optimizer, train_epoch
 
 SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "tiny": (1, 20, 10)}  # C, S, K
 Advance = Callable[[], object]
@@ -177,12 +177,12 @@ def trained(
 
 def _steps(
     run: Run, images: Tensor, labels: Tensor, classes: int, precision: str, recorded: bool
-) -> Steps:
-    task = Task(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
-    model = models.build(run, *task.shape).to(images.device, memory_format=torch.channels_last)
-    return Steps(
-        model, optimizer_of(run, model), penalties(run, model), task, run, precision, recorded
+) -> TrainStep:
+    task = Bundle(Split(images, labels), labels, *[Split(images[:0], labels[:0])] * 3, classes, {})
+    model = trainer.build_network(run, *task.shape).to(
+        images.device, memory_format=torch.channels_last
     )
+    return TrainStep(model, make_optimizer(run, model), task, run, precision, recorded)
 
 
 def _variants(k: int) -> list[Run]:
@@ -214,7 +214,11 @@ def stacked(
     if row.compiled:
         way = forward
         forward = torch.compile(lambda x, y, coins: stack.losses(way, x, y, coins))
-    work = flops(models.build(several[0], *shape), (shape[0], shape[1], shape[1])) * batch * row.k
+    work = (
+        flops(trainer.build_network(several[0], *shape), (shape[0], shape[1], shape[1]))
+        * batch
+        * row.k
+    )
     advance = lambda: stack.step(forward, *feed.next())  # noqa: E731
     return Made(_captured(advance) if row.graph else advance, 1, work, stack, feed)
 
@@ -240,7 +244,7 @@ def side_by_side(row: Row, device: torch.device, images: int) -> Made:
                 next(turn)
 
     work = (
-        flops(models.build(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:])
+        flops(trainer.build_network(Run("mnist"), *SHAPES[row.shape]), pixels.shape[1:])
         * Run("mnist").batch_size
         * row.k
     )

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lib import models
+from lib import trainer
 from lib.data.vision import torchvision
 from lib.run import Run
 
@@ -75,7 +75,7 @@ def as_tensor(pixels: Tensor) -> Tensor:
 def network(run: Run, image_size: int, num_classes: int, pool_first: bool = False) -> PlainCNN:
     """The run's bare network with the weights that ours begins with."""
     plain = PlainCNN(image_size, num_classes, pool_first)
-    ours = models.build(run, 1, image_size, num_classes)
+    ours = trainer.build_network(run, 1, image_size, num_classes)
     with torch.no_grad():
         for mine, theirs in zip(plain.parameters(), ours.parameters(), strict=True):
             mine.copy_(theirs)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import models
+from lib import trainer
 from lib.run import Run, generator
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -57,7 +57,7 @@ class Stack:
                 "a network has weight decay and batch norm; a stack takes one of them a network, "
                 "as the study does"
             )
-        networks = [models.build(run, *shape) for run in runs]
+        networks = [trainer.build_network(run, *shape) for run in runs]
         states = [dict(network.named_parameters()) for network in networks]
         self.params: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for state in states for name in state):

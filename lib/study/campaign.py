@@ -28,7 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +191,16 @@ def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | N
 
     Returns whether any entry could be trained.
     """
-    entries, reached = list(entries), []
+    entries = list(entries)
+    reached = []
     wanted = _wanted(entries)
     for entry in entries:
         try:
             runs = [wanted[run.id] for run in entry.runs()]
-            store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline)
+            # what earlier entries trained says how long these take
+            known = budget.paces() if deadline is not None else []
+            may_begin = partial(budget.fits, known=known)
+            store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline, may_begin=may_begin)
             reached.append(entry)
         except DataNotFoundError as error:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)

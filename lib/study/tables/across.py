@@ -16,7 +16,6 @@ import torch
 from lib import measures, models
 from lib.data import noise_floor
 from lib.losses import filter_layers
-from lib.run import Run
 from lib.study.tables import DIVERGED, mean_and_sd
 
 METHODS = ("none", "AL2", "SparsityReg", "both")
@@ -53,7 +52,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 def filters(network: str) -> dict[str, int]:
     """Filters of a network's hidden layers by name, in order."""
     with torch.device("meta"):
-        model = models.architecture(Run("any", network=network), 3, 32, 10)
+        model = models.architecture(network, 3, 32, 10)
     return {name: len(filter_layers(model)[name].weight) for name in measures.hidden_layers(model)}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data, losses, models, task
+from lib import bundle, data, losses, models, trainer
 from lib.run import Run, generator
 from lib.study.experiments import sparsity_networks
 
@@ -23,7 +23,7 @@ def keys(images: torch.Tensor) -> set[bytes]:
 
 
 def test_training_validation_measuring_and_test_images_are_disjoint_and_as_many_as_asked_for():
-    found = task.prepare(RUN)
+    found = bundle.prepare(RUN)
     splits = [found.train, found.validation, found.measure, found.test]
     assert [len(split) for split in splits] == [60, 30, 40, 359]
     assert len(set.union(*(keys(split.images) for split in splits))) == 60 + 30 + 40 + 359
@@ -38,7 +38,7 @@ def test_training_validation_measuring_and_test_images_are_disjoint_and_as_many_
 
 
 def test_labels_to_train_and_validate_on_are_corrupted_and_those_to_measure_and_test_on_are_not():
-    dataset, found = data.load("digits", size=16, normalize="unit"), task.prepare(RUN)
+    dataset, found = data.load("digits", size=16, normalize="unit"), bundle.prepare(RUN)
     train, validation, measure = data.subset(dataset.train, 60, 30, 40)
     assert torch.equal(found.train.images, train.images) and torch.equal(
         found.measure.images, measure.images
@@ -61,17 +61,17 @@ def test_labels_to_train_and_validate_on_are_corrupted_and_those_to_measure_and_
 
 
 def test_the_first_test_images_hold_every_class():
-    counts = np.bincount(task.prepare(RUN).test.labels[:50].numpy(), minlength=10)
+    counts = np.bincount(bundle.prepare(RUN).test.labels[:50].numpy(), minlength=10)
     assert counts.min() >= 4 and counts.max() <= 6
 
 
 def test_nothing_held_out_is_nothing_lost():
-    found = task.prepare(Run("digits", image_size=16))
+    found = bundle.prepare(Run("digits", image_size=16))
     assert [len(split) for split in (found.train, found.validation, found.measure)] == [1438, 0, 0]
 
 
 def test_images_held_out_to_measure_on_do_not_depend_on_the_training_or_its_seed():
-    first = task.prepare(RUN).measure.images
+    first = bundle.prepare(RUN).measure.images
     for change in (
         {"n_train": None},
         {"n_validation": 0},
@@ -79,12 +79,12 @@ def test_images_held_out_to_measure_on_do_not_depend_on_the_training_or_its_seed
         {"network": "al2_cnn"},
         {"corruption": 0.0},
     ):
-        assert torch.equal(task.prepare(replace(RUN, **change)).measure.images, first)
+        assert torch.equal(bundle.prepare(replace(RUN, **change)).measure.images, first)
 
 
 def test_preparing_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
-    task.prepare(RUN)
+    bundle.prepare(RUN)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -116,12 +116,12 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD, ids=["-".join(change) for change, _ in BAD])
 def test_a_run_that_its_data_or_network_cannot_serve_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        task.prepare(replace(RUN, **change))
+        bundle.prepare(replace(RUN, **change))
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=["-".join(change) for change, _ in BAD])
 def test_what_makes_a_run_fail_is_part_of_the_key_of_runs_that_fail_together(change, message):
-    assert task.check_key(replace(RUN, **change)) != task.check_key(RUN)
+    assert bundle.check_key(replace(RUN, **change)) != bundle.check_key(RUN)
 
 
 def test_images_that_are_not_square_are_refused(monkeypatch):
@@ -129,7 +129,7 @@ def test_images_that_are_not_square_are_refused(monkeypatch):
     wide = data.RawDataSet("wide", split, split, tuple("0123456789"), "0", (), torch.Tensor.float)
     monkeypatch.setattr(data, "read", lambda *args, **more: wide)
     with pytest.raises(ValueError, match="wide has images of 16×18 pixels"):
-        task.prepare(Run("wide", batch_size=4))
+        bundle.prepare(Run("wide", batch_size=4))
 
 
 @pytest.mark.parametrize("network", ["convnet_xxl", "alexnet"])
@@ -138,9 +138,11 @@ def test_large_networks_are_checked_without_their_weights(network, monkeypatch):
     built = []
     plain = models.architecture
     monkeypatch.setattr(
-        models, "architecture", lambda *args: (built.append(plain(*args)), built[-1])[1]
+        models,
+        "architecture",
+        lambda *args, **more: (built.append(plain(*args, **more)), built[-1])[1],
     )
-    task.prepare(replace(RUN, network=network))
+    bundle.prepare(replace(RUN, network=network))
     assert built and all(p.device.type == "meta" for p in built[0].parameters())
 
 
@@ -180,26 +182,26 @@ def test_runs_with_one_data_key_have_one_and_the_same_data():
     other |= dict(relabelled_by="0123456789", predictions=True)
 
     def contents(run: Run) -> list[torch.Tensor]:
-        found = task.prepare(run)
+        found = bundle.prepare(run)
         splits = (found.train, found.validation, found.measure, found.test)
         return [part for split in splits for part in (split.images, split.labels)]
 
     first = contents(RUN)
     for name, value in other.items():
         run = replace(RUN, **{name: value})
-        if task.data_key(run) == task.data_key(RUN):
+        if bundle.data_key(run) == bundle.data_key(RUN):
             assert all(torch.equal(a, b) for a, b in zip(contents(run), first, strict=True)), name
         else:
-            assert name in task.DATA_FIELDS + task.LABEL_FIELDS
+            assert name in bundle.DATA_FIELDS + bundle.LABEL_FIELDS
 
 
 def test_the_six_networks_share_their_data():
     runs = sparsity_networks("digits", n_measure=40)
-    assert len({task.data_key(run) for run in runs}) == 1
+    assert len({bundle.data_key(run) for run in runs}) == 1
     assert (
         len(
             {
-                task.data_key(run)
+                bundle.data_key(run)
                 for run in sparsity_networks("digits", n_measure=40, corruption=0.5, seeds=(0, 1))
             }
         )
@@ -210,6 +212,11 @@ def test_the_six_networks_share_their_data():
 # ---- penalties
 
 
+def step_of(run, model):
+    optimizer = trainer.make_optimizer(run, model)
+    return trainer.TrainStep(model, optimizer, bundle.prepare(run), run)
+
+
 def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
     run = replace(
         RUN, sparsity=("conv2", "fc1"), sparsity_weight=0.3, decorrelation=("conv1", "conv3")
@@ -217,8 +224,9 @@ def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
     run = replace(
         run, decorrelation_weight=0.7, decorrelation_pairs="square", decorrelation_reduce="mean"
     )
-    model = models.build(run, 1, 16, 10)
-    activation, sparsity, decorrelation = task.penalties(run, model)
+    model = trainer.build_network(run, 1, 16, 10)
+    step = step_of(run, model)
+    sparsity, decorrelation = [penalty for _, penalty in step.penalties]
     seen, x = {}, torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for name in ("conv2", "fc1", "features"):
         model.get_submodule(name).register_forward_hook(
@@ -236,7 +244,7 @@ def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
     ]
     expected = sum(m[tuple(torch.tril_indices(len(m), len(m), -1))].square().mean() for m in c)
     assert decorrelation.penalty().item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
-    assert activation.penalty().item() == pytest.approx(
+    assert step.activation_l2.penalty().item() == pytest.approx(
         seen["features"].square().mean().item(), rel=1e-6
     )
 
@@ -244,18 +252,21 @@ def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
 @pytest.mark.parametrize("centre", losses.CENTRES)
 def test_a_run_s_centre_reaches_the_penalty(centre):
     run = replace(RUN, decorrelation=("conv1",), decorrelation_centre=centre)
-    model = models.build(run, 1, 16, 10)
+    model = trainer.build_network(run, 1, 16, 10)
     expected = losses.decorrelation(model.conv1.weight, centre=centre).item()
-    assert task.penalties(run, model)[2].penalty().item() == pytest.approx(expected, rel=1e-6)
+    ((_, penalty),) = bundle.attach(run, model)
+    assert penalty.penalty().item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "run", sparsity_networks("digits", n_measure=40), ids=lambda run: run.variant
 )
-def test_networks_without_a_regulariser_have_penalties_of_nothing(run):
-    model = models.build(run, 1, 8, 10).eval()
-    activation, sparsity, decorrelation = task.penalties(run, model)
+def test_a_network_has_the_penalties_of_its_regularisers_and_none_beside(run):
+    model = trainer.build_network(run, 1, 8, 10).eval()
+    step = step_of(run, model)
     model(torch.rand(2, 1, 8, 8))
-    assert (sparsity.penalty().item() != 0) == bool(run.sparsity)
-    assert (decorrelation.penalty().item() != 0) == bool(run.decorrelation)
-    assert activation.penalty().item() > 0
+    expected = ["sparsity_penalty"] * bool(run.sparsity)
+    expected += ["decorrelation_penalty"] * bool(run.decorrelation)
+    assert step.metrics == expected
+    assert all(penalty.penalty().item() != 0 for _, penalty in step.penalties)
+    assert step.activation_l2.penalty().item() > 0

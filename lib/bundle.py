@@ -1,0 +1,301 @@
+"""What a run trains on: its images and labels, split, corrupted and on their device.
+
+Every check of a run against its data and its network is made here, before anything trains.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib import data, losses, models, paths, run_dir
+from lib.run import Run, Term, generator
+
+# Runs with the same values train, and are tested, on the same images …
+DATA_FIELDS = (
+    "dataset",
+    "image_size",
+    "classes",
+    "normalize",
+    "n_train",
+    "n_validation",
+    "n_measure",
+)
+# … with these, too, on the same labels; with these pass or fail the checks of `prepare` together.
+LABEL_FIELDS = ("corruption", "corruption_law", "seed", "relabelled_by")
+CHECKED_FIELDS = (
+    "batch_size",
+    "test_images",
+    "network",
+    "padding",
+    "sparsity",
+    "decorrelation",
+    "penalties",
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A run's data on its device: images float [N, C, H, W], labels int64 [N]."""
+
+    train: data.Split  # labels corrupted, or those that another run predicts
+    true_labels: Tensor
+    validation: data.Split  # labels corrupted; may be empty
+    measure: data.Split  # probe images, that entropy is measured on; may be empty
+    test: data.Split
+    num_classes: int
+    hashes: dict[str, str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels and side of the images and number of classes, as `models.build` takes them."""
+        return self.train.images.shape[1], self.train.images.shape[2], self.num_classes
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of `DATA_FIELDS` on their device, in channels_last; true labels on the CPU."""
+
+    train: data.Split
+    validation: data.Split
+    measure: data.Split
+    test: data.Split
+    num_classes: int
+    sha256: str
+
+
+Loaded = dict[tuple, Images]  # by `data_fields`
+
+
+def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None = None) -> Bundle:
+    """The data that a run trains on, split and corrupted.
+
+    Args:
+        run: what is to be trained.
+        device: where the images and labels go.
+        loaded: images that are on this device already; those that were not are added, so that
+            runs which share their images hold them once.
+
+    Raises:
+        ValueError: if the run does not fit the data (fewer images than asked for, a batch larger
+            than the data) or names a layer or a penalty that there is not.
+        data.DataError: if the data set is not at hand.
+        LookupError: if the run that relabels the training images has not been trained, or not
+            with its predictions.
+    """
+    loaded = {} if loaded is None else loaded
+    key = data_fields(run)
+    if key not in loaded:
+        loaded[key] = _load(run, device)
+    images = loaded[key]
+    num_classes = images.num_classes
+    check(run, (*images.train.images.shape[1:3], num_classes), len(images.train), len(images.test))
+
+    def corrupted(split: data.Split, purpose: str) -> Tensor:
+        labels, _ = data.corrupt_labels(
+            split.labels,
+            run.corruption,
+            num_classes,
+            generator=generator(run.seed, purpose),
+            law=run.corruption_law,
+        )
+        return labels
+
+    def placed(split: data.Split, labels: Tensor) -> data.Split:
+        return data.Split(split.images, labels.to(device))
+
+    if run.relabelled_by is None:
+        labels = corrupted(images.train, "corruption")
+    else:
+        labels = _pseudo_labels(run, len(images.train))
+    return Bundle(
+        train=placed(images.train, labels),
+        true_labels=images.train.labels.to(device),
+        validation=placed(images.validation, corrupted(images.validation, "validation corruption")),
+        measure=placed(images.measure, images.measure.labels),
+        test=placed(images.test, images.test.labels),
+        num_classes=num_classes,
+        hashes={"data": images.sha256, "labels": _hash(labels)},
+    )
+
+
+def _load(run: Run, device: str | torch.device) -> Images:
+    """The run's images, split and scaled; the first so many test images hold all classes."""
+    options = {}
+    if run.image_size is not None:
+        options["size"] = run.image_size
+    if run.classes is not None:
+        options["classes"] = run.classes
+    raw = data.read(run.dataset, root=paths.data_dir(), normalize=run.normalize, **options)
+    height, width = raw.scale(raw.train.images[:1]).shape[2:]
+    if height != width:
+        raise ValueError(
+            f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones"
+        )
+    train, validation, measure = data.subset(
+        raw.train, run.n_train, run.n_validation, run.n_measure
+    )
+    # archives are sorted by class: in this order every class has its share from the start
+    test = raw.test.take(data.stratified_permutation(raw.test.labels))
+
+    def placed(split: data.Split) -> data.Split:
+        images = raw.scale(split.images.to(device))
+        return data.Split(images.contiguous(memory_format=torch.channels_last), split.labels)
+
+    return Images(
+        placed(train),
+        placed(validation),
+        placed(measure),
+        placed(test),
+        raw.num_classes,
+        raw.sha256,
+    )
+
+
+def attach(run: Run, model: nn.Module) -> "list[tuple[Term, losses.Penalty]]":
+    """The terms of the run's loss beside the cross-entropy, each with its penalty, attached.
+
+    Raises:
+        ValueError: for a penalty that is not in `losses.PENALTIES`, options that its class does
+            not take, a layer that the network does not have, and two penalties of one metric.
+    """
+    attached = []
+    metrics: set[str] = set()
+    for term in run.terms():
+        if term.name not in losses.PENALTIES:
+            raise ValueError(
+                f"penalties holds {term.name!r}; losses.PENALTIES has "
+                f"{', '.join(losses.PENALTIES)}: register its class there first"
+            )
+        kind = losses.PENALTIES[term.name]
+        try:
+            penalty = kind(model, **term.options)
+        except TypeError as error:
+            raise ValueError(
+                f"the penalty {term.name!r} cannot be made of {term.options}: {error}"
+            ) from error
+        if penalty.metric in metrics | RESERVED_METRICS and term.added:
+            raise ValueError(
+                f"the penalty {term.name!r} calls its metric {penalty.metric!r}, which is taken; "
+                "its class needs a `metric` of its own"
+            )
+        metrics.add(penalty.metric)
+        attached.append((term, penalty))
+    return attached
+
+
+# columns of every run's metrics: L_r of φ is measured whether it is penalised or not
+RESERVED_METRICS = {
+    "epoch",
+    "lambda",
+    "test_accuracy",
+    "test_cross_entropy",
+    "test_images",
+    "train_accuracy",
+    "cross_entropy",
+    "activation_l2",
+    "validation_accuracy",
+    "validation_cross_entropy",
+}
+
+
+def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> None:
+    """Refuse, with a ValueError, a run that its data or its network cannot serve.
+
+    That is: a batch or a test set larger than there are images, images too small for the network,
+    a layer it does not have, a penalty that nobody registered.
+    """
+    if run.batch_size > n_train:
+        raise ValueError(
+            f"batch_size is {run.batch_size}, larger than the {n_train} training images"
+        )
+    if run.test_images is not None and run.test_images > n_test:
+        raise ValueError(
+            f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images"
+        )
+    with torch.device("meta"):  # xxl networks are large: their shapes are enough here
+        attach(run, models.architecture(run.network, *shape, **run.network_options()))
+
+
+def teacher_folder(run: Run) -> Path | None:
+    """The folder of the finished run whose predictions are this run's labels; None where it is not
+    there with them.
+    """
+    folder = run_dir.find(run.dataset, run.relabelled_by)
+    if folder is None or not run_dir.is_finished(folder):
+        return None
+    return folder if "predictions" in run_dir.read_arrays(folder) else None
+
+
+def check_teacher(run: Run, teacher: Run) -> None:
+    """Refuse, with a ValueError that names the fields, a teacher that does not train on the images
+    of the run it relabels.
+    """
+    different = [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]
+    if different:
+        raise ValueError(
+            f"{run.name} and {teacher.name}, which relabels it, differ in {', '.join(different)}; "
+            "they need the same images"
+        )
+
+
+def pseudo_labels_hash(run: Run) -> str | None:
+    """Hash of the labels that the run's teacher predicts now, as `Bundle.hashes` has it; None
+    where no teacher predicts any.
+
+    A teacher that is trained again, on another device or in another precision, may predict other
+    labels than it did.
+    """
+    if run.relabelled_by is None:
+        return None
+    folder = teacher_folder(run)
+    return None if folder is None else _hash(_predictions(folder))
+
+
+def data_fields(run: Run) -> tuple:
+    """Runs with the same fields train, and are tested, on the same images."""
+    return _values(run, DATA_FIELDS)
+
+
+def data_key(run: Run) -> tuple:
+    """Runs with the same key train on the same images and labels."""
+    return _values(run, DATA_FIELDS + LABEL_FIELDS)
+
+
+def check_key(run: Run) -> tuple:
+    """Runs with the same key pass or fail the checks of `prepare` together."""
+    return _values(run, DATA_FIELDS + CHECKED_FIELDS)
+
+
+def _values(run: Run, names: Iterable[str]) -> tuple:
+    return tuple(getattr(run, name) for name in names)
+
+
+def _hash(labels: Tensor) -> str:
+    return sha256(labels.numpy().tobytes()).hexdigest()
+
+
+def _predictions(folder: Path) -> Tensor:
+    return torch.from_numpy(run_dir.read_arrays(folder)["predictions"].astype("int64"))
+
+
+def _pseudo_labels(run: Run, count: int) -> Tensor:
+    """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
+    folder = teacher_folder(run)
+    if folder is None:
+        raise LookupError(
+            f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not "
+            "in the store (a run that diverged has none): train that run with predictions=True "
+            "first"
+        )
+    teacher = run_dir.read_run(folder)
+    check_teacher(run, teacher)
+    labels = _predictions(folder)
+    if len(labels) != count:
+        raise ValueError(
+            f"{teacher.name} predicted {len(labels)} labels for {count} training images"
+        )
+    return labels
