@@ -1,15 +1,34 @@
 """Penalties on activations and filters as pure functions of tensors, their schedules, and a small
-class each to attach them.
+class each to attach them to any network.
 
-al2, weights = ActivationL2(model, "trunk"), al2_weights(epochs)
-sparsity, decorrelation = SparsityReg(model, {"conv3": 0.001}), DecorrReg(model, {"conv1": 1.0},
-pairs="abs") loss = F.cross_entropy(model(images), labels)
-loss = loss + weights[epoch] * al2.penalty() + sparsity.penalty() + decorrelation.penalty()
+    al2 = ActivationL2(model, "trunk")
+    weights = al2_weights(epochs)
+    sparsity = SparsityReg(model, {"conv3": 0.001})
+    decorrelation = DecorrReg(model, {"conv1": 1.0}, pairs="abs")
+
+    loss = F.cross_entropy(model(images), labels)
+    loss = loss + weights[epoch] * al2.penalty() + sparsity.penalty() + decorrelation.penalty()
+
+This file needs nothing but torch and numpy, so it can be copied into another project as it is.
+
+Which passes `.penalty()` of ActivationL2 and SparsityReg speaks of:
+
+- those made with gradients, outside a backward, since the read before. The first such pass after a
+  read begins anew; a second read without a pass between gives the very same tensor. Several uses of
+  a layer in that time (two views, a shared layer) are averaged over all their samples.
+- Passes without gradients (`torch.no_grad`, frozen layers) count for nothing and measure nothing.
+  After a read, though, they leave nothing to read: the value would be that of an older pass.
+- A backward through the layer ends the collection, too, even if nobody read. What is recomputed
+  inside a backward (checkpointing with use_reentrant=False) does not count.
+- Passes while a network is traced or exported count for nothing. In a compiled network all of this
+  holds but for the backward: there only a read ends the collection, and a checkpoint has to lie
+  inside of what is compiled, not around it.
+- A copy of the network, by deepcopy or pickle, is free of penalties.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -60,65 +79,252 @@ def activation_l2(phi: Tensor) -> Tensor:
     return phi.to(torch.promote_types(phi.dtype, torch.float32)).square().mean()
 
 
-_measuring = True  # whether attached penalties measure when their network runs
+# Uses of one layer that may wait for a read: each keeps the graph of its pass in memory.
+MAX_UNREAD = 100
+
+# Why there is nothing to read of a layer.
+_NEVER = "has not run since the penalty was attached"
+_NOT_AGAIN = "has not run since the last read or backward"
+_WITHOUT_GRADIENTS = (
+    "has run without gradients only: there was only evaluation since, or all that it depends on is "
+    "frozen, or it lies in a torch.utils.checkpoint with use_reentrant=True (pass "
+    "use_reentrant=False there)"
+)
+_COPY = "this penalty is a copy, which is attached to no network; attach a new one"
+_REMOVED = "this penalty was removed from its network; attach a new one"
+
+# The uses of a layer that were collected: what was measured of each (a scalar), and its number of
+# samples.
+_Uses = list[tuple[Tensor, int]]
 
 
-@contextmanager
-def unmeasured() -> Iterator[None]:
-    """Within it, penalties that are attached to a network measure nothing when it runs: an
-    evaluation is then faster.
+class _Round:
+    """One collection of passes: knows whether it is over, and nothing else.
 
-    What `.penalty()` gives stays that of the last forward pass outside.
+    It is also the hook that a backward calls at a layer's output. The graph keeps such a hook
+    alive. If the hook kept the measured values, which keep the graph alive in turn, that would be a
+    circle through C++ that Python's garbage collector cannot see, and memory would never be freed.
     """
-    global _measuring
-    before, _measuring = _measuring, False
-    try:
-        yield
-    finally:
-        _measuring = before
+
+    # torch.save of a layer's output shall not warn that this hook is not saved
+    __torch_unserializable__ = True
+
+    def __init__(self, over: bool = False, depth: int = 0) -> None:
+        self.over = over
+        self.depth = depth  # how many transforms of torch.func the passes were made in
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.over = True
+
+
+class _Hook:
+    """The forward hook of one layer. A copy of it, in a copy of the network, does nothing."""
+
+    def __init__(self, passes: "_Passes", name: str) -> None:
+        self.passes = passes
+        self.name = name
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self.passes.see(self.name, module, output)
+
+    def __reduce__(self) -> tuple:
+        # deepcopy and pickle put this in the hook's place: a function that takes three arguments
+        # and returns None. It is from the standard library, so that a pickled network can be loaded
+        # where this file is not installed, and refers to no penalty, so that a copy of the network
+        # does not report to the penalty of the original.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _Passes:
+    """The passes of some layers that a penalty speaks of, see the top of this file.
+
+    Args:
+        model: any module.
+        layers: names of the layers.
+        measure: (layer, output) → (a scalar, number of samples), taken of each use of a layer.
+        max_unread: uses of one layer that may wait for a read.
+
+    Raises:
+        ValueError: for a layer that the model does not have, and `max_unread` below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[str],
+        measure: Callable[[nn.Module, Tensor], tuple[Tensor, int]],
+        max_unread: int,
+    ) -> None:
+        if max_unread < 1:
+            raise ValueError(f"max_unread is {max_unread}; at least 1 is needed")
+        modules = {name: find_layer(model, name) for name in layers}
+        self.measure = measure
+        self.max_unread = max_unread
+        self.closed = ""  # why nothing can be read any more
+        self.missing = dict.fromkeys(modules, _NEVER)  # why nothing can be read of a layer
+        self.uses: dict[str, _Uses] = {}
+        self.joined: Tensor | None = None  # what the last read gave
+        self.round = _Round(over=True)
+        # The hooks know this object, but it does not know them: no circle, so memory is freed at
+        # once when the network and the penalty are dropped.
+        self.handles = [
+            module.register_forward_hook(_Hook(self, name)) for name, module in modules.items()
+        ]
+
+    def see(self, name: str, module: nn.Module, output: Tensor) -> None:
+        """Called by the hook of layer `name` whenever it runs."""
+        if not torch.is_grad_enabled():
+            self.missing[name] = _WITHOUT_GRADIENTS
+            return
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{name!r} gives a {type(output).__name__}; a penalty needs a layer that gives one "
+                "tensor"
+            )
+        # Compilers follow this very code: what they cannot follow is left out for them.
+        compiling = torch.compiler.is_compiling()
+        depth = 0 if compiling else torch._C._functorch.get_dynamic_layer_stack_depth()
+        # within torch.func's transforms, `requires_grad` does not tell
+        if not (output.requires_grad or depth):
+            self.missing[name] = _WITHOUT_GRADIENTS
+            return
+        if torch.compiler.is_exporting() or (not compiling and torch.jit.is_tracing()):
+            return
+        measured = self.measure(module, output)
+        if not compiling and torch._C._current_graph_task_id() != -1:
+            # Inside a backward: a checkpoint recomputes the layer. What was measured is thrown
+            # away, but it had to be measured: the checkpoint counts the tensors that are kept for
+            # the backward, and demands as many as in the first pass.
+            return
+        if self.round.over or self.round.depth != depth:
+            self._begin(depth)
+        uses = self.uses.setdefault(name, [])
+        if len(uses) >= self.max_unread:
+            raise RuntimeError(
+                f"{name!r} has run {len(uses)} times with gradients and the penalty was not read: "
+                "call .penalty() after each pass, run evaluation under torch.no_grad(), or, where "
+                "one pass uses the layer more often, attach the penalty with a larger max_unread"
+            )
+        uses.append(measured)
+        if not compiling and output.grad_fn is not None:
+            _with_history(output).register_hook(self.round)
+
+    def _begin(self, depth: int) -> None:
+        for name in self.uses:
+            self.missing[name] = _NOT_AGAIN
+        self.uses = {}
+        self.joined = None
+        self.round = _Round(depth=depth)
+
+    def read(self, join: Callable[[dict[str, _Uses]], Tensor]) -> Tensor:
+        """What `join` makes of the uses of all layers, by name; the same tensor until there are
+        new ones.
+
+        Raises:
+            RuntimeError: if there is nothing to read of a layer; says of which and why.
+        """
+        if self.closed:
+            raise RuntimeError(self.closed)
+        if self.joined is not None and _WITHOUT_GRADIENTS not in self.missing.values():
+            return self.joined
+        self.round.over = True
+        absent = [f"{name!r} {why}" for name, why in self.missing.items() if name not in self.uses]
+        if absent:
+            raise RuntimeError(
+                f"no penalty to read: {'; '.join(absent)}. Run the network forward with gradients "
+                "first"
+            )
+        if torch.is_grad_enabled():
+            self.joined = join(self.uses)
+        else:  # read for a log: a later read gives the same tensor to a loss
+            with torch.inference_mode(False), torch.enable_grad():
+                self.joined = join(self.uses)
+        self.uses = {}
+        self.missing = dict.fromkeys(self.missing, _NOT_AGAIN)
+        return self.joined
+
+    def remove(self) -> None:
+        """Detach from the network and drop what was collected."""
+        for handle in self.handles:
+            handle.remove()
+        self._close(_REMOVED)
+
+    def _close(self, why: str) -> None:
+        self.closed = self.closed or why
+        self.handles = []
+        self.uses = {}
+        self.joined = None
+        self.round = _Round(over=True)
+
+    def __getstate__(self) -> dict:
+        """For deepcopy and pickle: a copy is attached to nothing, and keeps no tensors."""
+        copy = object.__new__(_Passes)
+        copy.__dict__.update(self.__dict__)
+        copy._close(_COPY)
+        return copy.__dict__
+
+
+def _with_history(output: Tensor) -> Tensor:
+    """The tensor where a hook hears of every backward through a layer's output.
+
+    The output itself; but where it is a view (of `nn.Flatten`), an in-place ReLU that follows gives
+    it another history, so it is then the tensor that it is a view of.
+    """
+    base = output._base
+    return output if base is None or base.grad_fn is None else base
+
+
+def _mean_square(layer: nn.Module, output: Tensor) -> tuple[Tensor, int]:
+    # Taken of a copy: an in-place ReLU that follows overwrites the output, which would change the
+    # value if it were taken later, and break the gradient of the mean if it kept the output itself.
+    return activation_l2(output.clone()), output.shape[0] if output.dim() else 1
+
+
+def _sum_of_entropies(layer: nn.Module, output: Tensor) -> tuple[Tensor, int]:
+    entropy = layer_entropy(layer, output)  # [N, A, B] or [N]
+    return entropy.sum(), len(entropy)
 
 
 class ActivationL2:
-    """L_r of one layer's output in any network, measured whenever the network runs.
-
-    The mean is taken inside the hook, of a copy: an in-place ReLU that follows overwrites the
-        output, which would change
-    the value if it were taken later, and break the gradient of the mean if it had kept the output
-    itself.
+    """L_r of one layer's output in any network, measured whenever the network runs with gradients.
 
     Args:
         model: any module.
         layer: name of the layer whose output is penalised, as in `model.named_modules()`.
+        max_unread: uses of the layer that may wait for a read; the next is a RuntimeError.
 
     Raises:
-        ValueError: for a layer that the model does not have; the message lists those it has.
+        ValueError: for a layer that the model does not have (the message lists those it has), and
+            `max_unread` below 1.
     """
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        self.layer = layer
-        self._value: Tensor | None = None
-        self._hook = find_layer(model, layer).register_forward_hook(self._measure)
+    metric = "activation_l2"
 
-    def _measure(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if _measuring:
-            self._value = activation_l2(output.clone())
+    def __init__(self, model: nn.Module, layer: str, *, max_unread: int = MAX_UNREAD) -> None:
+        self.layer = layer
+        self._passes = _Passes(model, [layer], _mean_square, max_unread)
 
     def penalty(self) -> Tensor:
-        """L_r of the last forward pass, a differentiable scalar.
+        """L_r of the passes since the read before, a differentiable scalar: see the top of this
+        file. Of several uses of the layer it is the mean, each counted by its number of samples
+        (its first dimension).
 
         Raises:
-            RuntimeError: if the network has not run since the penalty was attached.
+            RuntimeError: if there is nothing to read (says why); after `remove`; of a copy.
         """
-        if self._value is None:
-            raise RuntimeError(
-                f"nothing has been measured at {self.layer!r} yet: run the network forward first"
-            )
-        return self._value
+        return self._passes.read(self._join)
+
+    def _join(self, uses: dict[str, _Uses]) -> Tensor:
+        own = uses[self.layer]
+        if len(own) == 1:
+            return own[0][0]
+        own = [use for use in own if use[1]] or own  # the mean over no samples is NaN
+        samples = sum(count for _, count in own)
+        return _sum([value * (count / samples) for value, count in own])
 
     def remove(self) -> None:
         """Detach from the network."""
-        self._hook.remove()
-        self._value = None
+        self._passes.remove()
 
 
 def rfav_entropy(activations: Tensor) -> Tensor:
@@ -211,11 +417,11 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
 
     Args:
         weight: of a convolution or dense layer, [D, …]; a row is one filter. Half precision is
-            widened.
+            widened, within autocast, too.
         centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of
             all filters, as Eq. 6 reads literally: each then correlates with the others to about −1
-                in sum from the start. A filter of which nothing is
-            left (a constant one; one equal to the mean filter) correlates with none: 0.
+            in sum from the start. A filter of which nothing is left (a constant one; one equal to
+            the mean filter) correlates with none: 0.
 
     Raises:
         ValueError: for an unknown centre, or a weight without a dimension beside the filters'.
@@ -235,6 +441,11 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     norm = centred.norm(dim=1, keepdim=True)
     kept = norm > 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
     unit = torch.where(kept, centred, 0) / torch.where(kept, norm, 1)
+    # within autocast the product would be taken in half precision
+    device = unit.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return unit @ unit.T
     return unit @ unit.T
 
 
@@ -273,50 +484,50 @@ class SparsityReg:
         layers: λ_i by name of the layer, as in `model.named_modules()`; 0.001 in the paper.
         batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does
             not say; with the sum the same λ is as many times stronger as a batch has images.
+        max_unread: uses of one layer that may wait for a read; the next is a RuntimeError.
 
     Raises:
         ValueError: for a layer that the model does not have (the message lists those it has), one
-            that is neither a convolution nor linear, a λ that is negative or not finite, and an
-            unknown `batch`.
+            that is neither a convolution nor linear, a λ that is negative or not finite, an unknown
+            `batch`, and `max_unread` below 1.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, float], batch: str = "mean") -> None:
+    metric = "sparsity_penalty"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, float],
+        batch: str = "mean",
+        *,
+        max_unread: int = MAX_UNREAD,
+    ) -> None:
         self.weights = _checked_layers(model, layers, "λ")
         _allowed("batch", batch, BATCHES)
         self.batch = batch
-        self._values: dict[str, Tensor] = {}
-        self._hooks = [
-            find_layer(model, name).register_forward_hook(self._measure(name))
-            for name in self.weights
-        ]
-
-    def _measure(self, name: str):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if _measuring:
-                entropy = layer_entropy(module, output)  # [N, A, B] or [N]
-                total = entropy.sum()
-                self._values[name] = total / len(entropy) if self.batch == "mean" else total
-
-        return hook
+        self._passes = _Passes(model, self.weights, _sum_of_entropies, max_unread)
 
     def penalty(self) -> Tensor:
-        """L_s of the last forward pass, a differentiable scalar (0 if no layer is regularised).
+        """L_s of the passes since the read before, a differentiable scalar (0 if no layer is
+        regularised): see the top of this file. The mean or the sum is over the samples of all uses
+        of a layer.
 
         Raises:
-            RuntimeError: if a layer has not run since the penalty was attached.
+            RuntimeError: if there is nothing to read of a layer (says of which and why); after
+                `remove`; of a copy.
         """
-        if absent := self.weights.keys() - self._values.keys():
-            raise RuntimeError(
-                f"nothing has been measured at {', '.join(sorted(absent))} yet: run the network "
-                "forward first"
-            )
-        return -_total(weight * self._values[name] for name, weight in self.weights.items())
+        return self._passes.read(self._join)
+
+    def _join(self, uses: dict[str, _Uses]) -> Tensor:
+        return -_total(weight * self._entropy(uses[name]) for name, weight in self.weights.items())
+
+    def _entropy(self, uses: _Uses) -> Tensor:
+        total = _sum([value for value, _ in uses])
+        return total / sum(count for _, count in uses) if self.batch == "mean" else total
 
     def remove(self) -> None:
         """Detach from the network."""
-        for hook in self._hooks:
-            hook.remove()
-        self._values.clear()
+        self._passes.remove()
 
 
 class DecorrReg:
@@ -332,6 +543,8 @@ class DecorrReg:
     Raises:
         ValueError: as for `SparsityReg`, and for an unknown option.
     """
+
+    metric = "decorrelation_penalty"
 
     def __init__(
         self,
@@ -351,9 +564,16 @@ class DecorrReg:
             _allowed(name, value, known)
         self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
         self._layers = {name: find_layer(model, name) for name in self.weights}
+        self._removed = False
 
     def penalty(self) -> Tensor:
-        """L_c of the weights as they are now, a differentiable scalar; needs no forward pass."""
+        """L_c of the weights as they are now, a differentiable scalar; needs no forward pass.
+
+        Raises:
+            RuntimeError: after `remove`.
+        """
+        if self._removed:
+            raise RuntimeError(_REMOVED)
         return _total(
             kappa * decorrelation(self._layers[name].weight, **self.options)
             for name, kappa in self.weights.items()
@@ -362,7 +582,7 @@ class DecorrReg:
     def remove(self) -> None:
         """Forget the network."""
         self._layers.clear()
-        self.weights.clear()
+        self._removed = True
 
 
 def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -402,6 +622,23 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
+def _sum(values: list[Tensor]) -> Tensor:
+    """One value as it is; several, of replicas on several devices perhaps, on the first's."""
+    if len(values) == 1:
+        return values[0]
+    return _total(value.to(values[0].device) for value in values)
+
+
 def _allowed(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(known)}")
+
+
+# The penalties by the name that a run or a configuration calls them. To add one, write a class with
+# `metric` (the name of its value in a log), a constructor `(model, **options)`, `.penalty()` (a
+# differentiable scalar) and `.remove()`, and enter it here.
+PENALTIES: dict[str, type] = {
+    "activation_l2": ActivationL2,
+    "sparsity": SparsityReg,
+    "decorrelation": DecorrReg,
+}

@@ -19,7 +19,7 @@ from lib.cca import (  # noqa: F401  (canonical correlations are measures, too)
     similarities,
     svcca,
 )
-from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy, unmeasured
+from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
 
 # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's
 # training
@@ -146,7 +146,7 @@ def entropy_maps(
         for name, module in modules.items()
     ]
     try:
-        with eval_mode(model), unmeasured():
+        with eval_mode(model):
             for part in images.split(batch):
                 model(part)
     finally:

@@ -132,14 +132,12 @@ def _ablate(model: nn.Module, task: Task, run: Run, epoch: int) -> dict[str, Ten
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Outputs in eval mode for images [N, C, H, W], batch by batch; penalties attached to the
-    network measure nothing.
+    """Outputs in eval mode for images [N, C, H, W], batch by batch, without gradients: penalties
+    attached to the network measure nothing.
     """
     model.eval()
-    with losses.unmeasured():
-        return torch.cat(
-            [model(batch) for batch in images.split(EVAL_BATCHES.get(images.device.type, 500))]
-        )
+    size = EVAL_BATCHES.get(images.device.type, 500)
+    return torch.cat([model(batch) for batch in images.split(size)])
 
 
 def metric_names(run: Run, task: Task, model: nn.Module) -> list[str]:
