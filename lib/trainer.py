@@ -226,10 +226,8 @@ def _training(
     if state:
         model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
-            if (
-                "capturable" in group
-                # Adam's count of steps has to lie where this device wants it, not where it was begun
-            ):
+            # Adam's count of steps has to lie where this device wants it, not where it was begun
+            if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
         optimizer.load_state_dict(state["optimizer"])
         rows, arrays, starts, seconds = (

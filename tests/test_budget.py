@@ -76,7 +76,6 @@ def call(monkeypatch, *arguments):
 
 
 # ---- stopping and going on
-# ------------------------------------------------------------------------------------------
 
 
 def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_was():
@@ -130,7 +129,6 @@ def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
 
 
 # ---- what is begun
-# --------------------------------------------------------------------------------------------------
 
 
 def test_the_pace_of_a_finished_run_and_of_one_under_way(always):
@@ -194,7 +192,6 @@ def test_hours_in_words():
 
 
 # ---- the command line
-# -----------------------------------------------------------------------------------------------
 
 
 def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatch, capsys):

@@ -202,7 +202,7 @@ def test_the_paper_s_own_numbers_stand_beside_as_published():
     }  # accuracies alone
 
 
-def test_the_paper_s_accuracies_with_adam_bear_out_s8_with_entropies_and_correlations_as_it_shows_them():
+def test_accuracies_with_adam_bear_out_s8_with_entropies_and_correlations_as_the_paper_shows():
     runs = frame(cell(XXL, size="xxl"), adam(size="xxl"))
     assert verdict("S8", runs) == "holds"
     assert judged("S8", runs, "cifar100").published.startswith("xxl: vanillaNet 38.4, dropNet 45.1")

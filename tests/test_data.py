@@ -95,7 +95,6 @@ def pets(top=""):
 
 
 # ---- digits, scales, names
-# ------------------------------------------------------------------------------------------
 
 
 def test_digits_are_split_by_class_and_always_the_same():
@@ -183,7 +182,6 @@ def test_the_default_root_is_data_dir(root, monkeypatch):
 
 
 # ---- label corruption
-# -----------------------------------------------------------------------------------------------
 
 LABELS = torch.arange(40_000) % 10
 
@@ -278,7 +276,6 @@ def test_noise_floor():
 
 
 # ---- subsets
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [[100] * 10, [30, 200, 71, 5]])
@@ -349,7 +346,6 @@ def test_subset_errors_give_the_numbers(numbers):
 
 
 # ---- image folders
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["pets.zip", "pets"])
@@ -435,7 +431,6 @@ def test_sixteen_bit_images_are_refused(root):
 
 
 # ---- cache
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -514,7 +509,6 @@ def test_a_full_disk_leaves_no_partial_cache(root, cache, monkeypatch):
 
 
 # ---- Tiny ImageNet
-# --------------------------------------------------------------------------------------------------
 
 WNIDS = ["n03", "n01", "n04", "n02"]
 
@@ -590,7 +584,6 @@ def test_an_incomplete_tiny_imagenet_is_refused(root, lost):
 
 
 # ---- MNIST and CIFAR
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -873,7 +866,6 @@ def test_real_mnist():
 
 
 # ---- downloads
-# ------------------------------------------------------------------------------------------------------
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()

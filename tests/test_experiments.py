@@ -94,7 +94,7 @@ def test_schedules_are_bare_weight_decays_and_each_kind_at_each_total():
     assert found == pytest.approx([0.3, 1.0] * 8, rel=4e-3)
 
 
-def test_schedules_shares_bare_the_paper_s_weight_decay_and_bare_with_al2_with_label_randomization():
+def test_schedules_shares_bare_the_paper_s_decay_and_bare_with_al2_with_label_randomization():
     settings = dict(
         seeds=(0, 1), epochs=50, speed=3.4, learning_rate=0.03, momentum=0.9, n_validation=143
     )

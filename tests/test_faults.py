@@ -70,7 +70,8 @@ def ensure(order):
         os._exit(0)
 
 if __name__ == "__main__":
-    torch.optim.SGD([torch.zeros(1)], lr=1)  # imports much at its first use: here once, not in each process
+    # imports much at its first use: here once, not in each process
+    torch.optim.SGD([torch.zeros(1)], lr=1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has died is gone
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
@@ -154,7 +155,6 @@ def leftovers():
 
 
 # ---- interrupted
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 5])
@@ -213,7 +213,6 @@ def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch):
 
 
 # ---- damaged files
-# --------------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -309,7 +308,6 @@ def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_none(monkeypatch):
 
 
 # ---- disks
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypatch, tmp_path):
@@ -385,7 +383,6 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
 
 
 # ---- profiles
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -438,7 +435,6 @@ def test_a_file_that_is_no_profile_is_refused_by_name(text, profile):
 
 
 # ---- processes
-# ------------------------------------------------------------------------------------------------------
 
 
 def wait_until(reached, running=lambda: True):

@@ -493,7 +493,7 @@ def test_entropy_lies_between_0_and_ln_d_and_perplexity_between_1_and_d(scale, f
     assert (h.exp() >= 1).all() and (h.exp() <= filters * (1 + 1e-5)).all()
 
 
-def test_equal_outputs_have_the_largest_entropy_one_that_towers_has_none_and_a_shift_changes_nothing():
+def test_equal_outputs_have_the_largest_entropy_a_towering_one_has_none_and_a_shift_no_effect():
     assert rfav_entropy(torch.full((1, 8), 3.0)).item() == pytest.approx(math.log(8), rel=1e-6)
     assert rfav_entropy(torch.tensor([[0.0, 0.0, 200.0]])).item() == 0
     assert rfav_entropy(torch.tensor([[50.0, -90.0, 50.0]])).item() == pytest.approx(
@@ -638,7 +638,7 @@ def test_a_constant_filter_correlates_with_none_and_its_gradient_is_finite(size,
         assert torch.isfinite(gradient).all()
 
 
-def test_equal_filters_correlate_fully_about_their_own_means_and_not_at_all_about_their_common_one():
+def test_equal_filters_correlate_fully_about_their_own_means_and_not_about_their_common_one():
     weight = torch.randn(1, 3, 3, 3).repeat(40, 1, 1, 1).requires_grad_()
     torch.testing.assert_close(filter_correlation(weight), torch.ones(40, 40))
     about_mean = decorrelation(weight, centre="mean_filter")
@@ -759,7 +759,7 @@ def pictures(count: int = 3) -> torch.Tensor:
     )
 
 
-def test_the_sparsity_penalty_sums_over_layers_with_their_own_weights_and_fields_and_averages_over_the_batch():
+def test_the_sparsity_penalty_sums_over_weighted_layers_and_fields_and_averages_over_the_batch():
     model, x = convnet(), pictures()
     sparsity = SparsityReg(model, {"conv1": 0.25, "conv2": 3.0, "fc": 0.0})
     model(10 * x)

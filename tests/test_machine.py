@@ -78,8 +78,11 @@ def test_git_knows_better_than_the_environment(without_git, monkeypatch):
 def test_training_needs_neither_papermill_nor_what_else_renders():
     """A machine that only trains installs a handful of packages."""
     rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
-    code = f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib.study import campaign\n"
-    code += "print(len(campaign.plan('quick')) > 0)"
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({rendering})\n"
+        "from lib.study import campaign\n"
+        "print(len(campaign.plan('quick')) > 0)"
+    )
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, cwd=paths.ROOT, text=True) == "True\n"
 

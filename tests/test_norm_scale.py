@@ -32,7 +32,7 @@ def study(seeds=(0, 1), profile="made", uniform=NUMBERS, lost=(), **settings):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_the_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_of_the_options():
+def test_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_of_the_options():
     shared = {"seeds": (0, 1), "epochs": 80, "speed": 6.15, "corruption": 0.75}
     runs = norm_scales("mnist", **shared)
     eight, tried = (

@@ -170,7 +170,8 @@ def test_the_paper_profile_is_the_paper_s():
     assert {(r.dropout, r.decorrelation_weight) for r in others} == {(0.0, 1.0), (0.25, 1.0)}
 
 
-def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_they_vary_and_a_tenth_held_out():
+def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary():
+    """And for the tenth of the training images that they hold out."""
     (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook.startswith("13")]
     assert 5e-4 in entry.parameters["weight_decays"] and 1.0 in entry.parameters["totals"]
     bare, paper_decay, with_al2 = (

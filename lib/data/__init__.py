@@ -202,7 +202,6 @@ def read(
 
 
 # ---- what a run does to a data set
-# ----------------------------------------------------------------------------------
 
 
 def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -333,7 +332,6 @@ def _checked_fraction(fraction: float, num_classes: int) -> float:
 
 
 # ---- names and options
-# ----------------------------------------------------------------------------------------------
 
 
 def source_of(name: str, root: Path) -> _Source:
@@ -368,7 +366,6 @@ def _checked_options(name: str, source: _Source, given: dict[str, int]) -> dict[
 
 
 # ---- cache
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _cached(
@@ -418,7 +415,6 @@ def _with_hash(arrays: readers.Arrays) -> _Decoded:
 
 
 # ---- the built-in sets
-# ----------------------------------------------------------------------------------------------
 
 
 def _decode_digits(_: list[Path]) -> readers.Arrays:
@@ -433,11 +429,13 @@ def _decode_digits(_: list[Path]) -> readers.Arrays:
     return images[train], labels[train], images[test], labels[test], map(str, digits.target_names)
 
 
-_ADVICE = "To get it: `make data DATASET={name}`; or place the files by hand below {root}; or set DATA_DIR to their folder."
+_ADVICE = (
+    "To get it: `make data DATASET={name}`; or place the files by hand below {root}; "
+    "or set DATA_DIR to their folder."
+)
 _FOLDER_ADVICE = (
     "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, "
-    "train/<class>/* and "
-    "test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
+    "train/<class>/* and test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
 )
 _CLASSES = {"classes": (200, range(2, 201))}
 

@@ -165,7 +165,8 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
     raise DownloadError(
         f"{target.name} could not be downloaded. Tried:\n  "
         + "\n  ".join(failures)
-        + f"\nTry again (a partial download is continued), or get the file (md5 {md5}) in another way and place it at\n"
+        + "\nTry again (a partial download is continued), or get the file "
+        f"(md5 {md5}) in another way and place it at\n"
         f"  {target}"
     )
 

@@ -369,7 +369,8 @@ def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> No
             f"{README_END}"
         )
     before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    quoting = f"{before}{README_BEGIN}\n{(folder / 'headline.md').read_text().strip()}\n{README_END}{after}"
+    headline = (folder / "headline.md").read_text().strip()
+    quoting = f"{before}{README_BEGIN}\n{headline}\n{README_END}{after}"
     if quoting != text:
         _write(readme, quoting)
 

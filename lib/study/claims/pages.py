@@ -27,29 +27,68 @@ SETTINGS = {
     "classes": "classes",
     "precision": "precision of a step's products",
 }
-NOT_GIVEN = {
-    "image_size": "the set's own"
-}  # what the default None of a setting means, where it does not mean all
-CAPTIONS = {  # of the report's figures, by what their names begin with
-    "al2_curves": "The metrics of AL2's Table 1 over all epochs. Dashed without AL2, solid with it.",
-    "al2_table1": "Test accuracy at the epochs of AL2's Table 1, published and measured. Dashed without AL2, solid with it.",
-    "al2_table2": "Area under the ablation curve at the epochs of AL2's Table 2, published and measured.",
-    "al2_cca": "AL2's Figure 1: all canonical correlations of φ with its own start, a line an epoch.",
-    "al2_cca_differences": "How far AL2 moves the mean canonical correlation with the start, and how far another seed.",
-    "al2_schedules": "AL2 with other series of λ than the paper's, against the series' sum and its last λ (A7).",
-    "al2_weight_decay": "Weight decay of several strengths beside AL2; the shaded strength is chosen on held-out noisy labels.",
-    "al2_relabel": "Bare networks trained on labels that other networks predict (AL2, section 4; A9).",
+# What the default None of a setting means, where it does not mean all.
+NOT_GIVEN = {"image_size": "the set's own"}
+# Of the report's figures, by what their names begin with.
+CAPTIONS = {
+    "al2_curves": (
+        "The metrics of AL2's Table 1 over all epochs. Dashed without AL2, solid with it."
+    ),
+    "al2_table1": (
+        "Test accuracy at the epochs of AL2's Table 1, published and measured. "
+        "Dashed without AL2, solid with it."
+    ),
+    "al2_table2": (
+        "Area under the ablation curve at the epochs of AL2's Table 2, published and measured."
+    ),
+    "al2_cca": (
+        "AL2's Figure 1: all canonical correlations of φ with its own start, a line an epoch."
+    ),
+    "al2_cca_differences": (
+        "How far AL2 moves the mean canonical correlation with the start, and how far another seed."
+    ),
+    "al2_schedules": (
+        "AL2 with other series of λ than the paper's, against the series' sum and its last λ (A7)."
+    ),
+    "al2_weight_decay": (
+        "Weight decay of several strengths beside AL2; "
+        "the shaded strength is chosen on held-out noisy labels."
+    ),
+    "al2_relabel": (
+        "Bare networks trained on labels that other networks predict (AL2, section 4; A9)."
+    ),
     "al2_options": "What AL2 gains where one choice of this study is changed (notebook 15).",
-    "al2_norm_scale": "Batch norm with its scale γ starting at 1 and at values from U(0, 1), beside the printed (notebook 16).",
-    "sparsity_table2": "Best accuracies of targeted sparsity's Table 2, published (crosses) and measured.",
-    "sparsity_table3": "Best accuracies of targeted sparsity's Table 3, published (crosses) and measured.",
-    "sparsity_losses": "Validation losses without the penalties, smoothed (targeted sparsity, Figures 3 and 6).",
-    "sparsity_entropy": "Mean entropy of the activation vectors of each layer (targeted sparsity, Figure 5).",
-    "sparsity_maps": "Entropy maps of one measuring image, a row an epoch (targeted sparsity, Figures 4 and A.1).",
-    "sparsity_correlation": "Root mean square correlation of a layer's filters: Figures 7 and A.2 in one number an epoch.",
-    "sparsity_histograms": "Correlations of all pairs of a layer's filters (targeted sparsity, Figures 7 and A.2).",
+    "al2_norm_scale": (
+        "Batch norm with its scale γ starting at 1 and at values from U(0, 1), "
+        "beside the printed (notebook 16)."
+    ),
+    "sparsity_table2": (
+        "Best accuracies of targeted sparsity's Table 2, published (crosses) and measured."
+    ),
+    "sparsity_table3": (
+        "Best accuracies of targeted sparsity's Table 3, published (crosses) and measured."
+    ),
+    "sparsity_losses": (
+        "Validation losses without the penalties, smoothed (targeted sparsity, Figures 3 and 6)."
+    ),
+    "sparsity_entropy": (
+        "Mean entropy of the activation vectors of each layer (targeted sparsity, Figure 5)."
+    ),
+    "sparsity_maps": (
+        "Entropy maps of one measuring image, a row an epoch (targeted sparsity, "
+        "Figures 4 and A.1)."
+    ),
+    "sparsity_correlation": (
+        "Root mean square correlation of a layer's filters: "
+        "Figures 7 and A.2 in one number an epoch."
+    ),
+    "sparsity_histograms": (
+        "Correlations of all pairs of a layer's filters (targeted sparsity, Figures 7 and A.2)."
+    ),
     "across_memorisation": "Both papers' penalties on corrupted labels (notebook 30).",
-    "across_overfitting": "Both papers' penalties where a ConvNet overfits true labels (notebook 30).",
+    "across_overfitting": (
+        "Both papers' penalties where a ConvNet overfits true labels (notebook 30)."
+    ),
 }
 READING = (
     "`reading` is how SparsityReg joins the images of a batch, mean or sum. The paper does not "

@@ -388,7 +388,10 @@ def _s7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     d = differences(with_sr, without)
     if d.empty:
         return None
-    rule = f"a cell a data set: d = best accuracy with SparsityReg on all layers but the last − without; {PAIRED}"
+    rule = (
+        "a cell a data set: d = best accuracy with SparsityReg on all layers but the last − "
+        f"without; {PAIRED}"
+    )
     measured = f"AlexNet {mean_text(without)} → {mean_text(with_sr)}"
     return Judged(_table3(dataset, "AlexNet"), measured, len(d), rule, verdict({"AlexNet": d}, 1))
 
@@ -419,7 +422,10 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
             if len(d := differences(adam, sgd)):
                 entropy.append(bool((d > 0).all()))
                 n.append(len(d))
-                fallen = f"after epoch {tenth} entropy has fallen by {mean_text(adam)} % of ln D (SGD {mean_text(sgd)})"
+                fallen = (
+                    f"after epoch {tenth} entropy has fallen by {mean_text(adam)} % of ln D "
+                    f"(SGD {mean_text(sgd)})"
+                )
                 said.append(f"{size}: {fallen}")
         for name in SR:
             for other, better in (("vanillaNet", True), ("dropNet", False), ("normNet", False)):

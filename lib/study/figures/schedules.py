@@ -254,7 +254,8 @@ def _floor(frame: pd.DataFrame) -> float:
 def _title(frame: pd.DataFrame, of_seeds: str = "mean and each (dots)") -> str:
     seeds = studied(frame).seed.nunique()
     count = f"{seeds} seeds: {of_seeds}" if seeds > 1 else "one seed"
-    return f"{frame.dataset.iloc[0]}, {100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted, {count}"
+    share = f"{100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted"
+    return f"{frame.dataset.iloc[0]}, {share}, {count}"
 
 
 def _means_and_seeds(ax: plt.Axes, table: pd.DataFrame, x: str, y: str, colour, mark: str) -> None:

@@ -232,7 +232,8 @@ def answer(table: pd.DataFrame) -> list[str]:
             closing = own[
                 (own.closed >= HALF_OF_IT) & (own.beyond_seeds == "more") & (own.dead == "")
             ]
-            words = f"closed at least by half by: {', '.join(closing.option) or 'none of the options tried'}"
+            options = ", ".join(closing.option) or "none of the options tried"
+            words = f"closed at least by half by: {options}"
             words += " (one seed: nothing can be beyond its spread)" * (
                 set(own.beyond_seeds) == {"one seed"}
             )
