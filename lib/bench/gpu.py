@@ -1,5 +1,6 @@
-"""Which way of training is the fastest on this device: `python -m lib.bench.gpu --seconds 2 --out
-DIR`.
+"""Which way of training is the fastest on this device.
+
+Called by `python -m lib.bench.gpu --seconds 2 --out DIR`.
 
 Measures, on random data of the sets' shapes, every way in which the AL2 study's networks could be
 trained (part `al2`) and the ConvNet-xxl of the targeted-sparsity study without and with its
@@ -135,8 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[str, float]:
-    """Time a row: milliseconds a step (median of `SLICES` slices, their range), memory, work, first
-    losses.
+    """Time a row: milliseconds a step, memory, work, first losses.
+
+    Milliseconds are the median of `SLICES` slices, with their range.
     """
     if row.graph and device.type != "cuda":
         raise RuntimeError("a CUDA graph needs a GPU")
@@ -188,8 +190,9 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
 
 
 def _slice(made: Made, calls: int, device: torch.device) -> float:
-    """Milliseconds of so many calls: between events on the device, which wait for side streams,
-    too; on a CPU by the clock.
+    """Milliseconds of so many calls.
+
+    Between events on the device, which wait for side streams, too; on a CPU by the clock.
     """
     _wait(device)
     if device.type != "cuda":
@@ -209,8 +212,9 @@ def _slice(made: Made, calls: int, device: torch.device) -> float:
 
 
 def _derived(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that follow from others: shares of the measured peaks, minutes of the study, overhead
-    of the penalties.
+    """Columns that follow from others.
+
+    They are shares of the measured peaks, minutes of the study, overhead of the penalties.
     """
     peaks = table[table.part == "peak"].set_index("precision").tflops.to_dict()
     table["study_minutes"] = STUDY_STEPS / table.network_steps_per_s / 60
@@ -233,8 +237,9 @@ def _derived(table: pd.DataFrame) -> pd.DataFrame:
 
 @contextmanager
 def _precision(name: str):
-    """Float32 products as such, or in TF32 where the row says so; cuDNN chooses its algorithms by
-    trying.
+    """Float32 products as such, or in TF32 where the row says so.
+
+    cuDNN chooses its algorithms by trying.
     """
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     try:
@@ -248,8 +253,9 @@ def _precision(name: str):
 
 @contextmanager
 def _at_most(seconds: float):
-    """Stop what takes longer, by a TimeoutError (compiling can take minutes); nothing where there
-    is no such signal.
+    """Stop what takes longer, by a TimeoutError (compiling can take minutes).
+
+    It does nothing where there is no such signal.
     """
 
     def stop(*_: object) -> None:

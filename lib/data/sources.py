@@ -1,9 +1,8 @@
 """Files from the internet: several mirrors, resumable, checked by md5 before they take their name.
 
 Nothing here runs by itself: `python -m lib.data NAME` (`make data DATASET=NAME`) calls it, loading
-    a data set never does.
-The md5 sums are the published ones; they guard against truncated and altered files, not against
-malice.
+a data set never does. The md5 sums are the published ones; they guard against truncated and altered
+files, not against malice.
 """
 
 import hashlib
@@ -31,8 +30,9 @@ class DataNotFoundError(DataError):
 
 
 class DownloadError(DataNotFoundError):
-    """No mirror gave the file; the message lists what was tried and where to put the file by
-    hand.
+    """No mirror gave the file.
+
+    The message lists what was tried and where to put the file by hand.
     """
 
 
@@ -125,8 +125,9 @@ IDX_MD5 = {
 
 
 def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
-    """Download one file to `target`, unless a file with the right md5 is there already; returns its
-    path.
+    """Download one file to `target`, unless a file with the right md5 is there already.
+
+    Returns its path.
 
     The mirrors are tried in order. Bytes arrive in `<target>.part`, which a later call (or the next
     mirror) continues with an HTTP range request; a server that ignores the range starts it over.
@@ -172,8 +173,9 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Write what `url` holds to `part`, continuing it where the server can; OSError if the
-    connection ends early.
+    """Write what `url` holds to `part`, continuing it where the server can.
+
+    OSError if the connection ends early.
     """
     start = _size(part)
     headers = {"User-Agent": "why-networks-memorise"}

@@ -1,5 +1,6 @@
-"""Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was
-found out.
+"""Rules of the claims A1–A10 of the AL2 paper.
+
+Stored runs of one profile and data set go in, what was found comes out.
 """
 
 from collections.abc import Callable
@@ -61,8 +62,9 @@ def paired(
 def _value(
     runs: pd.DataFrame, metric: str, baseline: str, al2: bool, epoch: int | None = None
 ) -> pd.Series:
-    """By seed; −∞ where the loss had become NaN by then, so that no cell holds because such a run
-    is left out.
+    """A value by seed, −∞ where the loss had become NaN by then.
+
+    So no cell holds because such a run is left out.
     """
     here = epoch_measured(epoch or 700, epochs_read(runs))
     mine = runs[(runs.baseline == baseline) & (runs.al2 == al2)]
@@ -108,8 +110,9 @@ def _published_pairs(dataset: str, metric: str) -> str:
 
 
 def _pairs(runs: pd.DataFrame, metric: str) -> str:
-    """Means without → with AL2 over the seeds that both have, as the verdict pairs them; else over
-    those that there are.
+    """Means without → with AL2 over the seeds that both have, as the verdict pairs them.
+
+    Where there are none, over those that there are.
     """
 
     def of(baseline: str) -> str:

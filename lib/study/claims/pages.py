@@ -1,5 +1,6 @@
-"""A page a claim: what the paper says and where, what was measured, verdict and rule, deviations,
-what was unclear.
+"""A page a claim: what the paper says and where, what was measured, and more.
+
+The rest are verdict and rule, deviations, what was unclear.
 
 Made of `results/published/claims.yaml` (what is said about the papers) and of stored runs (every
 number).
@@ -161,8 +162,9 @@ def picture(name: str, folder: str) -> str:
 
 
 def deviations(claim: str, frame: pd.DataFrame) -> str:
-    """A table of the settings in which the claim's runs differ from the paper's: a row a setting, a
-    column a profile.
+    """A table of the settings in which the claim's runs differ from the paper's.
+
+    It has a row a setting, a column a profile.
     """
     runs = runs_of(claim, frame)
     if runs.empty:
@@ -188,8 +190,10 @@ def deviations(claim: str, frame: pd.DataFrame) -> str:
 
 
 def _papers_settings(claim: str) -> dict[str, str]:
-    """Of AL2 the defaults of `Run`; of targeted sparsity those of `lib.study.experiments`, both
-    optimisers.
+    """The papers' settings.
+
+    Of AL2 they are the defaults of `Run`; of targeted sparsity those of `lib.study.experiments`,
+    both optimisers.
     """
     names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):

@@ -1,5 +1,6 @@
-"""Rules of the claims S1–S10 of the targeted-sparsity paper: stored runs of one profile and data
-set in, what was found out.
+"""Rules of the claims S1–S10 of the targeted-sparsity paper.
+
+Stored runs of one profile and data set go in, what was found comes out.
 
 Accuracies are compared at the best epoch of those that the tables read, in points of %. Entropies
 are compared as a share of their largest value, ln D, in %, so that layers with more filters do not
@@ -71,8 +72,9 @@ def _column(
     column: str,
     most: int = SPARSITY_EPOCHS,
 ) -> pd.DataFrame:
-    """A measured column over epochs, a column a seed; as far as every network of the cell was
-    trained, and as the tables read.
+    """A measured column over epochs, a column a seed.
+
+    It goes as far as every network of the cell was trained, and as the tables read.
 
     NaN from the epoch on at which a run's loss became NaN; a run that did not measure the column is
     left out.
@@ -103,8 +105,9 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
 
 
 def _overfitting(runs: pd.DataFrame, network: str, size: str) -> pd.DataFrame:
-    """A row a seed with SGD, over all epochs trained: `moment` of overfitting and `rise` of the
-    loss, or that it `diverged`.
+    """A row a seed with SGD, over all epochs trained.
+
+    It has the `moment` of overfitting and `rise` of the loss, or that it `diverged`.
     """
     return overfitting(
         runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")]

@@ -1,5 +1,6 @@
-"""What options of the protocol change, beside the paper's numbers: from `lib.study.tables.options`
-and `lib.study.tables.norm_scale`.
+"""What options of the protocol change, beside the paper's numbers.
+
+Drawn from `lib.study.tables.options` and `lib.study.tables.norm_scale`.
 """
 
 from itertools import cycle
@@ -37,12 +38,12 @@ DASHES = (
 
 
 def gains(pairs: pd.DataFrame) -> Figure:
-    """AL2's gain by option, a panel a baseline: a bar the mean over seeds, a dot a seed, hollow
-    where a network ends dead.
+    """AL2's gain by option, a panel a baseline.
+
+    A bar is the mean over seeds, a dot a seed, hollow where a network ends dead.
 
     Dashed: the default's mean gain; dotted: the published gain, where the paper prints one. A
-        diverged pair is a cross at
-    no gain.
+    diverged pair is a cross at no gain.
 
     Args:
         pairs: of one profile, data set and corruption level.
@@ -85,11 +86,12 @@ def gains(pairs: pd.DataFrame) -> Figure:
 
 
 def courses(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with AL2 against the share of the training that is done, a panel a baseline, a
-    line an option.
+    """Test accuracy with AL2 against the share of the training that is done.
+
+    There is a panel a baseline, a line an option.
 
     A line is the mean over seeds, black where nothing is changed, the later options the lighter.
-        Dotted: chance.
+    Dotted: chance.
 
     Args:
         frame: as `lib.study.tables.options.labelled` takes it, of one profile, data set and
@@ -168,8 +170,9 @@ def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
 
 
 def norm_scales(frame: pd.DataFrame) -> Figure:
-    """Batch norm's networks by their first scale γ: test accuracy, cross-entropy and L_r against
-    epochs, and what is printed.
+    """Batch norm's networks by their first scale γ, against epochs.
+
+    Test accuracy, cross-entropy and L_r, and what is printed.
 
     Mean over seeds; dashed without AL2, as everywhere; γ ~ U(0, 1) is the lighter. Crosses:
     published, where the paper prints the data set and level, at the epochs that stand for the

@@ -1,10 +1,10 @@
-"""Do the differences from the AL2 paper hang on our choices? What is read out of the runs of
-`lib.study.experiments.options`.
+"""Do the differences from the AL2 paper hang on our choices?
+
+What is read out of the runs of `lib.study.experiments.options`.
 
 A row of these runs belongs to an *option*: `default`, or what alone is changed: the law of the
-    corruption, the first scale of
-batch norm, Σ λ_e, or the number of epochs. The *gain* is the final test accuracy with AL2 −
-without, by seed.
+corruption, the first scale of batch norm, Σ λ_e, or the number of epochs. The *gain* is the final
+test accuracy with AL2 − without, by seed.
 """
 
 import numpy as np
@@ -39,12 +39,11 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `option`: what is changed, see above. `against`: the option whose network without AL2 a gain
-            is reckoned from: a series
-        has none of its own, so that of the default. `read`: the epoch that counts, the last, but
-            not past the shortest
-        training's, or the paper's 700, where it is no whole multiple of that (dropout may go on for
-        Figure 1 of the paper). Half-way through a campaign the default's series may not be known;
-        runs of which it cannot be told are left out.
+        is reckoned from: a series has none of its own, so that of the default. `read`: the epoch
+        that counts, the last, but not past the shortest training's, or the paper's 700, where it is
+        no whole multiple of that (dropout may go on for Figure 1 of the paper). Half-way through a
+        campaign the default's series may not be known; runs of which it cannot be told are left
+        out.
     """
     rows = of_notebook(frame, "15_al2_options")
     if rows.empty:
@@ -60,8 +59,9 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """`labelled` of one cell. The default is read off the runs: fewest epochs, the series of bare,
-    or of a law or scale.
+    """`labelled` of one cell.
+
+    The default is read off the runs: fewest epochs, the series of bare, or of a law or scale.
     """
     shortest = epochs_read(rows)
     times, al2 = rows.epochs // shortest, rows.al2.astype(bool)
@@ -86,8 +86,9 @@ def _total(speed: float, epochs: int) -> float:
 
 
 def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarray]:
-    """λ_e [epochs] of a baseline with AL2, by option, the default first; options that leave the
-    series as it is are not listed.
+    """λ_e [epochs] of a baseline with AL2, by option, the default first.
+
+    Options that leave the series as it is are not listed.
 
     Args:
         frame: as `labelled` takes it, of one profile, data set and corruption level.
@@ -104,8 +105,9 @@ def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarra
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an option, baseline and seed: `without` and `with_al2`, test accuracies in % at the
-    end; `gain`; `dead`.
+    """A row an option, baseline and seed: `without` and `with_al2`, `gain`, `dead`.
+
+    The first two are test accuracies in % at the end.
 
     A value is −∞ where the loss had become NaN by then, and so is its gain. `dead` says which of
     the two networks ends at no more than `lib.study.tables.DEAD` × chance: "without AL2", "with
@@ -140,8 +142,9 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_gain(dataset: str, corruption: float, baseline: str) -> float:
-    """What AL2 adds at the last epoch in the paper's Table 1, in points; NaN for a data set or
-    level that it does not print.
+    """What AL2 adds at the last epoch in the paper's Table 1, in points.
+
+    NaN for a data set or level that it does not print.
     """
     table = published("al2_table1")
     kept = (
@@ -153,8 +156,9 @@ def published_gain(dataset: str, corruption: float, baseline: str) -> float:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an option and baseline: accuracy without and with AL2, the gain, and how much of the
-    gap to the paper it closes.
+    """A row an option and baseline: accuracy without and with AL2, and the gain.
+
+    And how much of the gap to the paper it closes.
 
     Args:
         frame: as `labelled` takes it.
@@ -164,12 +168,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         accuracy in %) and `gain` (points), means over the seeds with their standard deviations
         `…_sd`; `gain_published`; `change`: gain − default gain, mean over the seeds that both have;
         `closed`: change in % of the gap, published gain − default gain of the same seeds, empty
-            where the paper prints nothing or its gain is not the larger one; `beyond_seeds`:
-            whether the change is beyond
-        the spread of its seeds, by the rule of a cell in `lib.study.claims.verdicts`: "more",
-            "less", "no", or "one seed"; `dead`:
-        networks that end at no more than `lib.study.tables.DEAD` × chance in any seed. A loss that
-        became NaN is "diverged".
+        where the paper prints nothing or its gain is not the larger one; `beyond_seeds`: whether
+        the change is beyond the spread of its seeds, by the rule of a cell in
+        `lib.study.claims.verdicts`: "more", "less", "no", or "one seed"; `dead`: networks that end
+        at no more than `lib.study.tables.DEAD` × chance in any seed. A loss that became NaN is
+        "diverged".
 
     Raises:
         ValueError: as for `gains`.
@@ -212,8 +215,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(table: pd.DataFrame) -> list[str]:
-    """Whether an option closes the gap to the paper, in a sentence a baseline; last, where accuracy
-    with AL2 itself is higher.
+    """Whether an option closes the gap to the paper, in a sentence a baseline.
+
+    The last says where accuracy with AL2 itself is higher.
 
     An option closes the gap if it makes up half of it or more, if the change is beyond the seeds,
     and if none of its networks ends dead.
@@ -275,8 +279,9 @@ def _networks(dead: pd.Series) -> str:
 
 
 def _sorted(pairs: pd.DataFrame) -> pd.DataFrame:
-    """By cell, baselines as the paper prints them, options in the order default, laws, scale, Σλ
-    upwards, epochs.
+    """By cell, then baselines as the paper prints them, then options.
+
+    Options are in the order default, laws, scale, Σλ upwards, epochs.
     """
 
     def key(column: pd.Series) -> pd.Series:
@@ -300,8 +305,9 @@ def place_of(option: str) -> float:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` as text for reading: accuracies and gains as mean ± standard deviation; – where there
-    is nothing.
+    """`table` as text for reading: accuracies and gains as mean ± standard deviation.
+
+    It has – where there is nothing.
     """
 
     def spread(row: pd.Series, name: str, digits: int = 1, sign: str = "") -> str:
