@@ -147,9 +147,8 @@ class Monitor:
             self._histograms.setdefault(name, []).append(counts)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
         if epoch % self.every == 0:
-            planes = {
-                name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3
-            }  # [n, A, B]; not dense layers
+            # [n, A, B]; not dense layers
+            planes = {name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3}
             filters = {name: len(weight) for name, weight in weights.items()}
             if planes:
                 figure = heat_map_figure(
@@ -204,9 +203,10 @@ class Monitor:
 
     def _open(self, epoch: int):
         if self._writer is None:
+            # takes seconds: only where something is written
             from torch.utils.tensorboard import (
                 SummaryWriter,
-            )  # takes seconds: only where something is written
+            )
 
             self._writer = SummaryWriter(self.log_dir, purge_step=epoch)
             self._writer.add_custom_scalars(

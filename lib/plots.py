@@ -173,9 +173,8 @@ def correlation_figure(
     counts = {name: _coarser(h) for name, h in counts.items()}
     middles = (at[1:] + at[:-1]) / 2
     first, last = (middles[0], middles[-1]) if count > 1 else (at[0] + 0.5, at[0] - 0.5)
-    edges = np.concatenate(
-        [[2 * at[0] - first], middles, [2 * at[-1] - last]]
-    )  # a column reaches half-way to the next epoch
+    # a column reaches half-way to the next epoch
+    edges = np.concatenate([[2 * at[0] - first], middles, [2 * at[-1] - last]])
     shares = {name: 100 * h / np.maximum(h.sum(1, keepdims=True), 1) for name, h in counts.items()}
 
     width = min(3, len(shares))

@@ -84,9 +84,8 @@ def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_wa
         with pytest.raises(trainer.OutOfTime, match=f"after epoch {epoch} of 3"):
             trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
         assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
-    trainer.fit(
-        [AL2], [folder_of(AL2)], deadline=0.0
-    )  # nothing is left after the last epoch: the run is finished
+    # nothing is left after the last epoch: the run is finished
+    trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
     assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
 
 

@@ -396,9 +396,8 @@ def profile(tmp_path, monkeypatch):
 def test_every_committed_profile_states_runs_that_are_allowed(name):
     entries = campaign.plan(name)
     assert entries and all(isinstance(run, Run) for entry in entries for run in entry.runs())
-    assert len({entry.name for entry in entries}) == len(
-        entries
-    )  # rendered notebooks do not overwrite each other
+    # rendered notebooks do not overwrite each other
+    assert len({entry.name for entry in entries}) == len(entries)
 
 
 def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):

@@ -102,9 +102,8 @@ def test_a_device_that_is_not_there_is_refused_by_name(device, monkeypatch):
 
 def test_keep_memory_can_be_called_anywhere(monkeypatch):
     assert machine.keep_memory() in (True, False)
-    monkeypatch.setattr(
-        machine.ctypes, "CDLL", lambda name: object()
-    )  # a C library without mallopt
+    # a C library without mallopt
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
     assert machine.keep_memory.__wrapped__() is False
 
 

@@ -62,12 +62,12 @@ def test_published_are_the_numbers_printed_for_batch_norm():
         .set_index(["al2", "metric", "epoch"])
         .published
     )
+    # AL2, Table 1
     assert (
         table[False, "test_accuracy", 100] == 74.72 and table[True, "test_accuracy", 700] == 81.16
-    )  # AL2, Table 1
-    assert (
-        table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01
-    )  # Tables 1 and 2
+    )
+    # Tables 1 and 2
+    assert table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01
     assert norm_scale.table(study(corruption=0.5)).published.isna().all()
 
 

@@ -264,10 +264,11 @@ def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whol
         campaign, "plan", lambda profile: [Planned(stated if profile == "lite" else stated[2:])]
     )
     finished(stated[:2], tmp_path)
+    # stated by nobody
     finished(
         [Run("digits", network="convnet_s", corruption=0.0, epochs=4, seed=7, n_measure=5)],
         tmp_path,
-    )  # stated by nobody
+    )
     found = report.gather(["lite", "other"])
     assert found.progress.to_numpy().tolist() == [
         ["lite", "digits", 2, 3],

@@ -37,14 +37,8 @@ EPOCH = 60000  # images
 ROUNDS = 5
 SETTINGS = ["processes", "threads", "workers", "networks", "batch"]
 COLUMNS = ["part", "what", *SETTINGS, "median", "low", "high", "rounds", "unit"]
-INSTRUCTIONS = (
-    "avx2",
-    "avx512_f",
-    "avx512_bf16",
-    "amx_bf16",
-    "sve",
-    "bf16",
-)  # that the speed of products hangs on
+# Instructions that the speed of products hangs on.
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")
 RATE, HOURLY, FACTOR, SHARE, TIME = (
     "images/s",
     "epochs·networks/h",
@@ -180,9 +174,8 @@ def measure(
             rates[row].append(
                 sum(call(row.kept, row.processes, bench_cpu.rate, row, seconds / rounds))
             )
-        found = (
-            call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]
-        )  # they take long
+        # in every other round alone: they take long
+        found = call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]
         for name in found[0]:
             beside.setdefault(name, []).append(sum(one[name] for one in found) / cores)
         print(

@@ -106,9 +106,8 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
     ]
     table += [Row("tensors", name, **apart, kept="memory kept" in name) for name in LADDER]
     for k in (2, 4):
-        table.append(
-            Row("stacked", "vmap", threads=cores, networks=k)
-        )  # the recipe as it stands in tutorials
+        # the recipe as it stands in tutorials
+        table.append(Row("stacked", "vmap", threads=cores, networks=k))
         table += [Row("stacked", way, cores, networks=k * cores, kept=True) for way in WAYS]
     table += [
         Row("ours", "ours, bare", **apart, kept=True),
@@ -204,9 +203,8 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
     """
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
-        for _ in range(
-            1 if row.part == "ours" else 2 * row.workers + 5
-        ):  # first steps; the batches that workers had ready
+        # first steps; the batches that workers had ready
+        for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):
             next(work)
         start()
         done, begin = 0.0, time.perf_counter()
@@ -344,9 +342,8 @@ def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> N
 
     It sends what the function gives, or what went wrong.
     """
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # a DataLoader starts its workers as it would in anybody's script
+    # a DataLoader starts its workers as it would in anybody's script
+    multiprocessing.set_start_method(None, force=True)
     if kept:
         machine.keep_memory()
     try:

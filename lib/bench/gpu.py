@@ -112,13 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         if device.type == "cuda" and "problem" in found and not _healthy(device):
             print("the device is lost to this process: going on in a new one", flush=True)
             rest = max(0.0, options.limit - (time.monotonic() - begun) - 10)
-            again = [
-                *arguments,
-                "--skip",
-                str(number + 1),
-                "--limit",
-                f"{rest:.0f}",
-            ]  # the last of two options counts
+            # the last of two options counts
+            again = [*arguments, "--skip", str(number + 1), "--limit", f"{rest:.0f}"]
             os.execv(sys.executable, [sys.executable, "-m", "lib.bench.gpu", *again])
     with pd.option_context(
         "display.width",
@@ -153,9 +148,8 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
         made.advance()
     _wait(device)
     found: dict[str, float] = {}
-    if (
-        made.feed
-    ):  # the same batches in every row: a wrong capture, or a precision too low, shows here
+    # the same batches in every row: a wrong capture, or a precision too low, shows here
+    if made.feed:
         while int(made.feed.done) < CHECKED:
             made.advance()
             _wait(device)
@@ -167,9 +161,8 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
     made.advance()
     _wait(device)
     calls = max(1, int(seconds / SLICES / max(time.perf_counter() - begin, 1e-7)))
-    for _ in range(
-        2 if seconds > 0.1 else 1
-    ):  # the first slice only says how many calls fill the next ones
+    # the first slice only says how many calls fill the next ones
+    for _ in range(2 if seconds > 0.1 else 1):
         begin = time.perf_counter()
         for _ in range(calls):
             made.advance()

@@ -67,18 +67,17 @@ class Stack:
             self.params[name] = stacked.to(device).requires_grad_()
         self.moments = [torch.zeros_like(value) for value in self.params.values()]
         normed = self.norm.stop - self.norm.start
+        # mean, variance
         self.running = (
             torch.zeros(normed, 50, device=device),
             torch.ones(normed, 50, device=device),
-        )  # mean, variance
-        self.weight = torch.zeros(
-            self.k, device=device
-        )  # λ of each network, changed in place between epochs
+        )
+        # λ of each network, changed in place between epochs
+        self.weight = torch.zeros(self.k, device=device)
         self.sums = torch.zeros(len(SUMS), self.k, dtype=torch.float64, device=device)
         self.shape = shape
-        self.modules = [
-            _Penalised(network.requires_grad_(False)) for network in networks
-        ]  # for their forward alone
+        # for their forward alone
+        self.modules = [_Penalised(network.requires_grad_(False)) for network in networks]
 
     def rows(self, name: str, block: slice) -> slice:
         """Where the networks of `block` stand in the stacked parameter `name`."""
@@ -196,9 +195,8 @@ class Feed:
             torch.randperm(len(images), generator=generator(seed + j, "order", 1))
             for j in range(orders)
         ]
-        order = torch.stack(
-            [one[: steps * batch].view(steps, batch) for one in drawn], 1
-        )  # [steps, 1 or k, batch]
+        # [steps, 1 or k, batch]
+        order = torch.stack([one[: steps * batch].view(steps, batch) for one in drawn], 1)
         self.order = order.to(images.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=images.device)
 
@@ -250,9 +248,8 @@ def grouped(
 ):
     """Convolutions with a group a network; linear layers as one batched product."""
     shared, k = x.dim() == 4, stack.k
-    x = (x if shared else x.transpose(0, 1).flatten(1, 2)).contiguous(
-        memory_format=layout
-    )  # [B, C or k·C, S, S]
+    # [B, C or k·C, S, S]
+    x = (x if shared else x.transpose(0, 1).flatten(1, 2)).contiguous(memory_format=layout)
     for name, groups in (("trunk.conv1", 1 if shared else k), ("trunk.conv2", k)):
         weight = params[f"{name}.weight"].flatten(0, 1).contiguous(memory_format=layout)
         x = F.conv2d(x, weight, params[f"{name}.bias"].flatten(), groups=groups)  # [B, k·D, …]
@@ -298,9 +295,8 @@ def mapped(
                 "trunk.norm.running_var": stack.running[1],
             }
         dropped = stack.drop.start <= block.start < stack.drop.stop
-        own = (
-            coins if dropped and coins.dim() == 5 else None
-        )  # else all networks' coins, taken as they are
+        # else all networks' coins, taken as they are
+        own = coins if dropped and coins.dim() == 5 else None
         module.trunk.dropout.coins = coins if dropped else None
         images, axis = (x, None) if x.dim() == 4 else (x[block], 0)
 

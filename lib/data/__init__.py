@@ -109,9 +109,8 @@ class RawDataSet:
     class_names: tuple[str, ...]
     sha256: str  # see `DataSet`
     files: tuple[Path, ...]  # what it was read from
-    scale: Callable[
-        [torch.Tensor], torch.Tensor
-    ]  # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+    # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+    scale: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def num_classes(self) -> int:
@@ -122,17 +121,15 @@ class RawDataSet:
 class _Source:
     """How one data set is found and read."""
 
-    find: Callable[
-        [Path], list[Path]
-    ]  # root → the files or folders that it is read from, [] if it needs none
+    # root → the files or folders that it is read from, [] if it needs none
+    find: Callable[[Path], list[Path]]
     decode: Callable[..., readers.Arrays]  # those files → arrays
     advice: str  # how to get it
     mean: float = 0.5
     std: float = 0.5
     white: float = 255.0  # the pixel value that becomes 1
-    options: dict[str, tuple[int, range]] = field(
-        default_factory=dict
-    )  # name → default, what is allowed
+    # name → default, what is allowed
+    options: dict[str, tuple[int, range]] = field(default_factory=dict)
 
 
 def load(
@@ -220,13 +217,11 @@ def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     by_class = torch.argsort(labels[shuffled], stable=True)
     counts = torch.bincount(labels)
     grouped = labels[shuffled][by_class]
-    rank = (
-        torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
-    )  # 0, 1, … within each class
+    # 0, 1, … within each class
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
     when = torch.empty(len(labels), dtype=torch.float64)
-    when[by_class] = (rank.double() + 0.5) / counts[
-        grouped
-    ]  # spreads each class evenly over (0, 1); ties fall at random
+    # spreads each class evenly over (0, 1); ties fall at random
+    when[by_class] = (rank.double() + 0.5) / counts[grouped]
     return shuffled[torch.argsort(when, stable=True)]
 
 
@@ -306,9 +301,8 @@ def corrupt_labels(
             f"{generator.device}"
         )
     chance = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # [0, 1)
-    offset = torch.randint(
-        1, num_classes, (len(labels),), generator=generator
-    )  # 1 … K-1: never the label itself
+    # 1 … K-1: never the label itself
+    offset = torch.randint(1, num_classes, (len(labels),), generator=generator)
     if law == "bernoulli":
         changed = chance < fraction
     else:
@@ -350,9 +344,8 @@ def source_of(name: str, root: Path) -> _Source:
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    is_plain = isinstance(name, str) and re.fullmatch(
-        r"[^./\\][^/\\]*", name
-    )  # no path, nothing hidden
+    # no path, nothing hidden
+    is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
     if is_plain and ((root / f"{name}.zip").is_file() or (root / name).is_dir()):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
     raise ValueError(

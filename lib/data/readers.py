@@ -90,9 +90,8 @@ class Cifar:
     meta: str
     labels: str  # the labels' key
     class_names: str  # theirs in `meta`
-    pixels_sha256: tuple[
-        str, str
-    ]  # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    pixels_sha256: tuple[str, str]
     sort_within_classes: bool = False  # see `canonical_order`
 
     @property
@@ -242,16 +241,14 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
                 f"{', '.join(parts)}"
             )
         splits.append((np.concatenate(images), np.array(labels)))
-    meta = pickle.loads(
-        archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1"
-    )  # the archive is the published one
+    # the archive is the published one
+    meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")
     return splits, meta[cifar.class_names]
 
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_LAYOUT = re.compile(
-    r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)"
-)  # [top folder /] split / class / file
+# [top folder /] split / class / file
+_LAYOUT = re.compile(r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)")
 
 
 class Archive:
@@ -437,9 +434,8 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     for name in where:
         if match := re.fullmatch(r"train/([^/]+)/images/[^/]+\.JPEG", name):
             train[match[1]].append(name)
-    for line in filter(
-        str.strip, lines("val/val_annotations.txt")
-    ):  # val_0.JPEG, wnid, bounding box
+    # val_0.JPEG, wnid, bounding box
+    for line in filter(str.strip, lines("val/val_annotations.txt")):
         file, wnid = line.split()[:2]
         val[wnid].append(f"val/images/{file}")
     found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]

@@ -186,9 +186,8 @@ def _receive(url: str, part: Path) -> None:
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT
         )
     except urllib.error.HTTPError as error:
-        if (
-            start and error.code == 416
-        ):  # nothing lies beyond what is here: the md5 decides whether it is whole
+        # nothing lies beyond what is here: the md5 decides whether it is whole
+        if start and error.code == 416:
             return
         raise
     with response:
@@ -216,9 +215,8 @@ def _receive(url: str, part: Path) -> None:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if (
-        total is not None and _size(part) != total
-    ):  # http.client ends silently when the other side hangs up
+    # http.client ends silently when the other side hangs up
+    if total is not None and _size(part) != total:
         raise OSError(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 

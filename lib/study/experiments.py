@@ -197,10 +197,11 @@ def options(
     norm, drop, exact = {"batch_norm": True}, {"dropout": dropout}, {"corruption_law": "exact"}
     tried = [exact, drop | exact, norm | {"bn_gamma": "uniform"}]
     if longer:
+        # the speed is rounded, as it is stated
         slow = {
             "epochs": longer * epochs,
             "speed": float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}"),
-        }  # as stated
+        }
         tried += [slow, drop | slow]
     tried = [network | {"al2": al2} for network in tried for al2 in (False, True)]
     series = [

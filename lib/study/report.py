@@ -28,13 +28,8 @@ from lib.study.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
-HISTOGRAMS = (
-    "vanillaNet",
-    "normNet",
-    "sr1Net",
-    "sr2Net",
-    "sr3Net",
-)  # networks whose filter correlations are drawn
+# networks whose filter correlations are drawn
+HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 
 
 @dataclass(frozen=True)
@@ -213,9 +208,8 @@ def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         found[f"al2_cca-{profile}-{dataset}-{dropout:g}"] = lambda ids=ids, title=title: _sequences(
             report, ids, title
         )
-        if (
-            tables_cca.differences(own).by.nunique() > 1
-        ):  # AL2's beside a second seed's, the control
+        # AL2's beside a second seed's, the control
+        if tables_cca.differences(own).by.nunique() > 1:
             name = f"al2_cca_differences-{profile}-{dataset}-{dropout:g}"
             found[name] = lambda own=own: figures_cca.difference_curves(own)
     return found
@@ -412,9 +406,8 @@ def _al2_headline(report: Report) -> str:
     ):
         if corruption == 0.75:
             seeds = runs.groupby(["baseline", "al2"]).seed.nunique()
-            n = "–".join(
-                map(str, sorted({seeds.min(), seeds.max()}))
-            )  # "1–3" where some networks have fewer
+            # "1–3" where some networks have fewer
+            n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))
             measured = tables.at_published_epochs(runs, ["test_accuracy"])
             rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
     if len(rows) == 1:
@@ -456,9 +449,8 @@ def _sparsity_headline(report: Report) -> str:
                 own.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
             )
             name = ", ".join(filter(None, [f"measured, {profile}", reading]))
-            n = "–".join(
-                map(str, sorted({int(own.n.min()), int(own.n.max())}))
-            )  # "1–3" where some networks have fewer
+            # "1–3" where some networks have fewer
+            n = "–".join(map(str, sorted({int(own.n.min()), int(own.n.max())})))
             rows.append([name, dataset, size, optimizer, n, *printed])
     for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(report.frame):
         printed = (
@@ -510,9 +502,8 @@ def _longer(frame: pd.DataFrame):
 def _percent(row: pd.Series) -> str:
     if row.measured == tables.DIVERGED:
         return tables.DIVERGED
-    return tables.mean_and_sd(
-        round(100 * row.measured, 6), 100 * row.sd
-    )  # a fraction may lie a bit below the % it was made of
+    # a fraction may lie a bit below the % it was made of
+    return tables.mean_and_sd(round(100 * row.measured, 6), 100 * row.sd)
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:

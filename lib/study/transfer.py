@@ -19,14 +19,8 @@ from lib.run import Run
 
 MOST_FILES = 8
 MOST_BYTES = 15 * 2**20  # of each
-FINISHED = (
-    "config.json",
-    "env.json",
-    "measures.npz",
-    "status.json",
-    "weights.pt",
-    "metrics.csv",
-)  # metrics.csv last
+# metrics.csv last
+FINISHED = ("config.json", "env.json", "measures.npz", "status.json", "weights.pt", "metrics.csv")
 UNDER_WAY = ("config.json", "checkpoint.pt")
 START = (1980, 1, 1, 0, 0, 0)  # a date for every file, so that equal runs give equal archives
 
@@ -232,9 +226,8 @@ def _is_further(staged: Path, target: Path, run: Run) -> bool:
 
 def _place(files: dict[str, bytes], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    if (
-        "metrics.csv" in files
-    ):  # what a training killed in its last moments left there says nothing of this one
+    # what a training killed in its last moments left there says nothing of this one
+    if "metrics.csv" in files:
         for name in set(FINISHED) - files.keys():
             (target / name).unlink(missing_ok=True)
     for name in [name for name in FINISHED + UNDER_WAY[1:] if name in files]:

@@ -37,9 +37,8 @@ COLUMNS = [
     "verdict",
 ]
 
-CLAIMS = yaml.safe_load(
-    (paths.PUBLISHED / "claims.yaml").read_text()
-)  # what the papers say, and where
+# what the papers say, and where
+CLAIMS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text())
 STATEMENTS = {claim: said["statement"] for claim, said in CLAIMS.items()}
 # The runs that a claim is judged by; by its first letter where it has no entry of its own.
 RUNS = {

@@ -97,9 +97,8 @@ READING = (
     "is 64 times as strong. Both were trained, neither is chosen ([notebook "
     "23](../../../notebooks/23_penalty_readings.ipynb))."
 )
-PAPERS_PRECISION = {
-    "precision": "float32"
-}  # what both papers' frameworks compute in where nothing is said
+# what both papers' frameworks compute in where nothing is said
+PAPERS_PRECISION = {"precision": "float32"}
 
 
 def page(
@@ -198,9 +197,8 @@ def _papers_settings(claim: str) -> dict[str, str]:
     names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):
         run = Run("mnist", al2=True)
-        epochs = (
-            {"epochs": "750"} if claim == "A6" else {}
-        )  # AL2, Figure 1: its dropout networks train a little longer
+        # AL2, Figure 1: its dropout networks train a little longer
+        epochs = {"epochs": "750"} if claim == "A6" else {}
         return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION | epochs
     said = {
         name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name)))
@@ -216,9 +214,10 @@ def _papers_settings(claim: str) -> dict[str, str]:
 
 
 def _values(runs: pd.DataFrame, name: str) -> str:
+    # the runs in which the setting acts
     used = {"speed": runs[runs.al2.astype(bool)], "momentum": runs[runs.optimizer == "sgd"]}.get(
         name, runs
-    )  # where it acts
+    )
     values = sorted(
         {_text(name, value) for value in used[name]} or {"–"}, key=lambda text: (len(text), text)
     )

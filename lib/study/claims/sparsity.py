@@ -149,9 +149,8 @@ def _accuracies(best: pd.DataFrame, size: str, optimizer: str) -> str:
 
 def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held, said, n = [], [], []
-    runs = runs[
-        runs.network == "vanillaNet"
-    ]  # read as far as it was trained, whatever the length of the others
+    # read as far as it was trained, whatever the length of the others
+    runs = runs[runs.network == "vanillaNet"]
     for size in _sizes(runs):
         every = int(runs.epochs.max())
         relative = {
@@ -328,9 +327,8 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
             others = pd.concat(
                 [_best(best, n, size) for n in VARIANTS if n != "sr3Net"], axis=1, join="inner"
             )
-            finite = np.isfinite(others).all(
-                axis=1
-            )  # the best of the others is not known where one of them diverged
+            # the best of the others is not known where one of them diverged
+            finite = np.isfinite(others).all(axis=1)
             if len(
                 d := differences(
                     _best(best, "sr3Net", size), others.max(axis=1).where(finite, -np.inf)
@@ -414,9 +412,8 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
             for k in ("adam", "sgd")
         ]
         if not any(c.empty for own in curves for c in own):
-            tenth = max(
-                1, round(min(own[0].index.max() for own in curves) / 10)
-            )  # one epoch, were one trained for longer
+            # one epoch, were one trained for longer
+            tenth = max(1, round(min(own[0].index.max() for own in curves) / 10))
             # every network starts within a percent of ln D
             adam, sgd = (
                 100 - pd.concat([c.loc[tenth] for c in own], axis=1).mean(axis=1, skipna=False)

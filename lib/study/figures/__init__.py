@@ -91,10 +91,8 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(
         len(metrics),
         len(baselines),
-        figsize=(
-            max(2.9 * len(baselines), 6),
-            2.3 * len(metrics),
-        ),  # title and legend need some width
+        # title and legend need some width
+        figsize=(max(2.9 * len(baselines), 6), 2.3 * len(metrics)),
         sharex=True,
         sharey="row",
         squeeze=False,
@@ -293,9 +291,10 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
     measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
     cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    # the sort is stable: profiles stay in their order
     answered = sorted(
         cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75)
-    )  # stable
+    )
     panels = [("published", "mnist", 0.75), *answered]
     width = min(4, len(panels))
     height = -(-len(panels) // width)

@@ -26,9 +26,8 @@ DIFFERENCES = {  # in what two networks differ: colour, dashes
     "seed, without AL2": ("0.55", "--"),
     "seed, with AL2": ("0.55", "-"),
 }
-COMPARED = [
-    sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)
-]  # pink, brown, light blue, grey: no network's colours
+# pink, brown, light blue, grey: no network's colours
+COMPARED = [sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)]
 COURSES = {
     "mean_cca init": "mean CCA",
     "svcca init": "SVCCA",

@@ -23,18 +23,10 @@ from lib.study.tables.options import (
     weights_by_option,
 )
 
-SHADES = dict(
-    zip(SCALES.values(), (1.0, 0.45), strict=True)
-)  # of batch norm's colour, by its first scale
-DASHES = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (5, 1)),
-    (0, (1, 3)),
-)  # the default's first
+# of batch norm's colour, by its first scale
+SHADES = dict(zip(SCALES.values(), (1.0, 0.45), strict=True))
+# the default's first
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 3)))
 
 
 def gains(pairs: pd.DataFrame) -> Figure:
@@ -113,9 +105,8 @@ def courses(frame: pd.DataFrame) -> Figure:
         for k, (name, dashes) in enumerate(zip(names, cycle(DASHES), strict=False)):
             one = own[own.option == name]
             mean = one.groupby(100 * one.epoch / one.read).test_accuracy.mean()
-            shade = (
-                1 if name == DEFAULT else 1 - 0.55 * (k - 1) / max(len(names) - 2, 1)
-            )  # the later, the lighter
+            # the later, the lighter
+            shade = 1 if name == DEFAULT else 1 - 0.55 * (k - 1) / max(len(names) - 2, 1)
             colour = "0.15" if name == DEFAULT else COLOURS[baseline]
             ax.plot(mean.index, mean, color=colour, alpha=shade, ls=dashes, lw=1.6, label=name)
         ax.axhline(100 / int(rows.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
@@ -236,9 +227,8 @@ def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:
         finite = here[np.isfinite(here.gain)]
         if len(finite) == len(here):
             ax.bar(place, here.gain.mean(), width=0.6, color=colour, alpha=0.35, lw=0)
-        spots = place + 0.12 * (
-            np.arange(len(finite)) - (len(finite) - 1) / 2
-        )  # beside each other, in the order of the seeds
+        # beside each other, in the order of the seeds
+        spots = place + 0.12 * (np.arange(len(finite)) - (len(finite) - 1) / 2)
         for x, pair in zip(spots, finite.itertuples(), strict=True):
             ax.plot(
                 x,

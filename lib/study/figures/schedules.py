@@ -36,14 +36,8 @@ PANELS = {
     "held_out": "accuracy on held-out\nnoisy labels (%), last epoch",
 }
 ACCURACIES = ("final", "stopped", "best")
-VARIED = (
-    "seed",
-    "weight_decay",
-    "al2",
-    "schedule",
-    "speed",
-    "rate",
-)  # in what the runs of one study differ
+# in what the runs of one study differ
+VARIED = ("seed", "weight_decay", "al2", "schedule", "speed", "rate")
 
 
 def studied(frame: pd.DataFrame) -> pd.DataFrame:

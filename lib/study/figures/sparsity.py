@@ -127,9 +127,8 @@ def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
         for c in runs
         if c.startswith(f"{what} ") and runs[c].notna().any()
     ]
-    return sorted(
-        names, key=lambda name: (not name.startswith("conv"), name)
-    )  # frames of several networks mix their columns
+    # frames of several networks mix their columns
+    return sorted(names, key=lambda name: (not name.startswith("conv"), name))
 
 
 def best_beside_paper(table: pd.DataFrame) -> Figure:
@@ -162,9 +161,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
         key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]],
     )
     fig, axes = _grid(len(panels), 3.4, 2.6)
-    fig.set_layout_engine(
-        "constrained", w_pad=0.12
-    )  # inches, between a panel and the next one's names
+    # inches, between a panel and the next one's names
+    fig.set_layout_engine("constrained", w_pad=0.12)
     place = {name: k for k, name in enumerate(order)}
     marks = dict(zip(table.series.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
@@ -187,9 +185,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
                 )
                 continue
             mark, spread = marks[row.series], 0 if pd.isna(row.sd) else row.sd
-            y += (
-                0.3 * list(marks).index(row.series) / len(marks)
-            )  # of one network one below the other
+            # of one network one below the other
+            y += 0.3 * list(marks).index(row.series) / len(marks)
             ax.errorbar(
                 100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3
             )

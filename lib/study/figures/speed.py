@@ -27,10 +27,8 @@ WAYS = {  # of `networks` curves, in the order of the legend
     "ours, AL2": PARTS["ours"],
     "floor": PARTS["floor"],
 }
-PRECISIONS = {
-    "float32": (0.2, 0.2, 0.2),
-    "bfloat16": PARTS["ours"],
-}  # the second is drawn over the first
+# the second is drawn over the first
+PRECISIONS = {"float32": (0.2, 0.2, 0.2), "bfloat16": PARTS["ours"]}
 BEST = "best DataLoader loop"
 KEY = ["part", "what", "processes", "threads", "workers", "networks", "batch"]
 HOURLY, BEST_FACTOR, SHARE = "epochs·networks/h", "× best DataLoader", "% of the floor"  # units
@@ -106,11 +104,8 @@ def bars(table: pd.DataFrame) -> Figure:
     ax.hlines(y, found.low, found.high, color="0.2", lw=1.2)
     for position, row in zip(y, found.to_dict("records"), strict=True):
         text = f" × {row[BEST_FACTOR]:.2f}, {row[SHARE]:.0f} %"
-        paper = {
-            "facecolor": "white",
-            "edgecolor": "none",
-            "pad": 0.5,
-        }  # hides the dashed line below the words
+        # hides the dashed line below the words
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         ax.text(max(row["high"], row[HOURLY]), position, text, va="center", fontsize=8, bbox=paper)
     best = best_loader(found)
     ax.axvline(best[HOURLY], color="0.2", ls="--", lw=1)

@@ -14,12 +14,8 @@ from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
 
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
-SPARSITY_CELL = [
-    "dataset",
-    "size",
-    "optimizer",
-    "network",
-]  # what a cell of the other paper's Table 2 is about
+# what a cell of the other paper's Table 2 is about
+SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]
 SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {
@@ -79,11 +75,8 @@ def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return frame
     kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
-    for name in (
-        "sparsity",
-        "decorrelation",
-        "relabelled_by",
-    ):  # frames made by hand may lack what the AL2 paper does not know
+    # frames made by hand may lack what the AL2 paper does not know
+    for name in ("sparsity", "decorrelation", "relabelled_by"):
         kept &= frame[name].fillna("") == "" if name in frame else True
     kept &= (
         (frame.schedule == "al2")
@@ -107,9 +100,8 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.iloc[:0].assign(labels="")
     rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
     with_al2, noisy = rows.al2.astype(bool), rows.relabelled_by.isna() & (rows.corruption > 0)
-    of_al2 = rows.relabelled_by.map(
-        with_al2.groupby(rows.id).first()
-    )  # NaN: relabelled by no network of these
+    # NaN: relabelled by no network of these
+    of_al2 = rows.relabelled_by.map(with_al2.groupby(rows.id).first())
     labels = pd.Series("", rows.index)
     labels[noisy] = "noisy"
     labels[noisy & with_al2] = "teacher"
@@ -206,9 +198,8 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     keys = [*CELL, "epoch", "metric"]
     paper = published(name).rename(columns={"value": "published"})
     measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
-    table = paper.merge(
-        measured[measured.measured.notna()], on=keys, how="outer"
-    )  # a row a profile
+    # a row a profile
+    table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
     columns = [
         *keys,
@@ -318,9 +309,8 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         (rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)
     ].sort_values(["profile", "id", "epoch"])
     of_run = read.groupby(["profile", "id"]).test_accuracy
-    best = read.loc[
-        of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]
-    ]  # the first of several
+    # the first of several
+    best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]
     best.columns = ["profile", "id", "best", "best_epoch"]
     return found.merge(best, how="left").merge(
         of_run.last().rename("last").reset_index(), how="left"
@@ -419,9 +409,8 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     own = [name for name in columns if name not in ("profile", "reading", "published")]
     measured = pd.DataFrame(rows, columns=["profile", *keys, "reading", *own])
     table = paper.merge(measured, on=keys, how="outer")
-    order = {
-        name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))
-    }  # as printed
+    # as printed
+    order = {name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))}
     printed = {"size", "network"}
     return table.reindex(columns=[*keys, *columns]).sort_values(
         ["dataset", "profile", *keys[1:], "reading"],

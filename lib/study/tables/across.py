@@ -46,9 +46,8 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     )
     rows = frame.assign(test=np.where(noisy, "memorisation", "overfitting"), method=names)
     rows["epochs_read"] = rows.groupby(["profile", "test", "dataset"]).epochs.transform("min")
-    return rows[~(rows.epoch > rows.epochs_read)].reset_index(
-        drop=True
-    )  # a run that diverged at once has a row without epoch
+    # a run that diverged at once has a row without epoch
+    return rows[~(rows.epoch > rows.epochs_read)].reset_index(drop=True)
 
 
 @lru_cache

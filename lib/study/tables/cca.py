@@ -24,9 +24,8 @@ def dropouts(frame: pd.DataFrame) -> list[float]:
             "there is no run to draw: of one at least the loss has to stay finite to the end"
         )
     one_setting(frame, frame.dataset.iloc[0], but=("seed", "dropout", "al2", "speed"))
-    one_setting(
-        frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout")
-    )  # only AL2 has a speed
+    # only AL2 has a speed
+    one_setting(frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout"))
     return sorted(frame.dropout.unique(), reverse=True)
 
 

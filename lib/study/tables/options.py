@@ -69,9 +69,8 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     against[rows.corruption_law == "exact"] = EXACT
     against[rows.bn_gamma == "uniform"] = UNIFORM
     against = against.where(times == 1, "epochs × " + times.astype(str))
-    speeds = rows.speed[
-        al2 & (times == 1) & ((rows.baseline == "bare") | (against != DEFAULT))
-    ]  # options are not combined
+    # options are not combined
+    speeds = rows.speed[al2 & (times == 1) & ((rows.baseline == "bare") | (against != DEFAULT))]
     speed = float(speeds.iloc[0]) if len(speeds) else None
     option = against.copy()
     for own in rows.speed[al2 & (against == DEFAULT)].unique():
