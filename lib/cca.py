@@ -1,6 +1,4 @@
-"""Canonical correlations of two representations, and what is summed up from them: CCA, SVCCA,
-PWCCA.
-"""
+"""Canonical correlations of two representations, and their summaries: CCA, SVCCA, PWCCA."""
 
 import math
 from typing import NamedTuple
@@ -18,8 +16,10 @@ MAIN = 0.99  # share of the variance that SVCCA keeps (Raghu et al., 2017)
 
 
 class CanonicalCorrelations(NamedTuple):
-    """What `cca` gives. Fewer coefficients than both sides have live channels: those of one depend
-    linearly on each other.
+    """What `cca` gives.
+
+    Fewer coefficients than both sides have live channels: those of one depend linearly on each
+    other.
     """
 
     coefficients: Tensor  # descending, in [0, 1], float64 [min(rank of x, rank of y)]
@@ -28,8 +28,9 @@ class CanonicalCorrelations(NamedTuple):
 
 
 def channel_points(phi: Tensor) -> Tensor:
-    """Features [N, C, w, w] as C channels of N·w·w points each, [C, N·w·w], for `cca` (AL2, section
-    5.1); [N, C] as [C, N].
+    """Features [N, C, w, w] as C channels of N·w·w points each, [C, N·w·w], for `cca`.
+
+    As in AL2, section 5.1. Features [N, C] become [C, N].
     """
     if phi.dim() < 2:
         raise ValueError(f"features are [N, C, …], not of shape {tuple(phi.shape)}")
@@ -37,22 +38,23 @@ def channel_points(phi: Tensor) -> Tensor:
 
 
 def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations:
-    """The whole sequence of canonical correlations of two sets of channels at the same points (AL2,
-    Eq. 3 and Fig. 1).
+    """The whole sequence of canonical correlations of two sets of channels.
+
+    Both are taken at the same points (AL2, Eq. 3 and Fig. 1).
 
     They are the singular values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels
     (Björck and Golub, 1973): no covariance is formed or inverted, which would cost half of the
-        digits. Invariant to any invertible affine map of the
-    channels. In float64 on the CPU, whatever is given.
+    digits. Invariant to any invertible affine map of the channels. In float64 on the CPU, whatever
+    is given.
 
     Channels count alike whatever their scale, one of 1e-8 beside one of 1. Dead ones, constant but
     for rounding (see DEAD_SPREAD), are dropped and counted. Live ones may depend linearly on each
-        other (one channel twice): after scaling
-    to unit variance, directions whose singular value is below C·ε of the largest hold rounding
-    alone and are dropped, so a repeated channel changes nothing. ε is that of the array given
-    (float64's: times √points): give the precision that it was computed in, since an upcast copy
-    passes its rounding off as signal. A mean of k standard deviations makes a channel's rounding k
-    times as large, so beyond k ≈ 10 dependence may go unnoticed. No live channel: no coefficients.
+    other (one channel twice): after scaling to unit variance, directions whose singular value is
+    below C·ε of the largest hold rounding alone and are dropped, so a repeated channel changes
+    nothing. ε is that of the array given (float64's: times √points): give the precision that it was
+    computed in, since an upcast copy passes its rounding off as signal. A mean of k standard
+    deviations makes a channel's rounding k times as large, so beyond k ≈ 10 dependence may go
+    unnoticed. No live channel: no coefficients.
 
     Args:
         x: [channels, points], as `channel_points` makes them.
@@ -61,29 +63,30 @@ def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations
     Raises:
         ValueError: for arrays that are not [channels, points], numbers of points that differ, NaN
             or infinity, and as few points as live channels: x (or y) then spans everything and each
-                coefficient is 1 whatever the data. Where
-            rank x + rank y > points − 1, as many coefficients as it exceeds are 1 for the same
-            reason: take many points.
+            coefficient is 1 whatever the data. Where rank x + rank y > points − 1, as many
+            coefficients as it exceeds are 1 for the same reason: take many points.
     """
     x, y = _pair(x, y)
     return CanonicalCorrelations(_correlate(x, _span(x), y, _span(y))[1], x.dropped, y.dropped)
 
 
 def mean_cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean of the coefficients of `cca`, whose arguments and errors it has; NaN where there are
-    none.
+    """Mean of the coefficients of `cca`; NaN where there are none.
+
+    Arguments and errors are those of `cca`.
     """
     return cca(x, y).coefficients.mean().item()
 
 
 def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN) -> float:
-    """Mean canonical correlation of the main principal directions of x and of y (SVCCA; Raghu et
-    al., 2017).
+    """Mean canonical correlation of the main principal directions of x and of y: SVCCA.
+
+    See Raghu et al., 2017.
 
     Kept on each side are the fewest directions that hold `variance` of the sum of the channels'
     variances (squared singular values). Channels are centred but keep their scale, or else there
-        were no main directions to speak of: unlike `cca`
-    this is invariant to rotation and to one common scale only.
+    were no main directions to speak of: unlike `cca` this is invariant to rotation and to one
+    common scale only.
 
     Args:
         x: [channels, points].
@@ -106,23 +109,25 @@ def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN
 
 
 def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean canonical correlation, weighted by how much of x each direction accounts for (PWCCA;
-    Morcos et al., 2018).
+    """Mean canonical correlation, weighted by how much of x each direction accounts for: PWCCA.
+
+    See Morcos et al., 2018.
 
     Σ_i α_i ρ_i / Σ_i α_i with α_i = Σ_j |⟨h_i, x_j⟩|, h_i the i-th canonical variate of x (unit
     length over the points), x_j the centred channel j of x in its own scale. i runs over the
-        coefficients of `cca`: where x has the larger rank, its
-    directions without a partner in y have no weight. Not symmetric; invariant to any invertible
-    affine map of y, and to one common scale of x and shifts of its channels. Arguments and errors
-    as `cca`; NaN where there are no coefficients.
+    coefficients of `cca`: where x has the larger rank, its directions without a partner in y have
+    no weight. Not symmetric; invariant to any invertible affine map of y, and to one common scale
+    of x and shifts of its channels. Arguments and errors as `cca`; NaN where there are no
+    coefficients.
     """
     x, y = _pair(x, y)
     return _weighted(x, *_correlate(x, _span(x), y, _span(y)))
 
 
 class Similarities(NamedTuple):
-    """What `similarities` gives: `cca` and its three summaries, each as the function of its name
-    has it.
+    """What `similarities` gives: `cca` and its three summaries.
+
+    Each is as the function of its name has it.
     """
 
     cca: CanonicalCorrelations
@@ -132,8 +137,9 @@ class Similarities(NamedTuple):
 
 
 def similarities(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Similarities:
-    """The whole family at the cost of one decomposition of each argument. Arguments and errors as
-    `cca`.
+    """The whole family at the cost of one decomposition of each argument.
+
+    Arguments and errors as `cca`.
     """
     x, y = _pair(x, y)
     variates, rho = _correlate(x, _span(x), y, _span(y))
@@ -149,8 +155,9 @@ def _weighted(x: "_Channels", variates: Tensor, rho: Tensor) -> float:
 
 
 class _Channels(NamedTuple):
-    """Centred live channels as the columns of Q·R; whatever concerns one array alone is read from
-    R, which is small.
+    """Centred live channels as the columns of Q·R.
+
+    Whatever concerns one array alone is read from R, which is small.
     """
 
     q: Tensor  # orthonormal columns, float64 [points, C]
@@ -222,8 +229,9 @@ def _span(x: _Channels) -> Tensor:
 
 
 def _main_directions(x: _Channels, variance: float) -> Tensor:
-    """Columns u such that those of Q·u are the first principal directions of the channels that hold
-    `variance`.
+    """Columns u such that those of Q·u are the first principal directions of the channels.
+
+    They are so many that they hold `variance`.
     """
     if x.r.numel() == 0:
         return x.r
@@ -233,8 +241,9 @@ def _main_directions(x: _Channels, variance: float) -> Tensor:
 
 
 def _correlate(x: _Channels, u: Tensor, y: _Channels, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Canonical variates of x, as Q·[C, k], and canonical correlations [k] of the spans of Q·u and
-    Q·v, k the lower rank.
+    """Canonical variates of x, as Q·[C, k], and canonical correlations [k].
+
+    They are of the spans of Q·u and Q·v; k is the lower rank.
     """
     left, rho, _ = torch.linalg.svd(u.T @ (x.q.T @ y.q) @ v, full_matrices=False)
     return u @ left, rho.clamp(max=1)

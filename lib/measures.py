@@ -42,8 +42,9 @@ def cumulative_ablation(
     generator: torch.Generator | None = None,
     orders: int = 3,
 ) -> Tensor:
-    """Accuracy in % as more and more of φ is set to zero: [11], at 0, 10, … 100 % (AL2, section
-    5.2).
+    """Accuracy in % as more and more of φ is set to zero (AL2, section 5.2).
+
+    It is [11], at 0, 10, … 100 %.
 
     Nothing is rescaled. Take φ in eval mode and give a head in eval mode.
 
@@ -96,8 +97,9 @@ def cumulative_ablation(
 
 
 def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
-    """Area under an ablation curve by the trapezoid rule over fractions 0 … 1: a constant 100 %
-    gives 100 (Table 2).
+    """Area under an ablation curve by the trapezoid rule over fractions 0 … 1.
+
+    A constant 100 % gives 100 (Table 2).
     """
     values = torch.as_tensor(accuracies, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
@@ -112,8 +114,9 @@ def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
 def entropy_maps(
     model: nn.Module, images: Tensor, layers: Sequence[str] | None = None, *, batch: int = 500
 ) -> dict[str, Tensor]:
-    """Entropy of the activation vector at each receptive field, in nats (targeted sparsity, Eq. 4,
-    Figures 1 and 4).
+    """Entropy of the activation vector at each receptive field, in nats.
+
+    As in targeted sparsity, Eq. 4, Figures 1 and 4.
 
     Args:
         model: any module; runs in eval mode, and is left in the mode it was in, submodule by
@@ -125,8 +128,7 @@ def entropy_maps(
 
     Returns:
         by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major
-            as the image; [N] of a dense
-        layer. The largest value possible is ln D for D filters.
+        as the image; [N] of a dense layer. The largest value possible is ln D for D filters.
 
     Raises:
         ValueError: for no images, and for a layer that is not there (the message lists those there
@@ -168,8 +170,9 @@ def entropy_maps(
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and each of its submodules back in its own mode afterwards (some
-    may be frozen).
+    """The network in eval mode, and each of its submodules back in its own mode afterwards.
+
+    Some may be frozen.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -187,8 +190,9 @@ def hidden_layers(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def correlation_rms(weight: Tensor) -> Tensor:
-    """Root mean square of the correlations of pairs of filters, a scalar: 0 for none, 1 where all
-    filters are alike.
+    """Root mean square of the correlations of pairs of filters, a scalar.
+
+    It is 0 for none, 1 where all filters are alike.
 
     D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 /
     √(F − 1) where D ≫ F.
@@ -198,8 +202,9 @@ def correlation_rms(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
-    """How often each correlation of two filters occurs: counts [bins] over −1 … 1, each pair once
-    (targeted sparsity, Fig. 7).
+    """How often each correlation of two filters occurs: counts [bins] over −1 … 1.
+
+    Each pair counts once (targeted sparsity, Fig. 7).
 
     Args:
         weight: [D, …] of a convolution or dense layer.
@@ -210,8 +215,9 @@ def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
 
 @torch.no_grad()
 def correlation_summary(weight: Tensor, bins: int = 200) -> tuple[Tensor, Tensor]:
-    """`correlation_rms` and `correlation_histogram` of a float32 weight, to the last bit, at the
-    cost of one of them.
+    """`correlation_rms` and `correlation_histogram` of a float32 weight.
+
+    They are the same to the last bit, at the cost of one of them.
     """
     c = filter_correlation(weight.float())
     return _rms(c), _histogram(c, bins)
@@ -229,18 +235,18 @@ def _histogram(c: Tensor, bins: int) -> Tensor:
 
 
 def smoothed(curve: Sequence[float]) -> np.ndarray:
-    """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held (targeted sparsity, Fig. 3;
-    protocol, section 2).
+    """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held.
+
+    See targeted sparsity, Fig. 3, and the protocol, section 2.
     """
     return gaussian_filter1d(np.asarray(curve, dtype=np.float64), sigma=2, mode="nearest")
 
 
 def moment_of_overfitting(losses: Sequence[float]) -> int | None:
-    """The epoch, counted from 1, at which the smoothed validation loss is least, if it ends more
-    than 2 % above that.
+    """The epoch, counted from 1, at which the smoothed validation loss is least.
 
-    None where it does not: the network has not overfitted (protocol, section 2). `losses`: one an
-        epoch, penalties left out.
+    None unless the loss ends more than 2 % above that: the network has not overfitted (protocol,
+    section 2). `losses`: one an epoch, penalties left out.
 
     Raises:
         ValueError: for no epochs, or a loss that is not finite.
@@ -250,8 +256,9 @@ def moment_of_overfitting(losses: Sequence[float]) -> int | None:
 
 
 def rise_after_least(losses: Sequence[float]) -> float:
-    """By how much the smoothed validation loss ends above its least value, in % of that: how heavy
-    the overfitting is.
+    """By how much the smoothed validation loss ends above its least value, in % of that.
+
+    It says how heavy the overfitting is.
 
     0 where the last epoch's is the least. `losses` and errors: as for `moment_of_overfitting`.
     """

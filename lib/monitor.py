@@ -1,5 +1,6 @@
-"""Sparsity while it happens: a TensorBoard writer for any training loop, and an explorer of stored
-heat maps for notebooks.
+"""Sparsity while it happens.
+
+A TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks.
 
 with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
     monitor.log(model, 0)  # before training
@@ -43,20 +44,19 @@ MOST_IMAGES = 16
 
 
 class Monitor:
-    """Writes what targeted sparsity looks at to TensorBoard: heat maps, mean entropies,
-    correlations of filters (C1, Fig. 1–7).
+    """Writes what targeted sparsity looks at to TensorBoard.
+
+    These are heat maps, mean entropies, correlations of filters (C1, Fig. 1–7).
 
     Tags: `entropy/<layer>` mean entropy in nats (scalars, and all layers in one chart under Custom
-        Scalars),
-    `correlations/<layer>` the coefficients of all pairs of filters (histograms of 200 bins),
-    `heat_maps` the images beside their maps, `correlations_over_epochs` the same histograms with
-    the epoch on x (both pictures).
+    Scalars), `correlations/<layer>` the coefficients of all pairs of filters (histograms of 200
+    bins), `heat_maps` the images beside their maps, `correlations_over_epochs` the same histograms
+    with the epoch on x (both pictures).
 
     The network is left as it was: in its modes, without gradients, with no random number drawn.
-        Where a log is continued,
-    as after an interruption, what it already held of the same or later epochs gives way to the new;
-    the picture of correlations over epochs then begins where it goes on. Correlations are of layers
-    of at most 1,024 filters.
+    Where a log is continued, as after an interruption, what it already held of the same or later
+    epochs gives way to the new; the picture of correlations over epochs then begins where it goes
+    on. Correlations are of layers of at most 1,024 filters.
 
     Args:
         log_dir: folder for TensorBoard, made by the first `log`.
@@ -147,9 +147,8 @@ class Monitor:
             self._histograms.setdefault(name, []).append(counts)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
         if epoch % self.every == 0:
-            planes = {
-                name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3
-            }  # [n, A, B]; not dense layers
+            # [n, A, B]; not dense layers
+            planes = {name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3}
             filters = {name: len(weight) for name, weight in weights.items()}
             if planes:
                 figure = heat_map_figure(
@@ -160,8 +159,9 @@ class Monitor:
         writer.flush()
 
     def watch(self, run: Run, model: nn.Module, epoch: int) -> None:
-        """`log` for `trainer.fit(runs, callback=…)`: a run's log has its own folder, `log_dir`/<name
-        of the run>.
+        """`log` for `trainer.fit(runs, callback=…)`.
+
+        A run's log has its own folder, `log_dir`/<name of the run>.
         """
         if self.closed:
             raise RuntimeError(
@@ -203,9 +203,10 @@ class Monitor:
 
     def _open(self, epoch: int):
         if self._writer is None:
+            # takes seconds: only where something is written
             from torch.utils.tensorboard import (
                 SummaryWriter,
-            )  # takes seconds: only where something is written
+            )
 
             self._writer = SummaryWriter(self.log_dir, purge_step=epoch)
             self._writer.add_custom_scalars(
@@ -229,8 +230,9 @@ def explorer(
     *,
     filters: Mapping[str, int],
 ):
-    """A widget that shows the heat map of a layer, epoch and image, each chosen by hand
-    (contribution C1).
+    """A widget that shows the heat map of a layer, epoch and image, each chosen by hand.
+
+    This is contribution C1.
 
     Args:
         images: [n, C, H, W].

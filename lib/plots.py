@@ -1,5 +1,6 @@
-"""What several notebooks draw: the study's style, small pictures, entropy maps beside their images,
-filter correlations.
+"""What several notebooks draw.
+
+The study's style, small pictures, entropy maps beside their images, filter correlations.
 
 Each function draws on the figure it is given, or on a new one of pyplot's, as a notebook shows it.
 """
@@ -39,8 +40,9 @@ def style() -> None:
 
 
 def png(fig: Figure, **options: Any) -> bytes:
-    """A figure as a PNG file of at most 256 colours, a third of the bytes where there are many fine
-    lines.
+    """A figure as a PNG file of at most 256 colours.
+
+    That is a third of the bytes where there are many fine lines.
 
     Args:
         fig: it stays open.
@@ -70,8 +72,9 @@ def heat_map_figure(
     title: str = "",
     figure: Figure | None = None,
 ) -> Figure:
-    """Images beside their entropy maps, a column a layer, each from 0 to ln D (targeted sparsity,
-    Figures 1 and 4).
+    """Images beside their entropy maps, a column a layer, each from 0 to ln D.
+
+    As in targeted sparsity, Figures 1 and 4.
 
     Args:
         images: [n, C, H, W], a row each; one image [C, H, W] that all rows are of, as where a row
@@ -138,8 +141,9 @@ def correlation_figure(
     *,
     figure: Figure | None = None,
 ) -> Figure:
-    """How the correlations of a layer's filters change in training: epoch on x, coefficient on y
-    (targeted sparsity, Fig. 7).
+    """How the correlations of a layer's filters change in training.
+
+    Epoch is on x, the coefficient on y (targeted sparsity, Fig. 7).
 
     Colour is the share of the layer's pairs in a bin, on one logarithmic scale; white: none. Bins
     of layers with fewer than 500 pairs are drawn five at a time, or else a distribution of 120
@@ -169,9 +173,8 @@ def correlation_figure(
     counts = {name: _coarser(h) for name, h in counts.items()}
     middles = (at[1:] + at[:-1]) / 2
     first, last = (middles[0], middles[-1]) if count > 1 else (at[0] + 0.5, at[0] - 0.5)
-    edges = np.concatenate(
-        [[2 * at[0] - first], middles, [2 * at[-1] - last]]
-    )  # a column reaches half-way to the next epoch
+    # a column reaches half-way to the next epoch
+    edges = np.concatenate([[2 * at[0] - first], middles, [2 * at[-1] - last]])
     shares = {name: 100 * h / np.maximum(h.sum(1, keepdims=True), 1) for name, h in counts.items()}
 
     width = min(3, len(shares))
@@ -212,15 +215,17 @@ def _coarser(counts: np.ndarray) -> np.ndarray:
 
 
 def show_images(ax: Axes, images: np.ndarray, rows: int = 0) -> None:
-    """Images as `displayed` gives them, one below the other, each with its top row on top; room for
-    as many as `rows`.
+    """Images as `displayed` gives them, one below the other, each with its top row on top.
+
+    There is room for as many as `rows`.
     """
     _stack(ax, images, max(rows, len(images)), cmap="gray", vmin=0, vmax=1)
 
 
 def show_maps(ax: Axes, entropies: np.ndarray, filters: int) -> AxesImage:
-    """Maps [n, A, B] from 0 to ln D, row 0 on top as in the image: what is at an image's top right
-    is at its map's.
+    """Maps [n, A, B] from 0 to ln D, row 0 on top as in the image.
+
+    What is at an image's top right is at its map's.
     """
     return _stack(ax, entropies, len(entropies), cmap="viridis", vmin=0, vmax=highest(filters))
 
@@ -235,15 +240,17 @@ def entropy_bar(figure: Figure, drawn: AxesImage, filters: int, **options: Any) 
 
 
 def highest(filters: int) -> float:
-    """ln D, the largest entropy; ln 2 for a single filter, whose entropy is 0 but whose scale needs
-    a length all the same.
+    """ln D, the largest entropy; ln 2 for a single filter.
+
+    Its entropy is 0, but its scale needs a length all the same.
     """
     return math.log(max(filters, 2))
 
 
 def displayed(images: np.ndarray) -> np.ndarray:
-    """[n, C, H, W] on any scale → [n, H, W, 3] for three channels, else their mean [n, H, W], in 0
-    … 1.
+    """[n, C, H, W] on any scale → values in 0 … 1.
+
+    They are [n, H, W, 3] for three channels, else the mean of the channels, [n, H, W].
     """
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
@@ -272,8 +279,9 @@ def when(epoch: int) -> str:
 
 
 def _stack(ax: Axes, pictures: np.ndarray, rows: int, **colours: Any) -> AxesImage:
-    """Pictures [n, A, B, …] below each other, each of height 1, the first from 0 to 1 of an axis
-    that points down.
+    """Pictures [n, A, B, …] below each other, each of height 1.
+
+    The first is from 0 to 1 of an axis that points down.
     """
     width = pictures.shape[2] / pictures.shape[1]
     for k, picture in enumerate(pictures):

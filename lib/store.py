@@ -171,7 +171,10 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         what = "train them with store.ensure"
         if all(map(is_without_labels, absent)):
-            what = "the runs that relabel them diverged, so that there are no labels to train them on; leave them out"
+            what = (
+                "the runs that relabel them diverged, so that there are no labels to train them "
+                "on; leave them out"
+            )
         raise LookupError(
             f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}"
         )

@@ -21,9 +21,8 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.delenv("PRECISION", raising=False)
-    monkeypatch.delenv(
-        "MAKEFLAGS", raising=False
-    )  # under a parallel make the store starts no processes
+    # under a parallel make the store starts no processes
+    monkeypatch.delenv("MAKEFLAGS", raising=False)
 
 
 @pytest.fixture

@@ -129,9 +129,8 @@ def test_filters_are_those_of_the_network_as_built(network):
 
 def test_entropy_is_a_share_of_ln_d_from_before_training_on():
     run = made(seeds=(0,), start=0.99)
-    run = run[run.id == run.id.iloc[0]].sample(
-        frac=1, random_state=0
-    )  # the order of rows is of no consequence
+    # the order of rows is of no consequence
+    run = run[run.id == run.id.iloc[0]].sample(frac=1, random_state=0)
     for layer in NOISY:
         curve = across.entropy(run, layer)
         assert list(curve.index) == list(range(31))
@@ -177,9 +176,8 @@ def test_moments_of_a_run_and_the_lead_of_its_entropy():
     names = ["turn", "crossing", "final", "best", "best_epoch"]
     assert runs.loc[("memorisation", "none", 1), names].tolist() == [10, 8, 60, 80, 10]
     assert np.isnan(runs.loc[("memorisation", "AL2", 0), "crossing"])
-    assert np.isnan(
-        runs.loc[("memorisation", across.CONTROL, 0), "crossing"]
-    )  # its noise floor is 0
+    # its noise floor is 0
+    assert np.isnan(runs.loc[("memorisation", across.CONTROL, 0), "crossing"])
     assert runs.loc[("overfitting", "none", 0), "turn"] == measures.moment_of_overfitting(
         rising(np.arange(1, 21))
     )
@@ -297,12 +295,8 @@ def test_colours_and_dashes_are_those_of_the_other_figures():
         *[colours["vanillaNet"]] * 2,
         *[colours["sr2Net"]] * 2,
     ]
-    assert [figures_across.DASHES[m] for m in across.METHODS] == [
-        "--",
-        "-",
-        "--",
-        "-",
-    ]  # solid with AL2
+    # solid with AL2
+    assert [figures_across.DASHES[m] for m in across.METHODS] == ["--", "-", "--", "-"]
     assert (
         len(
             {to_rgb(c) for c in figures_across.LAYERS}

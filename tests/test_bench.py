@@ -117,22 +117,15 @@ def test_ratios_are_taken_within_a_round():
         (row,) = rows.itertuples()
         return row.low, row.median, row.high
 
-    assert found("sgemm 256", bench.RATE, batch=0) == (
-        10000,
-        16000,
-        20000,
-    )  # operations a second / 10 MFLOP an image
+    # operations a second / 10 MFLOP an image
+    assert found("sgemm 256", bench.RATE, batch=0) == (10000, 16000, 20000)
     assert found("sgemm 256", "GFLOP/s", processes=1, batch=0) == (100, 100, 100)
     assert found("ours, AL2", bench.HOURLY) == (300, 360, 600)
-    assert found("ours, AL2", bench.FACTOR) == (
-        5,
-        5,
-        6,
-    )  # against the loop of the largest median, round by round
+    # against the loop of the largest median, round by round
+    assert found("ours, AL2", bench.FACTOR) == (5, 5, 6)
     assert found("ours, AL2", bench.SHARE) == pytest.approx((37.5, 50, 50))
-    assert found("ours, AL2", bench.SHARE, processes=1) == pytest.approx(
-        (40, 40, 40)
-    )  # of one core's product
+    # of one core's product
+    assert found("ours, AL2", bench.SHARE, processes=1) == pytest.approx((40, 40, 40))
     others = table[(table.processes == 1) & (table.threads == 1) | (table.batch == 32)]
     assert bench.FACTOR not in set(others.unit)
 

@@ -77,7 +77,6 @@ def call(monkeypatch, *arguments):
 
 
 # ---- stopping and going on
-# ------------------------------------------------------------------------------------------
 
 
 def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_was():
@@ -86,9 +85,8 @@ def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_wa
         with pytest.raises(trainer.OutOfTime, match=f"after epoch {epoch} of 3"):
             trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
         assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
-    trainer.fit(
-        [AL2], [folder_of(AL2)], deadline=0.0
-    )  # nothing is left after the last epoch: the run is finished
+    # nothing is left after the last epoch: the run is finished
+    trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
     assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
 
 
@@ -131,7 +129,6 @@ def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
 
 
 # ---- what is begun
-# --------------------------------------------------------------------------------------------------
 
 
 def test_the_pace_of_a_finished_run_and_of_one_under_way(always):
@@ -195,7 +192,6 @@ def test_hours_in_words():
 
 
 # ---- the command line
-# -----------------------------------------------------------------------------------------------
 
 
 def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatch, capsys):

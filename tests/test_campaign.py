@@ -31,7 +31,10 @@ def plan(tmp_path, monkeypatch):
     return planned
 
 
-ALL = "notebooks: {00_zero: [{}], 10_one: [{}, {epochs: 4, dataset: mnist}], 11_two: [{}], 20_three: [{}]}\n"
+ALL = (
+    "notebooks: {00_zero: [{}], 10_one: [{}, {epochs: 4, dataset: mnist}], 11_two: [{}], "
+    "20_three: [{}]}\n"
+)
 
 
 def epochs_of(entries):
@@ -162,10 +165,8 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
     monkeypatch.setattr(
         campaign.Entry, "runs", lambda self: [Run(self.parameters["dataset"], epochs=2)]
     )
-    entries, trained = (
-        [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")],
-        [],
-    )
+    entries = [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")]
+    trained = []
 
     def ensure(runs, **_):
         load(runs[0].dataset, root=tmp_path)
@@ -173,5 +174,8 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
 
     monkeypatch.setattr(campaign.store, "ensure", ensure)
     assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
-    said = "not run: 10_one-tiny_imagenet: data set not reachable: tiny_imagenet: classes=200 were asked for"
+    said = (
+        "not run: 10_one-tiny_imagenet: data set not reachable: "
+        "tiny_imagenet: classes=200 were asked for"
+    )
     assert capsys.readouterr().err.startswith(said)

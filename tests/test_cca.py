@@ -89,12 +89,10 @@ def test_those_of_independent_noise_shrink_with_the_number_of_points():
     rng = np.random.default_rng(4)
     for n in (400, 6400):
         found = cca(*rng.standard_normal((2, 10, n))).coefficients
-        assert found[0] < 1.15 * 2 * math.sqrt(
-            10 / n
-        )  # the edge of the spectrum of two independent bases, for many channels
-        assert found.square().mean().item() == pytest.approx(
-            10 / n, rel=0.3
-        )  # the mean square is p/(n − 1)
+        # the edge of the spectrum of two independent bases, for many channels
+        assert found[0] < 1.15 * 2 * math.sqrt(10 / n)
+        # the mean square is p/(n − 1)
+        assert found.square().mean().item() == pytest.approx(10 / n, rel=0.3)
 
 
 def test_a_thing_correlates_with_itself_and_with_any_mixture_of_its_channels():
@@ -157,9 +155,8 @@ def test_a_channel_that_varies_by_rounding_alone_is_dead_and_one_that_is_seldom_
     rounding = 1e3 * (1 + torch.finfo(torch.float32).eps * (torch.arange(300) % 3))
     assert len(rounding.unique()) == 3
     assert cca(torch.cat([x, rounding[None]]), y).dropped_x == 1
-    assert (
-        cca(torch.cat([x, rounding[None]]).double(), y).dropped_x == 0
-    )  # an upcast copy hides what is rounding
+    # an upcast copy hides what is rounding
+    assert cca(torch.cat([x, rounding[None]]).double(), y).dropped_x == 0
     seldom = torch.zeros(1, 300)
     seldom[0, 17] = 1e-6
     assert cca(torch.cat([x, seldom]), y).dropped_x == 0
@@ -312,9 +309,8 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(measure):
         measure(x[:, :4], y[:, :4])
     with pytest.raises(ValueError, match="y has 4 points for 4 live channels"):
         measure(x[:3, :4], y[:, :4])
-    assert (
-        measure(np.concatenate([x[:2, :5], np.ones((9, 5))]), y[:2, :5]) is not None
-    )  # only live channels need points
+    # only live channels need points
+    assert measure(np.concatenate([x[:2, :5], np.ones((9, 5))]), y[:2, :5]) is not None
     for bad in (np.nan, np.inf, -np.inf):
         broken = y.copy()
         broken[1, 7] = broken[1, 9] = broken[3, 0] = bad

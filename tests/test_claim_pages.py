@@ -33,11 +33,8 @@ def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
         assert said.keys() == {"statement", "source", "unclear", "figures", "tables"}
         assert re.match("AL2|TS|this study", said["source"])
         assert all(text.endswith(".") for text in said["unclear"])
-        ours = {
-            "al2_options",
-            "al2_norm_scale",
-            "sparsity_overfitting",
-        }  # nothing of it is printed in a paper
+        # nothing of it is printed in a paper
+        ours = {"al2_options", "al2_norm_scale", "sparsity_overfitting"}
         assert all((paths.PUBLISHED / f"{name}.csv").exists() for name in {*said["tables"]} - ours)
 
 

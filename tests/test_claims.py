@@ -142,9 +142,8 @@ def test_a4_and_a6_have_one_reading_of_a_dead_network(monkeypatch):
 def test_the_area_agrees_where_it_moves_with_the_accuracy():
     assert verdicts_of(frame(gain=GAIN | {"dropout": 2.4}))["A5"] == "holds"
     assert verdicts_of(frame())["A5"] == "holds in part"  # no pair of similar accuracy
-    assert (
-        verdicts_of(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"
-    )  # both fall: they agree
+    # both fall: they agree
+    assert verdicts_of(frame(gain=GAIN | {"dropout": -20.0}))["A5"] == "holds in part"
     opposed = frame()
     opposed.loc[opposed.al2, "ablation_auc"] = 1.0
     assert verdicts_of(opposed)["A5"] == "does not hold"
@@ -219,9 +218,8 @@ def test_a3_does_not_hold_because_a_seed_that_diverged_is_left_out():
 
 def test_a4_compares_to_the_two_digits_that_the_paper_prints():
     assert verdicts_of(frame(entropy=(0.01, 2.0651)))["A4"] == "holds"
-    assert (
-        verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"
-    )  # three of seven parts
+    # three of seven parts
+    assert verdicts_of(frame(entropy=(0.01, 2.0649)))["A4"] == "does not hold"
     assert verdicts_of(frame(entropy=(0.0249, 2.15)))["A4"] == "holds"  # printed 0.02
     assert verdicts_of(frame(entropy=(0.0251, 2.15)))["A4"] == "holds in part"  # printed 0.03
 
@@ -231,9 +229,8 @@ def test_a4_counts_the_seeds_of_its_seven_parts_alone():
         return claims.judge(made, ["made"], only=["A4"]).iloc[0]
 
     made = frame()
-    row = a4(
-        made[~((made.baseline == "dropout") & ~made.al2 & (made.seed == 1))]
-    )  # no part of the rule
+    # no part of the rule
+    row = a4(made[~((made.baseline == "dropout") & ~made.al2 & (made.seed == 1))])
     assert (row.verdict, row.n) == ("holds", 2)
     assert a4(made[~((made.baseline == "dropout") & made.al2 & (made.seed == 1))]).n == 1
     row = a4(made[(made.baseline == "dropout") & ~made.al2])
@@ -321,9 +318,8 @@ def test_published_numbers_stand_beside_mnist_only():
 def test_a8_takes_every_level_but_the_one_of_a1():
     worse = dict.fromkeys(GAIN, -9.0)
     both = pd.concat([frame(), frame(corruption=0.25), frame(corruption=0.5, gain=worse)])
-    assert (
-        verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"
-    )  # a level that nobody ran is no level less
+    # a level that nobody ran is no level less
+    assert verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"
     both = pd.concat([both, frame(corruption=0.0)])
     judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
     assert judged.loc[("A8", "mnist"), "verdict"] == "holds in part"
@@ -341,9 +337,8 @@ def test_a_diverged_run_is_named_in_words():
     made.loc[(made.baseline == "bare") & made.al2, "diverged"] = 40.0
     row = claims.judge(made, ["made"]).set_index("claim").loc["A1"]
     assert "diverged" in row.measured
-    assert (
-        row.verdict == "holds in part"
-    )  # three of four: a run without a number does not make its cell hold
+    # three of four: a run without a number does not make its cell hold
+    assert row.verdict == "holds in part"
     judged = (
         claims.judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"])
         .set_index("claim")
@@ -357,9 +352,8 @@ def test_a_diverged_run_is_named_in_words():
 
 def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
     made = frame(seeds=(0, 1, 2))
-    made = made[
-        (made.seed < 2) | (made.baseline == "bare") & ~made.al2
-    ]  # bare has a third seed, and BN none in common
+    # bare has a third seed, and BN none in common
+    made = made[(made.seed < 2) | (made.baseline == "bare") & ~made.al2]
     made = made[~((made.baseline == "batchnorm") & (made.al2 == (made.seed == 0)))]
     made = made[(made.baseline != "weight_decay") & ~((made.baseline == "dropout") & made.al2)]
     row = claims.judge(made, ["made"], only=["A1"]).iloc[0]
@@ -369,9 +363,8 @@ def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
 @pytest.mark.parametrize("first", ["dropout", "bare"])
 def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
     made = frame()
-    more = made[(made.baseline == "dropout") & (made.epoch > 50)].assign(
-        test_accuracy=1.0
-    )  # dropout goes on to epoch 90
+    # dropout goes on to epoch 90
+    more = made[(made.baseline == "dropout") & (made.epoch > 50)].assign(test_accuracy=1.0)
     made = pd.concat([made, more.assign(epoch=more.epoch + 20)])
     made.loc[made.baseline == "dropout", "epochs"] = 90
     made = pd.concat([made[made.baseline == first], made[made.baseline != first]])
@@ -382,9 +375,8 @@ def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
 
 def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():
     made = frame(seeds=(0, 1, 2))
-    bad = (made.baseline == "bare") & (
-        made.seed == 0
-    )  # without AL2 and with it: the difference is of no use
+    # without AL2 and with it: the difference is of no use
+    bad = (made.baseline == "bare") & (made.seed == 0)
     made = made[~(bad & (made.epoch > 30))].assign(
         diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan)
     )
@@ -441,9 +433,8 @@ def test_a6_gives_both_differences_in_points_and_its_rule():
 def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
     made = courses(dropouts=[0.5])
     apart = made.al2 & (made.seed == 1)
-    made.loc[apart, "mean_cca init"] -= (
-        0.3 * (-1.0) ** made.epoch[apart]
-    )  # with AL2 the seeds differ by 28 points
+    # with AL2 the seeds differ by 28 points
+    made.loc[apart, "mean_cca init"] -= 0.3 * (-1.0) ** made.epoch[apart]
     assert a6(made).measured == "dropout 0.5: by AL2 15.0, by another seed at most 28.0"
     assert a6(made).verdict == "does not hold"
 
@@ -690,9 +681,8 @@ def test_a_series_that_diverged_has_not_kept_the_gain():
     assert row.verdict == "holds in part" and "×1 diverged" in row.measured
     assert a7(study(diverged=[("geometric", 3.0, 1)])).verdict == "holds in part"
     assert a7(study(diverged=[("al2", 1.0, 0)])).verdict.startswith("not run: AL2 with its own")
-    assert a7(study(diverged=[("", 0, 0)])).verdict.startswith(
-        "not run: AL2 with its own"
-    )  # nothing to gain over
+    # nothing to gain over
+    assert a7(study(diverged=[("", 0, 0)])).verdict.startswith("not run: AL2 with its own")
 
 
 def test_a_seed_that_a_series_has_not_been_trained_on_yet_is_left_out():
@@ -700,9 +690,8 @@ def test_a_seed_that_a_series_has_not_been_trained_on_yet_is_left_out():
     late = made.schedule.eq("geometric") & made.seed.eq(1)
     row = a7(made[~late])
     assert (row.verdict, row.n) == ("indicative: 5 of 5 parts hold, one seed", 1)
-    assert (
-        a7(made[~(made.baseline.eq("bare") & ~made.al2 & made.seed.eq(1))]).n == 1
-    )  # without bare there is no gain
+    # without bare there is no gain
+    assert a7(made[~(made.baseline.eq("bare") & ~made.al2 & made.seed.eq(1))]).n == 1
 
 
 def test_a7_reads_75_percent_and_the_bare_network_alone():

@@ -16,6 +16,7 @@ from lib.study.claims.sparsity import RULES
 from lib.study.experiments import VARIANTS, sparsity_networks
 from lib.study.tables import sparsity_runs
 
+# Table 2, cifar-100
 S = {
     "vanillaNet": 34.9,
     "dropNet": 25.1,
@@ -23,7 +24,7 @@ S = {
     "sr1Net": 26.6,
     "sr2Net": 34.6,
     "sr3Net": 37.8,
-}  # Table 2, cifar-100
+}
 M = {
     "vanillaNet": 36.0,
     "dropNet": 47.1,
@@ -197,12 +198,11 @@ def test_the_paper_s_own_numbers_stand_beside_as_published():
         == judged("S7", made, "cifar100").measured
     )
     assert judged("S7", made, "digits").published == ""  # not in the paper
-    assert {judged(claim, made, "cifar100") for claim in ("S1", "S2", "S9")} == {
-        None
-    }  # accuracies alone
+    # accuracies alone
+    assert {judged(claim, made, "cifar100") for claim in ("S1", "S2", "S9")} == {None}
 
 
-def test_the_paper_s_accuracies_with_adam_bear_out_s8_with_entropies_and_correlations_as_it_shows_them():
+def test_accuracies_with_adam_bear_out_s8_with_entropies_and_correlations_as_the_paper_shows():
     runs = frame(cell(XXL, size="xxl"), adam(size="xxl"))
     assert verdict("S8", runs) == "holds"
     assert judged("S8", runs, "cifar100").published.startswith("xxl: vanillaNet 38.4, dropNet 45.1")
@@ -286,9 +286,8 @@ def test_s1_reads_a_long_vanilla_net_to_its_end():
         "overfits at epoch 25; from epoch 23 to 27" in judged("S1", made).measured
         and verdict("S1", made) == "holds"
     )
-    short = cell(
-        {"vanillaNet": 30}, seeds=[3], over=vanilla(loss=kept)
-    )  # 20 epochs: as far as all seeds have
+    # 20 epochs: as far as all seeds have
+    short = cell({"vanillaNet": 30}, seeds=[3], over=vanilla(loss=kept))
     assert "seed 0: does not overfit within 20 epochs" in judged("S1", frame(made, short)).measured
 
 
@@ -326,9 +325,8 @@ def test_s2_reads_the_last_epoch_that_all_networks_have():
         cell({"dropNet": 30}, over=turned, epochs=40), cell({"vanillaNet": 30, "normNet": 30})
     )
     assert verdict("S2", made) == "holds"
-    assert (
-        "+37.0 % of ln D" in judged("S2", made).measured
-    )  # (2 · 10 + 3 · 55) / 5: 0.95 against 0.90 − 0.05 and − 0.5
+    # (2 · 10 + 3 · 55) / 5: 0.95 against 0.90 − 0.05 and − 0.5
+    assert "+37.0 % of ln D" in judged("S2", made).measured
 
 
 def late(before, after, at=100):
@@ -450,10 +448,11 @@ def test_s5_sr3_is_judged_on_the_set_of_100_classes_alone_and_with_sgd():
         == "holds"
     )
     assert verdict("S5", frame(cell(S), adam(ADAM | {"sr2Net": 30.0}))) == "holds in part"
+    # not trained
     assert (
         verdict("S5", frame(cell(S), adam({k: v for k, v in ADAM.items() if k != "sr1Net"})))
         == "holds"
-    )  # not trained
+    )
 
 
 def test_s5_sr3_is_not_best_of_networks_that_were_not_trained():
@@ -677,13 +676,11 @@ def test_one_seed_only_indicates(claim):
 @pytest.mark.parametrize("claim", RESTS_ON)
 def test_a_diverged_run_never_makes_a_cell_hold(claim):
     assert verdict(claim, whole(claim)) == "holds"
-    alike = (
-        ("dropNet", "sr1Net") if RESTS_ON[claim] == VARIANTS else ()
-    )  # no rule treats them as it treats no other
+    # no rule treats them as it treats no other
+    alike = ("dropNet", "sr1Net") if RESTS_ON[claim] == VARIANTS else ()
     for k, network in enumerate(name for name in RESTS_ON[claim] if name not in alike):
-        for hit, at in (((0,), 12), ((0, 1, 2), 1))[
-            k % 2 :
-        ]:  # one run of three; all of them, from the beginning
+        # one run of three; all of them, from the beginning
+        for hit, at in (((0,), 12), ((0, 1, 2), 1))[k % 2 :]:
             found = judged(claim, diverge(whole(claim), [network], hit, at))
             assert found.verdict in ("holds in part", "does not hold"), (network, found)
             assert (

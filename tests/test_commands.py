@@ -63,9 +63,8 @@ def commands() -> list[str]:
     shell = [block for language, block in re.findall(fenced, text, re.M | re.S) if language == "sh"]
     found = [line.split("  #")[0].strip() for block in shell for line in block.splitlines()]
     found += re.findall(r"`([^`\n]+)`", re.sub(fenced, "", text, flags=re.M | re.S))
-    own = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-    }  # `make test` calls this
+    # `make test` calls this
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     listed = subprocess.check_output(["make", "help"], cwd=paths.ROOT, text=True, env=own)
     for line in listed.splitlines():
         target, told = line.split(maxsplit=1)

@@ -95,7 +95,6 @@ def pets(top=""):
 
 
 # ---- digits, scales, names
-# ------------------------------------------------------------------------------------------
 
 
 def test_digits_are_split_by_class_and_always_the_same():
@@ -116,9 +115,8 @@ def test_digits_are_split_by_class_and_always_the_same():
         and first.name == "digits"
     )
     assert torch.equal(first.train.images, second.train.images) and first.sha256 == second.sha256
-    assert first.sha256.startswith(
-        "ec56df519c92c742"
-    )  # a changed split would make old runs incomparable
+    # a changed split would make old runs incomparable
+    assert first.sha256.startswith("ec56df519c92c742")
     share = first.train.labels.bincount() / (
         first.train.labels.bincount() + first.test.labels.bincount()
     )
@@ -129,9 +127,8 @@ def test_digits_size_and_scale():
     unit, al2 = load("digits", normalize="unit", size=8), load("digits", normalize="al2", size=8)
     assert unit.train.images.shape[2:] == (8, 8)
     assert unit.train.images.min() == 0 and unit.train.images.max() == 1
-    assert torch.equal(
-        unit.train.images * 16, (unit.train.images * 16).round()
-    )  # sixteenths, as in scikit-learn
+    # sixteenths, as in scikit-learn
+    assert torch.equal(unit.train.images * 16, (unit.train.images * 16).round())
     assert torch.allclose(al2.train.images, (unit.train.images - 0.5) / 0.5)
     large = load("digits", normalize="unit", size=32)
     assert large.test.images.shape == (359, 1, 32, 32) and large.sha256 == unit.sha256
@@ -183,7 +180,6 @@ def test_the_default_root_is_data_dir(root, monkeypatch):
 
 
 # ---- label corruption
-# -----------------------------------------------------------------------------------------------
 
 LABELS = torch.arange(40_000) % 10
 
@@ -206,9 +202,8 @@ def test_corrupted_labels_are_uniform_over_the_other_classes():
     )
     assert (counts.diagonal() == 0).all()
     expected = counts.sum(1, keepdim=True) / 9
-    chi_square = (
-        ((counts - expected) ** 2 / expected).fill_diagonal_(0).sum()
-    )  # 10 rows of 8 degrees of freedom
+    # 10 rows of 8 degrees of freedom
+    chi_square = ((counts - expected) ** 2 / expected).fill_diagonal_(0).sum()
     assert abs(chi_square - 80) < 4 * math.sqrt(2 * 80)
 
 
@@ -278,7 +273,6 @@ def test_noise_floor():
 
 
 # ---- subsets
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [[100] * 10, [30, 200, 71, 5]])
@@ -349,7 +343,6 @@ def test_subset_errors_give_the_numbers(numbers):
 
 
 # ---- image folders
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["pets.zip", "pets"])
@@ -359,11 +352,12 @@ def test_image_folders_of_ones_own(root, target, top):
     loaded = load("pets", root=root, normalize="unit")
     assert loaded.class_names == ("cat", "dog") and loaded.num_classes == 2
     assert loaded.train.images.shape == (3, 3, 4, 4) and loaded.test.images.shape == (2, 3, 4, 4)
+    # 2.png, 10.png
     assert (loaded.train.images[:, :, 0, 0] * 255).round().tolist() == [
         [1] * 3,
         [102] * 3,
         [110] * 3,
-    ]  # 2.png, 10.png
+    ]
     assert loaded.train.labels.tolist() == [0, 1, 1] and loaded.test.labels.tolist() == [0, 1]
     assert (loaded.test.images[1] * 255).round().unique().tolist() == [151]  # grey became RGB
 
@@ -435,7 +429,6 @@ def test_sixteen_bit_images_are_refused(root):
 
 
 # ---- cache
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -514,7 +507,6 @@ def test_a_full_disk_leaves_no_partial_cache(root, cache, monkeypatch):
 
 
 # ---- Tiny ImageNet
-# --------------------------------------------------------------------------------------------------
 
 WNIDS = ["n03", "n01", "n04", "n02"]
 
@@ -545,9 +537,8 @@ def tiny(having, top="tiny-imagenet-200/"):
 
 def test_tiny_imagenet_in_two_parts(root):
     write(root / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
-    write(
-        root / "tiny-imagenet-200-part2.zip", tiny(WNIDS[1:])
-    )  # one class is in both, and counts once
+    # one class is in both, and counts once
+    write(root / "tiny-imagenet-200-part2.zip", tiny(WNIDS[1:]))
     loaded = load("tiny_imagenet", root=root, classes=4, normalize="unit")
     assert loaded.class_names == tuple(WNIDS)  # in the order of wnids.txt
     assert loaded.train.labels.bincount().tolist() == [3] * 4
@@ -590,7 +581,6 @@ def test_an_incomplete_tiny_imagenet_is_refused(root, lost):
 
 
 # ---- MNIST and CIFAR
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -796,9 +786,8 @@ def test_faults_in_cifar_files_are_named(root, small_cifar):
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(DataError, match="truncated or altered"):
         load(name, root=root)
-    archived(
-        order=slice(None, None, -1)
-    )  # an archive that is trusted, but in which the images stand in another order
+    # an archive that is trusted, but in which the images stand in another order
+    archived(order=slice(None, None, -1))
     with pytest.raises(
         DataError, match="other images than the published ones, or holds them in another order"
     ):
@@ -873,7 +862,6 @@ def test_real_mnist():
 
 
 # ---- downloads
-# ------------------------------------------------------------------------------------------------------
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -954,9 +942,8 @@ def test_fetch_recovers_from_a_bad_beginning_and_from_a_whole_part(server, tmp_p
     (tmp_path / "file.part").write_bytes(b"x" * 1000)
     fetch([f"{server.url}/range"], tmp_path / "file", MD5)
     assert (tmp_path / "file").read_bytes() == CONTENT and len(server.requests) == 2
-    (tmp_path / "file").rename(
-        tmp_path / "other.part"
-    )  # killed between the last byte and the renaming
+    # killed between the last byte and the renaming
+    (tmp_path / "file").rename(tmp_path / "other.part")
     fetch([f"{server.url}/range"], tmp_path / "other", MD5)
     assert (tmp_path / "other").read_bytes() == CONTENT
 

@@ -33,9 +33,8 @@ def test_label_randomization_is_eight_networks_a_seed_in_pairs_that_differ_in_al
     assert [run.baseline for run in runs[:8:2]] == ["bare", "batchnorm", "dropout", "weight_decay"]
     assert {run.seed for run in runs[:8]} == {0} and {run.seed for run in runs[8:]} == {5}
     assert {run.epochs for run in runs} == {80}
-    assert (
-        runs[4].dropout == 0.5 and runs[6].weight_decay == 5e-4
-    )  # the papers' strengths, in their own baselines alone
+    # the papers' strengths, in their own baselines alone
+    assert runs[4].dropout == 0.5 and runs[6].weight_decay == 5e-4
     assert {run.dropout for run in runs if run.baseline != "dropout"} == {0}
 
 
@@ -94,7 +93,7 @@ def test_schedules_are_bare_weight_decays_and_each_kind_at_each_total():
     assert found == pytest.approx([0.3, 1.0] * 8, rel=4e-3)
 
 
-def test_schedules_shares_bare_the_paper_s_weight_decay_and_bare_with_al2_with_label_randomization():
+def test_schedules_shares_bare_the_paper_s_decay_and_bare_with_al2_with_label_randomization():
     settings = dict(
         seeds=(0, 1), epochs=50, speed=3.4, learning_rate=0.03, momentum=0.9, n_validation=143
     )
@@ -472,9 +471,8 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
     }
     networks = ["vanillaNet", "sr1Net", "sr2Net", "sr3Net"]
     table = sparsity_networks("digits", networks=networks, **shared, **reading_of("own/square/sum"))
-    assert [run.id for run in last] == [
-        run.id for run in table
-    ]  # Table 2's own runs, if it reads the same way
+    # Table 2's own runs, if it reads the same way
+    assert [run.id for run in last] == [run.id for run in table]
     assert {run.n_train for run in runs} == {300}
 
 

@@ -70,7 +70,8 @@ def ensure(order):
         os._exit(0)
 
 if __name__ == "__main__":
-    torch.optim.SGD([torch.zeros(1)], lr=1)  # imports much at its first use: here once, not in each process
+    # imports much at its first use: here once, not in each process
+    torch.optim.SGD([torch.zeros(1)], lr=1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has died is gone
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
@@ -151,7 +152,6 @@ def leftovers():
 
 
 # ---- interrupted
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 5])
@@ -210,7 +210,6 @@ def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch):
 
 
 # ---- damaged files
-# --------------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -306,7 +305,6 @@ def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_none(monkeypatch):
 
 
 # ---- disks
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypatch, tmp_path):
@@ -382,7 +380,6 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
 
 
 # ---- profiles
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -396,9 +393,8 @@ def profile(tmp_path, monkeypatch):
 def test_every_committed_profile_states_runs_that_are_allowed(name):
     entries = campaign.plan(name)
     assert entries and all(isinstance(run, Run) for entry in entries for run in entry.runs())
-    assert len({entry.name for entry in entries}) == len(
-        entries
-    )  # rendered notebooks do not overwrite each other
+    # rendered notebooks do not overwrite each other
+    assert len({entry.name for entry in entries}) == len(entries)
 
 
 def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):
@@ -435,7 +431,6 @@ def test_a_file_that_is_no_profile_is_refused_by_name(text, profile):
 
 
 # ---- processes
-# ------------------------------------------------------------------------------------------------------
 
 
 def wait_until(reached, running=lambda: True):

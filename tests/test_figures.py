@@ -28,9 +28,8 @@ def sequences(fig):
     """Lines of each panel, in reading order; panels without any are left out."""
     fig.canvas.draw()  # laid out, as saving it would, which is where most warnings come from
     drawn = [c for ax in fig.axes for c in ax.collections if isinstance(c, LineCollection)]
-    return [
-        lines for lines in drawn if lines.get_array() is not None
-    ]  # the colour bar has lines, too
+    # the colour bar has lines, too
+    return [lines for lines in drawn if lines.get_array() is not None]
 
 
 def panel(fig, text):
@@ -52,9 +51,8 @@ def test_each_epoch_is_a_line_of_all_directions_coloured_by_epoch():
         np.testing.assert_array_equal(lines.get_array(), epochs)
     brightness = without.cmap(without.norm(epochs))[:, :3].sum(1)
     assert (np.diff(brightness) < 0).all()  # light to dark: increasing intensity, as in the paper
-    assert [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel() == "epoch"] == [
-        "epoch"
-    ]  # the colour bar
+    # the colour bar
+    assert [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel() == "epoch"] == ["epoch"]
 
 
 def test_panels_share_one_colour_scale_and_both_axes():

@@ -277,13 +277,11 @@ def test_a_network_without_a_live_channel_has_empty_cells():
 
 def test_means_are_of_pairs_of_two_kinds_of_one_seed_or_of_two():
     table = matrix()
-    assert drawing.mean_between(table, "start", "plain", same_seed=True) == pytest.approx(
-        0.98
-    )  # two places apart
+    # two places apart
+    assert drawing.mean_between(table, "start", "plain", same_seed=True) == pytest.approx(0.98)
     assert drawing.mean_between(table, "start", "AL2", same_seed=True) == pytest.approx(0.96)
-    assert drawing.mean_between(table, "start", "AL2", same_seed=False) == pytest.approx(
-        0.96
-    )  # (3 + 5) / 2
+    # (3 + 5) / 2
+    assert drawing.mean_between(table, "start", "AL2", same_seed=False) == pytest.approx(0.96)
     assert drawing.mean_between(table, "plain", "plain", same_seed=False) == pytest.approx(0.99)
     seeds = ("plain 1", "plain 11", "plain 21")
     assert drawing.mean_between(matrix(seeds), "plain", "plain", same_seed=False) == pytest.approx(
@@ -293,9 +291,8 @@ def test_means_are_of_pairs_of_two_kinds_of_one_seed_or_of_two():
 
 @pytest.mark.parametrize(("one", "same_seed"), [("AL2", False), ("plain", True), ("network", True)])
 def test_the_mean_of_no_pair_is_nan(one, same_seed):
-    assert math.isnan(
-        drawing.mean_between(matrix(SQUARE[:5]), one, one, same_seed=same_seed)
-    )  # AL2 1 diverged
+    # AL2 1 diverged
+    assert math.isnan(drawing.mean_between(matrix(SQUARE[:5]), one, one, same_seed=same_seed))
 
 
 def test_the_mean_of_pairs_of_which_one_has_no_live_channel_is_nan():

@@ -156,9 +156,8 @@ def test_the_search_is_drawn_with_its_means_the_chosen_strength_and_the_paper_s(
             for ln in ax.lines
             if len(set(ln.get_xdata())) == 1 and list(ln.get_ydata()) == [0, 1]
         ]
-        assert (
-            vertical == [5e-4, 5e-3] and ax.get_xscale() == "log"
-        )  # the paper's, then the chosen one
+        # the paper's, then the chosen one
+        assert vertical == [5e-4, 5e-3] and ax.get_xscale() == "log"
     dashed, solid = (means(final, figures.COLOURS["bare"], style) for style in ("--", "-"))
     assert {y for _, y in dashed[0]} == {25.5} and {y for _, y in solid[0]} == {65.5}
     assert (
@@ -236,9 +235,8 @@ def test_half_way_through_a_campaign_totals_may_not_be_known():
     for kind in ("constant", "al2"):
         made = study()[lambda f, kind=kind: ~f.al2 | (f.schedule == kind)]
         assert means(drawing.schedules(made).axes[-1], drawing.KIND_COLOURS[kind])
-        assert not means(
-            drawing.schedules(made).axes[0], drawing.KIND_COLOURS[kind]
-        )  # against a total
+        # against a total
+        assert not means(drawing.schedules(made).axes[0], drawing.KIND_COLOURS[kind])
         assert drawing.weight_decays(made)
         with pytest.raises(ValueError, match="none of these runs has AL2"):
             drawing.memorising(made)

@@ -79,9 +79,10 @@ def test_training_needs_neither_papermill_nor_what_else_renders():
     """A machine that only trains installs a handful of packages."""
     rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
     code = (
-        f"import sys; sys.modules |= dict.fromkeys({rendering}); from lib.study import campaign\n"
+        f"import sys; sys.modules |= dict.fromkeys({rendering})\n"
+        "from lib.study import campaign\n"
+        "print(len(campaign.plan('quick')) > 0)"
     )
-    code += "print(len(campaign.plan('quick')) > 0)"
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, cwd=paths.ROOT, text=True) == "True\n"
 
@@ -101,9 +102,8 @@ def test_a_device_that_is_not_there_is_refused_by_name(device, monkeypatch):
 
 def test_keep_memory_can_be_called_anywhere(monkeypatch):
     assert machine.keep_memory() in (True, False)
-    monkeypatch.setattr(
-        machine.ctypes, "CDLL", lambda name: object()
-    )  # a C library without mallopt
+    # a C library without mallopt
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
     assert machine.keep_memory.__wrapped__() is False
 
 

@@ -114,14 +114,12 @@ def test_element_masks_are_coins_for_each_image_and_unit_drawn_anew_at_each_frac
         assert abs(zero.float().mean().item() - fraction) <= 5 * spread
     half = zeros[5].flatten(1)
     counts = half.sum(1).float()
-    assert counts.std().item() == pytest.approx(
-        math.sqrt(320 / 4), rel=0.4
-    )  # binomial, not the same count in each image
+    # binomial, not the same count in each image
+    assert counts.std().item() == pytest.approx(math.sqrt(320 / 4), rel=0.4)
     agreement = (half[0] == half[1]).float().mean().item()
     assert agreement == pytest.approx(0.5, abs=0.15)  # images are independent
-    assert (zeros[5] & ~zeros[6]).float().mean().item() == pytest.approx(
-        0.5 * 0.4, abs=0.02
-    )  # and fractions are not nested
+    # and fractions are not nested
+    assert (zeros[5] & ~zeros[6]).float().mean().item() == pytest.approx(0.5 * 0.4, abs=0.02)
 
 
 def test_element_masks_equal_a_slow_loop_over_images_and_units():
@@ -168,19 +166,8 @@ def test_shared_masks_ablate_exact_counts_nested_and_the_same_for_all_images(sha
     orders = [spy.seen[:11], spy.seen[11:]]
     for order in orders:
         zeros = [given.flatten(1) == 0 for given in order]
-        assert [int(zero[0].sum()) for zero in zeros] == [
-            0,
-            2,
-            5,
-            7,
-            10,
-            12,
-            14,
-            17,
-            19,
-            22,
-            24,
-        ]  # f · 24, rounded
+        # f · 24, rounded
+        assert [int(zero[0].sum()) for zero in zeros] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 22, 24]
         for zero in zeros:
             assert torch.equal(zero, zero[:1].expand_as(zero))
         for fewer, more in itertools.pairwise(zeros):
@@ -421,9 +408,8 @@ def test_the_histogram_counts_each_pair_of_filters_once(shape, bins):
     c = np.corrcoef(weight.double().flatten(1).numpy())[np.tril_indices(len(weight), -1)]
     expected, _ = np.histogram(c, bins, (-1, 1))
     assert counts.shape == (bins,) and counts.sum().item() == len(c)
-    assert (
-        np.abs(counts.numpy() - expected).sum() <= 2
-    )  # a coefficient at a bin's edge may fall to either side
+    # a coefficient at a bin's edge may fall to either side
+    assert np.abs(counts.numpy() - expected).sum() <= 2
 
 
 def test_the_histogram_s_ends_hold_opposite_and_equal_filters_and_its_middle_constant_ones():
@@ -528,9 +514,8 @@ def test_a_rise_before_the_end_that_is_undone_does_not_count():
 
 def test_of_equal_least_values_the_first_is_the_moment():
     curve = np.concatenate([np.ones(10), np.zeros(40), np.ones(10)])
-    assert (
-        moment_of_overfitting(curve) == 19
-    )  # epochs 11 … 50 are 0; eight of them before and after are needed
+    # epochs 11 … 50 are 0; eight of them before and after are needed
+    assert moment_of_overfitting(curve) == 19
 
 
 def test_a_curve_that_only_rises_overfits_from_the_first_epoch():

@@ -36,9 +36,8 @@ class Net(nn.Module):
         self.dropout, self.fc1, self.fc2 = nn.Dropout(0.5), nn.Linear(4 * 4 * 4, 5), nn.Linear(5, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.conv2(
-            torch.relu(self.norm(self.conv1(images)))
-        )  # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
+        # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
+        x = self.conv2(torch.relu(self.norm(self.conv1(images))))
         return self.fc2(torch.relu(self.fc1(self.dropout(x.relu()).flatten(1))))
 
 
@@ -125,9 +124,8 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
             pairs = c[name][np.tril_indices(filters, -1)]
             assert sum(value.bucket) == value.num == filters * (filters - 1) / 2
             assert (value.min, value.max) == (-1, 1)
-            assert value.sum == pytest.approx(
-                pairs.sum(), abs=0.005 * len(pairs)
-            )  # half a bin each, at most
+            # half a bin each, at most
+            assert value.sum == pytest.approx(pairs.sum(), abs=0.005 * len(pairs))
             np.testing.assert_array_equal(
                 value.bucket, np.histogram(pairs, bins=[-1, *value.bucket_limit])[0]
             )
@@ -409,9 +407,8 @@ def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular()
     for ax, h in zip(figure.axes, (counts, counts[:, ::-1]), strict=False):
         (mesh,) = ax.collections
         corners = mesh.get_coordinates()
-        np.testing.assert_allclose(
-            corners[0, :, 0], [-0.5, 0.5, 3, 7]
-        )  # half-way to the next epoch
+        # half-way to the next epoch
+        np.testing.assert_allclose(corners[0, :, 0], [-0.5, 0.5, 3, 7])
         np.testing.assert_allclose(corners[:, 0, 1], np.linspace(-1, 1, 201))
         shares = mesh.get_array()
         np.testing.assert_allclose(shares.filled(0), 100 * h.T / 600)

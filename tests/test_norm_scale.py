@@ -32,7 +32,7 @@ def study(seeds=(0, 1), profile="made", uniform=NUMBERS, lost=(), **settings):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_the_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_of_the_options():
+def test_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_of_the_options():
     shared = {"seeds": (0, 1), "epochs": 80, "speed": 6.15, "corruption": 0.75}
     runs = norm_scales("mnist", **shared)
     eight, tried = (
@@ -62,12 +62,12 @@ def test_published_are_the_numbers_printed_for_batch_norm():
         .set_index(["al2", "metric", "epoch"])
         .published
     )
+    # AL2, Table 1
     assert (
         table[False, "test_accuracy", 100] == 74.72 and table[True, "test_accuracy", 700] == 81.16
-    )  # AL2, Table 1
-    assert (
-        table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01
-    )  # Tables 1 and 2
+    )
+    # Tables 1 and 2
+    assert table[False, "activation_l2", 100] == 0.84 and table[True, "ablation_auc", 100] == 77.01
     assert norm_scale.table(study(corruption=0.5)).published.isna().all()
 
 

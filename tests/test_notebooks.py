@@ -78,13 +78,11 @@ def test_quick_notebooks_share_their_runs():
     assert runs["11"] <= runs["10"] and runs["12"] <= runs["10"]
     assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
     assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
-    assert (
-        len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5
-    )  # bare and dropout, without and with AL2
+    # bare and dropout, without and with AL2
+    assert len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5
     assert runs["20"] <= runs["21"]
-    assert (
-        len(runs["23"] & runs["21"]) >= 3
-    )  # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
+    # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
+    assert len(runs["23"] & runs["21"]) >= 3
 
 
 @pytest.mark.parametrize("profile", ["lite", "paper"])
@@ -161,16 +159,16 @@ def test_the_paper_profile_is_the_paper_s():
     unused = 0.5  # Adam has no momentum: the field is back at its default
     assert rates == {("sgd", 0.01, 0.0, 64, 1000, 0.0), ("adam", 0.001, unused, 64, 1000, 0.0)}
     assert {r.epochs for r in others} == {100}
-    stronger = [
-        r for r in others if r.sparsity_weight != 0.001
-    ]  # notebook 23's strength between mean and sum
+    # notebook 23's strength between mean and sum
+    stronger = [r for r in others if r.sparsity_weight != 0.001]
     assert {(r.variant, r.seed, r.sparsity_weight, r.sparsity_batch) for r in stronger} == {
         ("sr1Net", 0, 0.008, "mean"), ("sr2Net", 0, 0.008, "mean")
     }  # fmt: skip
     assert {(r.dropout, r.decorrelation_weight) for r in others} == {(0.0, 1.0), (0.25, 1.0)}
 
 
-def test_the_paper_profile_s_schedules_are_the_paper_s_training_but_for_what_they_vary_and_a_tenth_held_out():
+def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary():
+    """And for the tenth of the training images that they hold out."""
     (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook.startswith("13")]
     assert 5e-4 in entry.parameters["weight_decays"] and 1.0 in entry.parameters["totals"]
     bare, paper_decay, with_al2 = (

@@ -91,10 +91,8 @@ def test_dropout_that_goes_on_for_figure_1_is_the_default_read_where_the_others_
     pairs = opt.gains(made).set_index(["baseline", "option"])
     assert made.epochs.max() == 90
     default = pairs.loc[("dropout", "default")]
-    assert (default.without, default.with_al2) == (
-        90.0,
-        90.0,
-    )  # of epoch 80, where the made curve is not at its end
+    # of epoch 80, where the made curve is not at its end
+    assert (default.without, default.with_al2) == (90.0, 90.0)
     assert pairs.loc[("dropout", "exact law")].gain == AL2["dropout"] - PLAIN["dropout"]
 
 
@@ -108,9 +106,8 @@ def test_dropout_of_750_epochs_is_read_at_the_paper_s_700_though_nothing_else_is
 
 def test_without_the_default_series_a_run_with_al2_cannot_be_told():
     made = study(baselines=["batchnorm", "dropout"], longer=None)
-    made = made[
-        (made.corruption_law == "bernoulli") & (made.bn_gamma == "ones")
-    ]  # half-way through a campaign
+    # half-way through a campaign
+    made = made[(made.corruption_law == "bernoulli") & (made.bn_gamma == "ones")]
     assert not opt.labelled(made).al2.any() and opt.table(made).empty
 
 
@@ -225,9 +222,8 @@ def test_a_diverged_run_is_named_in_words_and_closes_nothing():
             ]
         )
     )
-    assert (
-        cell(table, "bare", "exact law")["change"] == "diverged"
-    )  # the default is not there to compare with
+    # the default is not there to compare with
+    assert cell(table, "bare", "exact law")["change"] == "diverged"
 
 
 def test_pairs_that_are_not_finished_are_left_out_and_changes_are_of_the_seeds_that_both_have():

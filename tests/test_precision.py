@@ -144,7 +144,6 @@ def test_a_pace_is_of_one_precision(monkeypatch):
 
 
 # ---- how far apart
-# -------------------------------------------------------------------------------------------------------
 
 
 def made(differ, seeds=(0.0, 4.0)):

@@ -300,9 +300,8 @@ def test_a_student_s_checkpoint_of_the_same_labels_or_of_none_said_is_gone_on_fr
     assert state["labels"] == bundle.pseudo_labels_hash(STUDENT)
     assert run_dir.load_checkpoint(folder_of(STUDENT), STUDENT, "others") is None
     teach_others()
-    torch.save(
-        {name: value for name, value in state.items() if name != "labels"}, path
-    )  # as they were once written
+    # as they were once written
+    torch.save({name: value for name, value in state.items() if name != "labels"}, path)
     assert store.epochs_left(STUDENT) == 2
     epochs = []
     trainer.fit(
@@ -540,13 +539,8 @@ def test_the_figure_shows_a_line_for_each_kind_of_labels(closed):
     assert [list(line.get_ydata()) for line in curves] == [[11, 21, 31, 41]] * 5 and set(
         chance.get_ydata()
     ) == {10}
-    assert [line.get_linestyle() for line in curves] == [
-        "--",
-        "-",
-        "--",
-        "--",
-        "--",
-    ]  # solid with AL2, as everywhere
+    # solid with AL2, as everywhere
+    assert [line.get_linestyle() for line in curves] == ["--", "-", "--", "--", "--"]
     colours = [to_rgb(line.get_color()) for line in curves]
     assert colours[0] == colours[1] == to_rgb(figures.COLOURS["bare"]) and len(set(colours)) == 4
     assert not set(colours[2:]) & {to_rgb(c) for c in figures.COLOURS.values()}

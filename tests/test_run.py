@@ -642,7 +642,10 @@ def test_generators_are_the_same_in_every_process_and_version():
 
 
 def test_python_s_salted_hash_has_no_part_in_generators_and_ids():
-    code = "from lib.run import *; print(generator(1, 'dropout', 2).initial_seed(), Run('mnist', al2=True).id)"
+    code = (
+        "from lib.run import *; "
+        "print(generator(1, 'dropout', 2).initial_seed(), Run('mnist', al2=True).id)"
+    )
     here = f"{generator(1, 'dropout', 2).initial_seed()} {Run('mnist', al2=True).id}"
     there = subprocess.run(
         [sys.executable, "-c", code],

@@ -53,7 +53,6 @@ def run_folders():
 
 
 # ---- ensure
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other():
@@ -135,7 +134,6 @@ def test_several_processes_begin_with_the_longest_unless_time_is_short(late, mon
 
 
 # ---- measures
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones(trained):
@@ -213,7 +211,6 @@ def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for
 
 
 # ---- load, collect, arrays
-# ------------------------------------------------------------------------------------------
 
 
 def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
@@ -292,7 +289,6 @@ def test_published_numbers_and_reports_are_no_runs():
 
 
 # ---- divergence
-# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -325,7 +321,6 @@ def test_diverged_and_whole_runs_are_read_together():
 
 
 # ---- refused
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -402,7 +397,6 @@ def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatc
 
 
 # ---- runs of the targeted-sparsity paper
-# ----------------------------------------------------------------------------
 
 CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
 SR3 = replace(

@@ -136,15 +136,15 @@ def test_the_sparsity_tables_are_complete():
     ]
     second, third = tables.published("sparsity_table2"), tables.published("sparsity_table3")
     keys = ["dataset", "size", "optimizer", "network"]
-    assert (
-        len(second) == len(second[keys].drop_duplicates()) == 36
-    )  # 6 networks × (3 sizes, Adam, 2 more data sets)
+    # 6 networks × (3 sizes, Adam, 2 more data sets)
+    assert len(second) == len(second[keys].drop_duplicates()) == 36
     assert len(third) == len(third[["dataset", "network", "regularized"]].drop_duplicates()) == 12
     assert second.best_accuracy.between(0.1, 1).all() and third.best_accuracy.between(0.1, 1).all()
+    # S6
     assert (
         second[(second.network == "sr3Net") & (second["size"] == "s")].best_accuracy.item()
         == 0.3781
-    )  # S6
+    )
 
 
 # ---- reading at the papers' epochs
@@ -222,9 +222,8 @@ def test_a_longer_training_is_read_as_far_as_the_shortest_beside_it():
     runs = frame(
         tidy(Run("mnist", epochs=7)), tidy(Run("mnist", epochs=9, dropout=0.5), lambda e: e)
     )
-    other = tidy(
-        Run("mnist", epochs=9, dropout=0.5, corruption=0.5), lambda e: e
-    )  # of another level
+    # of another level
+    other = tidy(Run("mnist", epochs=9, dropout=0.5, corruption=0.5), lambda e: e)
     measured = tables.at_published_epochs(frame(runs, other), ["test_accuracy"]).set_index(
         ["corruption", "baseline"]
     )
@@ -579,9 +578,13 @@ def test_other_cells_are_read_as_far_as_their_own_shortest():
         one(curve(1, 2, 3, 4, 5, 6), epochs=6).assign(profile="other"),
     ]
     found = best_of(*parts)
-    assert dict(zip(zip(found["size"], found.optimizer, found.profile, strict=True), found.best, strict=True)) == {
-        ("s", "sgd", "made"): 3, ("s", "adam", "made"): 5, ("m", "sgd", "made"): 4, ("s", "sgd", "other"): 6
-    }  # fmt: skip
+    best = found.set_index(["size", "optimizer", "profile"]).best.to_dict()
+    assert best == {
+        ("s", "sgd", "made"): 3,
+        ("s", "adam", "made"): 5,
+        ("m", "sgd", "made"): 4,
+        ("s", "sgd", "other"): 6,
+    }
 
 
 def test_no_table_reads_more_than_the_paper_s_100_epochs():
@@ -599,12 +602,13 @@ def test_a_run_that_diverged_within_the_epochs_read_has_no_best():
     assert found.best.isna().to_dict() == {0: True, 1: False, 2: True} and found[
         "last"
     ].isna().equals(found.best.isna())
+    # diverged later
     assert (
         best_of(*parts, one(1.0, "sr1Net", epochs=3))
         .set_index(["network", "seed"])
         .best["vanillaNet", 0]
         == 9.0
-    )  # diverged later
+    )
 
 
 # ---- Tables 2 and 3 beside the published
@@ -621,9 +625,8 @@ def test_the_paper_s_numbers_measured_stand_beside_the_paper_s_numbers(name):
     assert (
         len(table) == len(tables.published(name)) == len(table.drop_duplicates(SPARSITY_KEYS[name]))
     )
-    assert (
-        (table.measured.astype(float) - table.published).round(6).eq(1e-4).all()
-    )  # seeds 0, 1, 2: 0.01 points each
+    # seeds 0, 1, 2: 0.01 points each
+    assert (table.measured.astype(float) - table.published).round(6).eq(1e-4).all()
     assert (
         table.sd.round(6).eq(1e-4).all()
         and set(table.n) == {3}
@@ -774,9 +777,8 @@ def test_a_mean_is_printed_with_its_standard_deviation_where_there_is_one(mean, 
 
 
 def test_overfitting_is_said_of_each_run_over_all_its_epochs():
-    step = {
-        "sr2Net": {"loss": lambda epoch: 1 + 0.5 * (epoch > 20)}
-    }  # the smoothed curve's ends are flat
+    # the smoothed curve's ends are flat
+    step = {"sr2Net": {"loss": lambda epoch: 1 + 0.5 * (epoch > 20)}}
     made = frame(
         cell({"vanillaNet": 30.0, "sr1Net": 30.0}, seeds=(0, 1), diverged={("vanillaNet", 1): 5}),
         cell({"sr2Net": 30.0}, seeds=[0], epochs=40, over=step),

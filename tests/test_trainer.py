@@ -45,7 +45,9 @@ NETWORKS = {
         AL2, batch_norm=True, dropout=0.3, weight_decay=0.01, momentum=0.5, seed=3
     ),
 }
-COLUMNS = "epoch test_accuracy test_cross_entropy test_images train_accuracy cross_entropy activation_l2".split()
+COLUMNS = (
+    "epoch test_accuracy test_cross_entropy test_images train_accuracy cross_entropy activation_l2"
+).split()
 
 
 def percent_right(logits, labels):
@@ -170,7 +172,6 @@ def digest(tensors):
 
 
 # ---- metrics
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("run", NETWORKS.values(), ids=NETWORKS)
@@ -287,7 +288,6 @@ def test_validation_images_are_held_out_of_training():
 
 
 # ---- what is shared, and determinism
-# --------------------------------------------------------------------------------
 
 
 def test_the_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
@@ -382,7 +382,6 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 # ---- bad input and divergence
-# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -450,7 +449,6 @@ def test_every_row_that_is_kept_is_finite(weight_decay, batch_norm):
 
 
 # ---- going on
-# -------------------------------------------------------------------------------------------------------
 
 
 class Stop(Exception):
@@ -574,7 +572,6 @@ def test_one_process_and_two_give_the_same_files(tmp_path, monkeypatch):
 
 
 # ---- the networks and penalties of the targeted-sparsity paper
-# ------------------------------------------------------
 
 CONV = Run(
     dataset="digits",
@@ -1064,7 +1061,7 @@ def test_a_run_that_measures_no_array_has_none(tmp_path):
         ({"network": "al2_cnn"}, "8×8 are too small for the AL2 network"),
     ],
 )
-def test_of_runs_that_share_their_data_one_that_its_network_cannot_serve_is_refused_before_any_is_trained(
+def test_of_runs_sharing_data_one_that_its_network_cannot_serve_is_refused_before_all(
     change, message
 ):
     trained = []
@@ -1100,7 +1097,6 @@ def test_the_six_networks_of_a_seed_share_labels_weights_and_order(tmp_path):
 
 
 # ---- side by side, recorded
-# -------------------------------------------------------------------------------------------
 
 TOGETHER = [NETWORKS[name] for name in ("bare", "al2", "batch norm", "dropout", "everything")]
 TOGETHER += [replace(BARE, corruption=0.75, seed=1, epochs=2, batch_size=50)]

@@ -99,7 +99,6 @@ def repack(box, change):
 
 
 # ---- there and back
-# -------------------------------------------------------------------------------------------------
 
 
 def test_finished_runs_and_al2_networks_under_way_arrive_with_identical_bytes(box, trained):
@@ -176,7 +175,6 @@ def test_without_anything_stored_there_is_nothing_to_export(tmp_path):
 
 
 # ---- merging
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_under_way_never_replaces_a_finished_one(box):
@@ -234,7 +232,6 @@ def test_a_run_that_is_being_trained_is_left_alone(box):
 
 
 # ---- refused
-# --------------------------------------------------------------------------------------------------------
 
 
 def other_config(held):
@@ -381,7 +378,6 @@ def test_a_killed_take_over_leaves_no_run_that_looks_finished(box, monkeypatch):
 
 
 # ---- the command line
-# -----------------------------------------------------------------------------------------------
 
 
 def test_the_command_line_packs_takes_over_and_refuses_by_name(

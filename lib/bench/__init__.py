@@ -1,12 +1,12 @@
-"""How fast the trainer is, beside plain loops and the floor of arithmetic: `make bench`, or `python
--m lib.bench`.
+"""How fast the trainer is, beside plain loops and the floor of arithmetic.
+
+Called by `make bench`, or `python -m lib.bench`.
 
 On a CPU everything is measured side by side: in each round every row has a slice of time, one after
-    another, each in
-processes of its own, so that a machine that drifts hits all rows alike. Ratios are taken within a
-round. Written are, whole or not at all, `cpu.csv` (tidy: what, its settings, median and range over
-    the rounds, unit), `profile.csv` (operators of a
-training step before and after) and `machine.json`. About six minutes on two idle cores.
+another, each in processes of its own, so that a machine that drifts hits all rows alike. Ratios are
+taken within a round. Written are, whole or not at all, `cpu.csv` (tidy: what, its settings, median
+and range over the rounds, unit), `profile.csv` (operators of a training step before and after) and
+`machine.json`. About six minutes on two idle cores.
 
 On a GPU (`--device cuda`) `lib.bench.gpu` measures, into `cuda.csv`.
 """
@@ -37,14 +37,8 @@ EPOCH = 60000  # images
 ROUNDS = 5
 SETTINGS = ["processes", "threads", "workers", "networks", "batch"]
 COLUMNS = ["part", "what", *SETTINGS, "median", "low", "high", "rounds", "unit"]
-INSTRUCTIONS = (
-    "avx2",
-    "avx512_f",
-    "avx512_bf16",
-    "amx_bf16",
-    "sve",
-    "bf16",
-)  # that the speed of products hangs on
+# Instructions that the speed of products hangs on.
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")
 RATE, HOURLY, FACTOR, SHARE, TIME = (
     "images/s",
     "epochs·networks/h",
@@ -180,9 +174,8 @@ def measure(
             rates[row].append(
                 sum(call(row.kept, row.processes, bench_cpu.rate, row, seconds / rounds))
             )
-        found = (
-            call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]
-        )  # they take long
+        # in every other round alone: they take long
+        found = call(True, cores, bench_cpu.costs, folder, tiny) if number % 2 == 0 else [{}]
         for name in found[0]:
             beside.setdefault(name, []).append(sum(one[name] for one in found) / cores)
         print(
@@ -209,8 +202,9 @@ def measure(
 
 
 def derive(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
-    """Rates as a table: images and epochs, factor against the best DataLoader loop, share of the
-    floor, all by round.
+    """Rates as a table: images and epochs, factor against the best DataLoader loop, and more.
+
+    Shares are of the floor, and all go by rounds.
 
     The floor of a row is the fastest matrix product on as many cores, measured in the same round,
     divided by the operations of an image (`flop`). The best DataLoader loop is the one of the
@@ -255,8 +249,9 @@ def derive(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
 
 
 def turns(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
-    """Seconds an epoch of 1, 2 and 4 networks in each way: by the fastest of its rows whose
-    networks fit in whole turns.
+    """Seconds an epoch of 1, 2 and 4 networks in each way.
+
+    They are by the fastest of its rows whose networks fit in whole turns.
     """
     speeds, batch, parts = images_per_second(rates, flop), study_batch(rates), []
     for what in ("DataLoader", "tensors", "vmap", "ours, AL2", "floor"):
@@ -283,8 +278,9 @@ def turns(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
 
 
 def images_per_second(rates: dict[Row, Sequence[float]], flop: float) -> dict[Row, list[float]]:
-    """Operations a second of the floor's rows become the images that they would suffice for; other
-    rates stay.
+    """Operations a second of the floor's rows become the images that they would suffice for.
+
+    Other rates stay.
     """
     return {
         row: [value / (flop if row.part == "floor" else 1) for value in found]
@@ -293,8 +289,9 @@ def images_per_second(rates: dict[Row, Sequence[float]], flop: float) -> dict[Ro
 
 
 def study_batch(rates: dict[Row, Sequence[float]]) -> int:
-    """Images a step in the rows that are compared with each other: the first of ours, the others
-    are for a curve.
+    """Images a step in the rows that are compared with each other.
+
+    It is that of the first of our rows; the others are for a curve.
     """
     return next(row.batch for row in rates if row.part == "ours")
 
@@ -305,8 +302,9 @@ def fastest(rates: dict[Row, Sequence[float]], chosen: Callable[[Row], bool]) ->
 
 
 def beside_training(beside: dict[str, Sequence[float]]) -> pd.DataFrame:
-    """What is done beside the training: milliseconds, and as a share of a mean epoch at lite's
-    settings.
+    """What is done beside the training: milliseconds, and a share of a mean epoch.
+
+    The epoch is one at lite's settings.
 
     A checkpoint is set against the time between two of them. Evaluation in batches of a size is one
     pass over the test set.
@@ -353,13 +351,13 @@ def tidy(about: dict[str, Any], values: Sequence[float], unit: str) -> pd.DataFr
 
 
 def call(kept: bool, n: int, function: Callable, *arguments) -> list:
-    """What n new processes answer that call a function of `lib.bench.cpu`, begun together, each
-    timing itself.
+    """What n new processes answer that call a function of `lib.bench.cpu`.
+
+    They begin together, and each times itself.
 
     New ones each time: what a loop leaves behind in a process (the C library's thresholds, threads,
-        compiled kernels) would
-    speed up the next. They are forked from a server that has imported everything, in a fraction of
-    a second.
+    compiled kernels) would speed up the next. They are forked from a server that has imported
+    everything, in a fraction of a second.
 
     Args:
         kept: whether they keep freed memory, see `machine.keep_memory`.

@@ -1,8 +1,9 @@
-"""What `lib.bench` measures on the CPU: the rows of its table, and what a process does to measure
-one of them.
+"""What `lib.bench` measures on the CPU: the rows of its table.
+
+And what a process does to measure one of them.
 
 Images and labels are random: how long a step takes does not depend on what is in them. Nothing has
-    to be downloaded.
+to be downloaded.
 """
 
 import json
@@ -84,8 +85,9 @@ class Row:
 
 
 def rows(cores: int, tiny: bool = False) -> list[Row]:
-    """What is measured, for a machine of so many cores; `tiny`: the same kinds of rows, few and on
-    small images.
+    """What is measured, for a machine of so many cores.
+
+    `tiny`: the same kinds of rows, few and on small images.
     """
     apart, together = {"processes": cores, "networks": cores}, {"threads": cores}
     table = [
@@ -104,9 +106,8 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
     ]
     table += [Row("tensors", name, **apart, kept="memory kept" in name) for name in LADDER]
     for k in (2, 4):
-        table.append(
-            Row("stacked", "vmap", threads=cores, networks=k)
-        )  # the recipe as it stands in tutorials
+        # the recipe as it stands in tutorials
+        table.append(Row("stacked", "vmap", threads=cores, networks=k))
         table += [Row("stacked", way, cores, networks=k * cores, kept=True) for way in WAYS]
     table += [
         Row("ours", "ours, bare", **apart, kept=True),
@@ -145,8 +146,9 @@ def held(shape: str) -> tuple[Tensor, Tensor]:
 
 
 def made(row: Row) -> Iterator[float]:
-    """Train in a row's way; after each call of `next` what it has done: images × networks, or
-    operations of sgemm.
+    """Train in a row's way.
+
+    After each call of `next` what it has done: images × networks, or operations of sgemm.
     """
     _, size, classes = SHAPES[row.shape]
     if row.part == "floor":
@@ -195,14 +197,14 @@ def batches(row: Row):
 
 
 def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
-    """What a row does in a second in this process: images × networks, or operations; `start` waits
-    for the others.
+    """What a row does in a second in this process: images × networks, or operations.
+
+    `start` waits for the others.
     """
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
-        for _ in range(
-            1 if row.part == "ours" else 2 * row.workers + 5
-        ):  # first steps; the batches that workers had ready
+        # first steps; the batches that workers had ready
+        for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):
             next(work)
         start()
         done, begin = 0.0, time.perf_counter()
@@ -212,8 +214,9 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
 
 
 def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, float]:
-    """Milliseconds of an epoch at lite's settings, and of what is done beside the training;
-    evaluation by batch size.
+    """Milliseconds of an epoch at lite's settings, and of what is done beside the training.
+
+    Evaluation by batch size.
 
     Each once; the folder is where a checkpoint is written to (and deleted).
     """
@@ -274,11 +277,12 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
 
 
 def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, float]:
-    """Milliseconds that each operator takes of the processor in a step of a row, its callees apart,
-    on one thread.
+    """Milliseconds of the processor that each operator takes in a step of a row.
+
+    Its callees are apart, on one thread.
 
     What happens inside the DataLoader is one entry, and so is the time between operators: Python's,
-        and the profiler's own.
+    and the profiler's own.
     """
     torch.set_num_threads(row.threads)
     with closing(made(row)) as work:
@@ -303,8 +307,9 @@ def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, flo
 
 
 def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[float, float]]:
-    """Operations (multiplications and additions) of each layer, forward and backward, for one image
-    [C, S, S].
+    """Operations of each layer, forward and backward, for one image [C, S, S].
+
+    Multiplications and additions count.
 
     A layer that maps n values to m with a fan-in of f takes 2·m·f forward. Backward it takes the
     same again for the gradient of its weights, and once more for that of its input, which the first
@@ -333,12 +338,12 @@ def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple
 
 
 def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> None:
-    """A measuring process: calls a function of this module and sends what it gives, or what went
-    wrong.
+    """A measuring process: calls a function of this module.
+
+    It sends what the function gives, or what went wrong.
     """
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # a DataLoader starts its workers as it would in anybody's script
+    # a DataLoader starts its workers as it would in anybody's script
+    multiprocessing.set_start_method(None, force=True)
     if kept:
         machine.keep_memory()
     try:

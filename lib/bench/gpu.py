@@ -1,5 +1,6 @@
-"""Which way of training is the fastest on this device: `python -m lib.bench.gpu --seconds 2 --out
-DIR`.
+"""Which way of training is the fastest on this device.
+
+Called by `python -m lib.bench.gpu --seconds 2 --out DIR`.
 
 Measures, on random data of the sets' shapes, every way in which the AL2 study's networks could be
 trained (part `al2`) and the ConvNet-xxl of the targeted-sparsity study without and with its
@@ -28,8 +29,11 @@ from lib.bench.gpu_rows import Made, Row, rows
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
 SLICES, CHECKED = 7, 20
 ROW_SECONDS = 120
-COLUMNS = "part name k precision ms_per_step spread_% network_steps_per_s study_minutes share_of_peak_% share_of_bf16_peak_%".split()
-COLUMNS += "penalty_overhead_% tflops loss_after_20 peak_memory_gb setup_s problem".split()
+COLUMNS = (
+    "part name k precision ms_per_step spread_% network_steps_per_s study_minutes "
+    "share_of_peak_% share_of_bf16_peak_% penalty_overhead_% tflops loss_after_20 "
+    "peak_memory_gb setup_s problem"
+).split()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,13 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         if device.type == "cuda" and "problem" in found and not _healthy(device):
             print("the device is lost to this process: going on in a new one", flush=True)
             rest = max(0.0, options.limit - (time.monotonic() - begun) - 10)
-            again = [
-                *arguments,
-                "--skip",
-                str(number + 1),
-                "--limit",
-                f"{rest:.0f}",
-            ]  # the last of two options counts
+            # the last of two options counts
+            again = [*arguments, "--skip", str(number + 1), "--limit", f"{rest:.0f}"]
             os.execv(sys.executable, [sys.executable, "-m", "lib.bench.gpu", *again])
     with pd.option_context(
         "display.width",
@@ -132,8 +131,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[str, float]:
-    """Time a row: milliseconds a step (median of `SLICES` slices, their range), memory, work, first
-    losses.
+    """Time a row: milliseconds a step, memory, work, first losses.
+
+    Milliseconds are the median of `SLICES` slices, with their range.
     """
     if row.graph and device.type != "cuda":
         raise RuntimeError("a CUDA graph needs a GPU")
@@ -148,9 +148,8 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
         made.advance()
     _wait(device)
     found: dict[str, float] = {}
-    if (
-        made.feed
-    ):  # the same batches in every row: a wrong capture, or a precision too low, shows here
+    # the same batches in every row: a wrong capture, or a precision too low, shows here
+    if made.feed:
         while int(made.feed.done) < CHECKED:
             made.advance()
             _wait(device)
@@ -162,9 +161,8 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
     made.advance()
     _wait(device)
     calls = max(1, int(seconds / SLICES / max(time.perf_counter() - begin, 1e-7)))
-    for _ in range(
-        2 if seconds > 0.1 else 1
-    ):  # the first slice only says how many calls fill the next ones
+    # the first slice only says how many calls fill the next ones
+    for _ in range(2 if seconds > 0.1 else 1):
         begin = time.perf_counter()
         for _ in range(calls):
             made.advance()
@@ -185,8 +183,9 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
 
 
 def _slice(made: Made, calls: int, device: torch.device) -> float:
-    """Milliseconds of so many calls: between events on the device, which wait for side streams,
-    too; on a CPU by the clock.
+    """Milliseconds of so many calls.
+
+    Between events on the device, which wait for side streams, too; on a CPU by the clock.
     """
     _wait(device)
     if device.type != "cuda":
@@ -206,8 +205,9 @@ def _slice(made: Made, calls: int, device: torch.device) -> float:
 
 
 def _derived(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that follow from others: shares of the measured peaks, minutes of the study, overhead
-    of the penalties.
+    """Columns that follow from others.
+
+    They are shares of the measured peaks, minutes of the study, overhead of the penalties.
     """
     peaks = table[table.part == "peak"].set_index("precision").tflops.to_dict()
     table["study_minutes"] = STUDY_STEPS / table.network_steps_per_s / 60
@@ -230,8 +230,9 @@ def _derived(table: pd.DataFrame) -> pd.DataFrame:
 
 @contextmanager
 def _precision(name: str):
-    """Float32 products as such, or in TF32 where the row says so; cuDNN chooses its algorithms by
-    trying.
+    """Float32 products as such, or in TF32 where the row says so.
+
+    cuDNN chooses its algorithms by trying.
     """
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     try:
@@ -245,8 +246,9 @@ def _precision(name: str):
 
 @contextmanager
 def _at_most(seconds: float):
-    """Stop what takes longer, by a TimeoutError (compiling can take minutes); nothing where there
-    is no such signal.
+    """Stop what takes longer, by a TimeoutError (compiling can take minutes).
+
+    It does nothing where there is no such signal.
     """
 
     def stop(*_: object) -> None:

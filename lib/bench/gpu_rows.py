@@ -23,8 +23,9 @@ Advance = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to measure: `make(row, device, images)` gives a function that makes `steps` steps
-    of `k` networks.
+    """One thing to measure.
+
+    `make(row, device, images)` gives a function that makes `steps` steps of `k` networks.
     """
 
     part: str
@@ -50,8 +51,9 @@ class Row:
 
 @dataclass
 class Made:
-    """What a row makes: a function, how many steps (of all k networks) a call of it takes, a step's
-    work, stack and data.
+    """What a row makes: a function, a step's work, stack and data.
+
+    And how many steps (of all k networks) a call of the function takes.
     """
 
     advance: Advance
@@ -65,8 +67,9 @@ class Made:
 
 
 def rows(tiny: bool = False) -> list[Row]:
-    """What is measured, in this order: what decides most comes first, what may fail or take long
-    (compiling) last.
+    """What is measured, in this order.
+
+    What decides most comes first, what may fail or take long (compiling) last.
     """
     ks, shape, few = (
         ((8,), "tiny", ("fp32",)) if tiny else ((8, 32, 96), "mnist", ("fp32", "tf32", "bf16"))
@@ -168,8 +171,9 @@ def trained(
     precision: str = "float32",
     recorded: bool = False,
 ) -> tuple[nn.Module, Advance]:
-    """A run's network, and a function that trains it for an epoch on images [N, C, S, S] with the
-    trainer's own steps.
+    """A run's network, and a function that trains it for an epoch.
+
+    It trains on images [N, C, S, S] with the trainer's own steps.
     """
     steps = _steps(run, images, labels, classes, precision, recorded)
     return steps.model, lambda: train_epoch(steps, 1, 0.01 * run.al2)
@@ -198,8 +202,9 @@ def stacked(
     images: int,
     several: Sequence[Run] | None = None,
 ) -> Made:
-    """k networks in one step, in the way that the row's name says; captured in a CUDA graph where
-    it asks for that.
+    """k networks in one step, in the way that the row's name says.
+
+    The step is captured in a CUDA graph where the name asks for that.
 
     Args:
         several: the networks; None: the study's variants in equal parts.
@@ -224,8 +229,9 @@ def stacked(
 
 
 def side_by_side(row: Row, device: torch.device, images: int) -> Made:
-    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU; a call is
-    one step of each.
+    """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU.
+
+    A call is one step of each.
     """
     pixels, labels = _data(row, device, images)
     streams = [torch.cuda.Stream(device) for _ in range(row.k)] if device.type == "cuda" else []
@@ -252,8 +258,9 @@ def side_by_side(row: Row, device: torch.device, images: int) -> Made:
 
 
 def sparsity(row: Row, device: torch.device, images: int) -> Made:
-    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties; bf16 by autocast,
-    penalties in float32.
+    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties.
+
+    bf16 is by autocast, with the penalties in float32.
     """
     tiny, penalised = images < 1000, row.name.startswith("sr3")
     layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
@@ -293,8 +300,9 @@ def sparsity(row: Row, device: torch.device, images: int) -> Made:
 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """Operations (multiplications and additions) of a forward and a backward pass for one image [C,
-    S, S], penalties apart.
+    """Operations of a forward and a backward pass for one image [C, S, S].
+
+    Multiplications and additions count; penalties are apart.
     """
     image = torch.zeros(1, *shape, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter:
@@ -305,8 +313,10 @@ def flops(model: nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def _captured(step: Advance) -> Advance:
-    """A CUDA graph of the step, replayed at each call; three steps are made before. One stream a
-    graph keeps their work space apart, so that graphs can run side by side."""
+    """A CUDA graph of the step, replayed at each call; three steps are made before.
+
+    One stream a graph keeps their work space apart, so that graphs can run side by side.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

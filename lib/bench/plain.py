@@ -1,5 +1,6 @@
-"""Training as tutorials write it, for `lib.bench` to measure ours against: a DataLoader, or
-tensors, and a network in NCHW.
+"""Training as tutorials write it, for `lib.bench` to measure ours against.
+
+A DataLoader, or tensors, and a network in NCHW.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +19,9 @@ MEAN, STD = 0.1307, 0.3081  # of MNIST, as everybody has them
 
 
 class PlainCNN(nn.Module):
-    """The bare AL2 network as a tutorial writes it: [N, 1, S, S] → [N, K], each pool after its
-    ReLU.
+    """The bare AL2 network as a tutorial writes it: [N, 1, S, S] → [N, K].
+
+    Each pool comes after its ReLU.
 
     Args:
         pool_first: the pools before their ReLUs, as `models.AL2CNN` has them: one of the steps from
@@ -43,8 +45,9 @@ class PlainCNN(nn.Module):
 
 
 class Images(Dataset):
-    """Pictures kept as bytes, each opened and transformed when it is asked for, as torchvision's
-    MNIST has them.
+    """Pictures kept as bytes, as torchvision's MNIST has them.
+
+    Each is opened and transformed when it is asked for.
 
     Args:
         pixels: uint8 [N, S, S].
@@ -66,8 +69,9 @@ class Images(Dataset):
 
 
 def as_tensor(pixels: Tensor) -> Tensor:
-    """All pictures at once, as `Images` gives them one by one: uint8 [N, S, S] → float [N, 1, S,
-    S].
+    """All pictures at once: uint8 [N, S, S] → float [N, 1, S, S].
+
+    They are as `Images` gives them one by one.
     """
     return (pixels[:, None] / 255 - MEAN) / STD
 

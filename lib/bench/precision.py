@@ -1,12 +1,11 @@
-"""Whether training in bfloat16 changes what the study measures: `make precision`, or `python -m
-lib.bench.precision`.
+"""Whether training in bfloat16 changes what the study measures.
+
+Called by `make precision`, or `python -m lib.bench.precision`.
 
 Each network is trained in float32 and in bfloat16, each seed in both: the same first weights,
-    labels, batches and coins. What
-the precision changes is set against what another seed changes. Written is `precision.csv`: network,
-    seed, precision, epoch and
-the curves, with the settings of the lite profile; `machine.json` says where. About fifteen minutes
-on two cores.
+labels, batches and coins. What the precision changes is set against what another seed changes.
+Written is `precision.csv`: network, seed, precision, epoch and the curves, with the settings of the
+lite profile; `machine.json` says where. About fifteen minutes on two cores.
 """
 
 import argparse
@@ -74,16 +73,16 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
 
 
 def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
-    """How far curves lie apart, a row a network: root mean squares over epochs, and a difference at
-    the last epoch.
+    """How far curves lie apart, a row a network.
+
+    Root mean squares over epochs, and a difference at the last epoch.
 
     Returns:
         `seeds`: between two float32 trainings of different seeds; `precisions`: between the two
-            precisions of one seed;
-        `last`: bfloat16 less float32 at the last epoch, mean over seeds; `last_sd`: of the float32
-            seeds there; all in the
-        curve's unit. `within`: whether `precisions` is below `seeds` and |last| at most
-        2·last_sd·√(2/n), what chance makes of the means of n seeds.
+        precisions of one seed; `last`: bfloat16 less float32 at the last epoch, mean over seeds;
+        `last_sd`: of the float32 seeds there; all in the curve's unit. `within`: whether
+        `precisions` is below `seeds` and |last| at most 2·last_sd·√(2/n), what chance makes of the
+        means of n seeds.
 
     Raises:
         ValueError: for fewer than two seeds.

@@ -1,9 +1,10 @@
-"""Several AL2 networks trained in one step: their parameters stacked, [k, …] each, and four ways to
-run such a stack.
+"""Several AL2 networks trained in one step.
+
+Their parameters are stacked, [k, …] each, and there are four ways to run such a stack.
 
 What each way computes is what the networks would compute alone (`lib.trainer`), up to rounding:
-    every network has its own
-loss, λ, weight decay, dropout or batch norm. `lib.bench.gpu` measures which way is the fastest.
+every network has its own loss, λ, weight decay, dropout or batch norm. `lib.bench.gpu` measures
+which way is the fastest.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +23,12 @@ Forward = Callable[["Stack", dict[str, Tensor], Tensor, Tensor | None], tuple[Te
 
 
 class Stack:
-    """k AL2 networks: parameters and momentum by name, [k, …]; those of batch norm [m, …], for the
-    m networks that have it.
+    """k AL2 networks: parameters and momentum by name, [k, …].
+
+    Those of batch norm are [m, …], for the m networks that have it.
 
     Networks of a kind stand side by side: `drop` and `norm` are slices of the k networks, `decayed`
-        those with weight decay.
+    those with weight decay.
 
     Args:
         runs: of one data shape, learning rate, momentum and dropout; ordered so that networks with
@@ -65,18 +67,17 @@ class Stack:
             self.params[name] = stacked.to(device).requires_grad_()
         self.moments = [torch.zeros_like(value) for value in self.params.values()]
         normed = self.norm.stop - self.norm.start
+        # mean, variance
         self.running = (
             torch.zeros(normed, 50, device=device),
             torch.ones(normed, 50, device=device),
-        )  # mean, variance
-        self.weight = torch.zeros(
-            self.k, device=device
-        )  # λ of each network, changed in place between epochs
+        )
+        # λ of each network, changed in place between epochs
+        self.weight = torch.zeros(self.k, device=device)
         self.sums = torch.zeros(len(SUMS), self.k, dtype=torch.float64, device=device)
         self.shape = shape
-        self.modules = [
-            _Penalised(network.requires_grad_(False)) for network in networks
-        ]  # for their forward alone
+        # for their forward alone
+        self.modules = [_Penalised(network.requires_grad_(False)) for network in networks]
 
     def rows(self, name: str, block: slice) -> slice:
         """Where the networks of `block` stand in the stacked parameter `name`."""
@@ -84,8 +85,9 @@ class Stack:
         return slice(block.start - first, block.stop - first)
 
     def blocks(self) -> list[slice]:
-        """The networks by architecture: plain, with dropout, with batch norm; only those there
-        are.
+        """The networks by architecture: plain, with dropout, with batch norm.
+
+        Only those there are.
         """
         edges = sorted(
             {0, self.k, self.drop.start, self.drop.stop, self.norm.start, self.norm.stop}
@@ -104,8 +106,9 @@ class Stack:
         }
 
     def coins(self, x: Tensor) -> Tensor | None:
-        """Dropout's coins for images x: [B, 50, w, w] for all networks where they share images,
-        else one set each.
+        """Dropout's coins for images x.
+
+        They are [B, 50, w, w] for all networks where they share images, else one set each.
         """
         count = self.drop.stop - self.drop.start
         if not count:
@@ -119,8 +122,9 @@ class Stack:
     def losses(
         self, forward: Forward, x: Tensor, y: Tensor, coins: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the networks' losses, a scalar, and what is recorded, [3, k] in the order of
-        `SUMS`.
+        """Sum of the networks' losses, a scalar, and what is recorded.
+
+        The latter is [3, k] in the order of `SUMS`.
 
         Args:
             x: [B, C, S, S], one batch for all networks, or [k, B, C, S, S].
@@ -137,8 +141,9 @@ class Stack:
         ).detach()
 
     def step(self, forward: Callable, x: Tensor, y: Tensor, coins: Tensor | None = None) -> None:
-        """One step of SGD with momentum of all networks; all in place, so that a CUDA graph can
-        hold it.
+        """One step of SGD with momentum of all networks.
+
+        All is done in place, so that a CUDA graph can hold it.
 
         Args:
             forward: a way of `WAYS`, or a function of x, y and coins that stands for `losses`, for
@@ -169,8 +174,9 @@ class Stack:
 
 
 class Feed:
-    """Batches gathered on the device by a counter that lives there too: a step captured once takes
-    the next batch each time.
+    """Batches gathered on the device by a counter that lives there too.
+
+    So a step captured once takes the next batch each time.
 
     Args:
         images: [N, C, S, S].
@@ -189,9 +195,8 @@ class Feed:
             torch.randperm(len(images), generator=generator(seed + j, "order", 1))
             for j in range(orders)
         ]
-        order = torch.stack(
-            [one[: steps * batch].view(steps, batch) for one in drawn], 1
-        )  # [steps, 1 or k, batch]
+        # [steps, 1 or k, batch]
+        order = torch.stack([one[: steps * batch].view(steps, batch) for one in drawn], 1)
         self.order = order.to(images.device)
         self.done = torch.zeros(1, dtype=torch.int64, device=images.device)
 
@@ -211,8 +216,9 @@ def by_hand(
     coins: Tensor | None,
     unfold: Callable | None = None,
 ):
-    """Convolutions as patches times weights, one batched matrix product for all networks; channels
-    last throughout.
+    """Convolutions as patches times weights: one batched matrix product for all networks.
+
+    Channels are last throughout.
     """
     unfold = unfold or _windows
     x = (x if x.dim() == 5 else x[None]).movedim(2, -1)  # [1 or k, B, S, S, C]
@@ -242,9 +248,8 @@ def grouped(
 ):
     """Convolutions with a group a network; linear layers as one batched product."""
     shared, k = x.dim() == 4, stack.k
-    x = (x if shared else x.transpose(0, 1).flatten(1, 2)).contiguous(
-        memory_format=layout
-    )  # [B, C or k·C, S, S]
+    # [B, C or k·C, S, S]
+    x = (x if shared else x.transpose(0, 1).flatten(1, 2)).contiguous(memory_format=layout)
     for name, groups in (("trunk.conv1", 1 if shared else k), ("trunk.conv2", k)):
         weight = params[f"{name}.weight"].flatten(0, 1).contiguous(memory_format=layout)
         x = F.conv2d(x, weight, params[f"{name}.bias"].flatten(), groups=groups)  # [B, k·D, …]
@@ -271,8 +276,9 @@ def grouped_last(
 def mapped(
     stack: Stack, params: dict[str, Tensor], x: Tensor, coins: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """torch.func: the module itself, called functionally and mapped over the networks, one map for
-    each architecture.
+    """torch.func: the module itself, called functionally and mapped over the networks.
+
+    There is one map for each architecture.
     """
     logits, l2 = [], []
     for block in stack.blocks():
@@ -289,9 +295,8 @@ def mapped(
                 "trunk.norm.running_var": stack.running[1],
             }
         dropped = stack.drop.start <= block.start < stack.drop.stop
-        own = (
-            coins if dropped and coins.dim() == 5 else None
-        )  # else all networks' coins, taken as they are
+        # else all networks' coins, taken as they are
+        own = coins if dropped and coins.dim() == 5 else None
         module.trunk.dropout.coins = coins if dropped else None
         images, axis = (x, None) if x.dim() == 4 else (x[block], 0)
 
@@ -351,8 +356,9 @@ class _Penalised(nn.Module):
 
 
 class _Slices(torch.autograd.Function):
-    """`_windows` with a gradient of ten sums over slices, first along a row, then along a
-    column.
+    """`_windows` with a gradient of ten sums over slices.
+
+    The sums go first along a row, then along a column.
     """
 
     @staticmethod
@@ -375,8 +381,9 @@ class _Slices(torch.autograd.Function):
 
 
 def _windows(x: Tensor) -> Tensor:
-    """5×5 patches: [k, B, H, W, C] → [k, B, H − 4, W − 4, 25·C], a patch in the order row, column,
-    channel.
+    """5×5 patches: [k, B, H, W, C] → [k, B, H − 4, W − 4, 25·C].
+
+    A patch is in the order row, column, channel.
     """
     return x.unfold(2, 5, 1).unfold(3, 5, 1).permute(0, 1, 2, 3, 5, 6, 4).flatten(4)
 
@@ -401,8 +408,9 @@ def _pool(x: Tensor, relu: bool) -> Tensor:
 
 
 def _normalise(stack: Stack, x: Tensor) -> Tensor:
-    """Batch norm in training mode of [m, B, H, W, 50], in float32; the running means follow as
-    PyTorch has them.
+    """Batch norm in training mode of [m, B, H, W, 50], in float32.
+
+    The running means follow as PyTorch has them.
     """
     gamma, beta = (
         stack.params[f"trunk.norm.{part}"][:, None, None, None] for part in ("weight", "bias")
@@ -448,8 +456,9 @@ def _one(field: str, runs: Sequence[Run]) -> float:
 
 
 def _block(field: str, runs: Sequence[Run]) -> tuple[slice, float]:
-    """Where the runs stand whose `field` is not 0 (side by side, with one value), and that
-    value.
+    """Where the runs stand whose `field` is not 0, and that value.
+
+    They stand side by side, with one value.
     """
     where = [i for i, run in enumerate(runs) if getattr(run, field)]
     if not where:

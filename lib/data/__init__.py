@@ -1,10 +1,10 @@
 """Data sets by name, as tensors: `load`; what a run does to them: `subset`, `corrupt_labels`.
 
-Built in are the sets of both papers, and digits, which comes inside scikit-learn. Every other
-name is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading
-never downloads and never writes next to the data; `python -m lib.data NAME` (`make data
-DATASET=NAME`) downloads. Decoded sets are kept in `CACHE_DIR`, by the hash of the files they came
-from. Nothing here touches a global random state.
+Built in are the sets of both papers, and digits, which comes inside scikit-learn. Every other name
+is looked for in `DATA_DIR` as an image folder or zip archive of the reader's own. Loading never
+downloads and never writes next to the data; `python -m lib.data NAME` (`make data DATASET=NAME`)
+downloads. Decoded sets are kept in `CACHE_DIR`, by the hash of the files they came from. Nothing
+here touches a global random state.
 """
 
 import argparse
@@ -35,8 +35,9 @@ _CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are no
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, float32 [N, C, H, W] (uint8 where they are not scaled yet), and their labels, int64
-    [N], on one device.
+    """Images, float32 [N, C, H, W], and their labels, int64 [N], on one device.
+
+    Images are uint8 where they are not scaled yet.
     """
 
     images: torch.Tensor
@@ -56,9 +57,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A training and a test split. `sha256` is the hash of the decoded images (uint8, before
-    scaling), labels and class names: the same from a zip archive, a folder, or another mirror's
-        repackaging."""
+    """A training and a test split.
+
+    `sha256` is the hash of the decoded images (uint8, before scaling), labels and class names: the
+    same from a zip archive, a folder, or another mirror's repackaging.
+    """
 
     name: str
     train: Split
@@ -77,8 +80,9 @@ class DataSet:
 
 
 class _Decoded(NamedTuple):
-    """What is cached: images uint8 [N, C, H, W], labels int64 [N], class names, hash of all of
-    them.
+    """What is cached.
+
+    Images are uint8 [N, C, H, W], labels int64 [N]; class names; a hash of all of them.
     """
 
     train_images: np.ndarray
@@ -91,11 +95,12 @@ class _Decoded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RawDataSet:
-    """A data set as it is decoded, images uint8 [N, C, H, W], labels int64 [N], and how its pixels
-    become floats.
+    """A data set as it is decoded, and how its pixels become floats.
+
+    Images are uint8 [N, C, H, W], labels int64 [N].
 
     A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here
-        and scales that part.
+    and scales that part.
     """
 
     name: str
@@ -104,9 +109,8 @@ class RawDataSet:
     class_names: tuple[str, ...]
     sha256: str  # see `DataSet`
     files: tuple[Path, ...]  # what it was read from
-    scale: Callable[
-        [torch.Tensor], torch.Tensor
-    ]  # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+    # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
+    scale: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def num_classes(self) -> int:
@@ -117,17 +121,15 @@ class RawDataSet:
 class _Source:
     """How one data set is found and read."""
 
-    find: Callable[
-        [Path], list[Path]
-    ]  # root → the files or folders that it is read from, [] if it needs none
+    # root → the files or folders that it is read from, [] if it needs none
+    find: Callable[[Path], list[Path]]
     decode: Callable[..., readers.Arrays]  # those files → arrays
     advice: str  # how to get it
     mean: float = 0.5
     std: float = 0.5
     white: float = 255.0  # the pixel value that becomes 1
-    options: dict[str, tuple[int, range]] = field(
-        default_factory=dict
-    )  # name → default, what is allowed
+    # name → default, what is allowed
+    options: dict[str, tuple[int, range]] = field(default_factory=dict)
 
 
 def load(
@@ -202,39 +204,37 @@ def read(
 
 
 # ---- what a run does to a data set
-# ----------------------------------------------------------------------------------
 
 
 def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """A fixed random order of the images, int64 [N], in which every prefix holds each class in
-    proportion, to within about one image. It depends on the labels and `seed` alone, never on a
-    run's seed: subsets are the same for all runs.
+    """A fixed random order of the images, int64 [N].
+
+    Every prefix holds each class in proportion, to within about one image. It depends on the labels
+    and `seed` alone, never on a run's seed: subsets are the same for all runs.
     """
     labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = torch.argsort(labels[shuffled], stable=True)
     counts = torch.bincount(labels)
     grouped = labels[shuffled][by_class]
-    rank = (
-        torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
-    )  # 0, 1, … within each class
+    # 0, 1, … within each class
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
     when = torch.empty(len(labels), dtype=torch.float64)
-    when[by_class] = (rank.double() + 0.5) / counts[
-        grouped
-    ]  # spreads each class evenly over (0, 1); ties fall at random
+    # spreads each class evenly over (0, 1); ties fall at random
+    when[by_class] = (rank.double() + 0.5) / counts[grouped]
     return shuffled[torch.argsort(when, stable=True)]
 
 
 def subset(
     split: Split, n_train: int | None = None, n_validation: int = 0, n_measure: int = 0
 ) -> tuple[Split, Split, Split]:
-    """Disjoint, class-balanced training, validation and measuring sets, the same for every run
-    seed.
+    """Disjoint, class-balanced training, validation and measuring sets.
+
+    They are the same for every run seed.
 
     Training images are the first `n_train` of `stratified_permutation` (None: all that the others
-        leave); the measuring
-    set is its end and the validation set what lies before that, so neither depends on `n_train`.
-    Use it before `corrupt_labels` (protocol, section 3).
+    leave); the measuring set is its end and the validation set what lies before that, so neither
+    depends on `n_train`. Use it before `corrupt_labels` (protocol, section 3).
 
     Raises:
         ValueError: a negative number, no training image, or more images asked for than there are.
@@ -266,8 +266,9 @@ def corrupt_labels(
     generator: torch.Generator,
     law: str = "bernoulli",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace labels by wrong ones, uniform over the other classes (AL2, section 4; protocol,
-    section 1).
+    """Replace labels by wrong ones, uniform over the other classes.
+
+    See AL2, section 4, and the protocol, section 1.
 
     Args:
         labels: int64 [N]; not modified.
@@ -300,9 +301,8 @@ def corrupt_labels(
             f"{generator.device}"
         )
     chance = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # [0, 1)
-    offset = torch.randint(
-        1, num_classes, (len(labels),), generator=generator
-    )  # 1 … K-1: never the label itself
+    # 1 … K-1: never the label itself
+    offset = torch.randint(1, num_classes, (len(labels),), generator=generator)
     if law == "bernoulli":
         changed = chance < fraction
     else:
@@ -313,9 +313,11 @@ def corrupt_labels(
 
 
 def noise_floor(fraction: float, num_classes: int) -> float:
-    """The best cross-entropy, in nats, on labels of which `fraction` are wrong, without memorising
-    which: the entropy H(p) = -(1-p) ln(1-p) - p ln(p / (K-1)). 2.2103, 1.7918, 1.1116 at 75, 50, 25
-        % of 10 classes."""
+    """The best cross-entropy, in nats, on noisy labels, without memorising which are wrong.
+
+    Of the labels `fraction` are wrong, and it is the entropy H(p) = -(1-p) ln(1-p) - p ln(p /
+    (K-1)): 2.2103, 1.7918, 1.1116 at 75, 50, 25 % of 10 classes.
+    """
     p = _checked_fraction(fraction, num_classes)
     right = -(1 - p) * math.log(1 - p) if p < 1 else 0.0
     wrong = -p * math.log(p / (num_classes - 1)) if p > 0 else 0.0
@@ -333,18 +335,17 @@ def _checked_fraction(fraction: float, num_classes: int) -> float:
 
 
 # ---- names and options
-# ----------------------------------------------------------------------------------------------
 
 
 def source_of(name: str, root: Path) -> _Source:
-    """How that data set is found and read. ValueError: neither built in nor an image folder in
-    `root`.
+    """How that data set is found and read.
+
+    ValueError: neither built in nor an image folder in `root`.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    is_plain = isinstance(name, str) and re.fullmatch(
-        r"[^./\\][^/\\]*", name
-    )  # no path, nothing hidden
+    # no path, nothing hidden
+    is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
     if is_plain and ((root / f"{name}.zip").is_file() or (root / name).is_dir()):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
     raise ValueError(
@@ -368,14 +369,16 @@ def _checked_options(name: str, source: _Source, given: dict[str, int]) -> dict[
 
 
 # ---- cache
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _cached(
     name: str, files: list[Path], options: dict[str, int], decode: Callable[[], readers.Arrays]
 ) -> _Decoded:
-    """`decode()`, or what it gave before for the same bytes. Processes may race: each writes a file
-    of its own, and the last to move it into place wins with the same content."""
+    """`decode()`, or what it gave before for the same bytes.
+
+    Processes may race: each writes a file of its own, and the last to move it into place wins with
+    the same content.
+    """
     key = hashlib.sha256(
         repr((_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))).encode()
     ).hexdigest()
@@ -418,7 +421,6 @@ def _with_hash(arrays: readers.Arrays) -> _Decoded:
 
 
 # ---- the built-in sets
-# ----------------------------------------------------------------------------------------------
 
 
 def _decode_digits(_: list[Path]) -> readers.Arrays:
@@ -433,11 +435,13 @@ def _decode_digits(_: list[Path]) -> readers.Arrays:
     return images[train], labels[train], images[test], labels[test], map(str, digits.target_names)
 
 
-_ADVICE = "To get it: `make data DATASET={name}`; or place the files by hand below {root}; or set DATA_DIR to their folder."
+_ADVICE = (
+    "To get it: `make data DATASET={name}`; or place the files by hand below {root}; "
+    "or set DATA_DIR to their folder."
+)
 _FOLDER_ADVICE = (
     "An image folder {root}/{name}.zip or {root}/{name}/ holds, below one top folder at most, "
-    "train/<class>/* and "
-    "test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
+    "train/<class>/* and test/<class>/* (or val), 8-bit images of one size. Built in: {names}."
 )
 _CLASSES = {"classes": (200, range(2, 201))}
 
@@ -462,8 +466,9 @@ NAMES = tuple(_BUILT_IN)
 
 
 def download(name: str, *, root: str | os.PathLike | None = None) -> None:
-    """Bring a data set to `root` (by default `$DATA_DIR`), unless it is there, and read it once;
-    says what it does.
+    """Bring a data set to `root`, unless it is there, and read it once; says what it does.
+
+    By default `root` is `$DATA_DIR`.
 
     Raises:
         DataError: no mirror answered, no public address is known, or what came cannot be read.

@@ -1,5 +1,6 @@
-"""`python -m lib.data NAME`, which `make data DATASET=NAME` calls: download a data set, check
-it.
+"""`python -m lib.data NAME`: download a data set, check it.
+
+It is what `make data DATASET=NAME` calls.
 """
 
 from lib.data import main

@@ -29,9 +29,10 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]
 
 _IDX_CLASSES = {
     "MNIST": [str(digit) for digit in range(10)],
-    "FashionMNIST": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(
-        ","
-    ),
+    "FashionMNIST": [
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ],
 }
 
 
@@ -47,8 +48,9 @@ def find_idx(folder: str, root: Path) -> list[Path]:
 
 
 def read_idx(folder: str, files: list[Path]) -> Arrays:
-    """MNIST or FashionMNIST; DataError unless the unzipped files are the published ones, byte for
-    byte.
+    """MNIST or FashionMNIST.
+
+    DataError unless the unzipped files are the published ones, byte for byte.
     """
     content = []
     for path, md5 in zip(files, IDX_MD5[folder].values(), strict=True):
@@ -71,8 +73,9 @@ def read_idx(folder: str, files: list[Path]) -> Arrays:
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the CIFAR sets is stored, as torchvision keeps it and as a lossless archive, and
-    how it is checked.
+    """How one of the CIFAR sets is stored, and how it is checked.
+
+    It is stored as torchvision keeps it and as a lossless archive.
 
     The archive holds `<top>/<part>/<nnn>.webp`, each 100 images one below the other,
     `<top>/<part>.json` with the labels, and the pickled class names as they are published.
@@ -87,9 +90,8 @@ class Cifar:
     meta: str
     labels: str  # the labels' key
     class_names: str  # theirs in `meta`
-    pixels_sha256: tuple[
-        str, str
-    ]  # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    # of all training and test images in their order here, uint8 [N, 32, 32, 3]
+    pixels_sha256: tuple[str, str]
     sort_within_classes: bool = False  # see `canonical_order`
 
     @property
@@ -177,8 +179,9 @@ def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
 
 
 def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N] (protocol,
-    section 3).
+    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N].
+
+    See the protocol, section 3.
 
     The sequence of labels stays; the k-th place of a class gets that class's k-th image by the
     SHA-256 of its bytes. The lossless archive has lost the official order within a class, and a run
@@ -197,8 +200,9 @@ def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str]]:
-    """Images [N, H, W, C] and labels of both splits, and class names: read and hash-checked by
-    torchvision.
+    """Images [N, H, W, C] and labels of both splits, and class names.
+
+    They are read and hash-checked by torchvision.
     """
     from lib.data.vision import torchvision  # takes seconds: only where it is needed
 
@@ -214,8 +218,9 @@ def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str
 
 
 def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str]]:
-    """The same from the lossless archive, whose own hash is compared before anything in it is
-    read.
+    """The same from the lossless archive.
+
+    Its own hash is compared before anything in it is read.
     """
     if (found := file_sha256(path).hex()) != cifar.archive_sha256:
         raise DataError(
@@ -236,21 +241,20 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
                 f"{', '.join(parts)}"
             )
         splits.append((np.concatenate(images), np.array(labels)))
-    meta = pickle.loads(
-        archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1"
-    )  # the archive is the published one
+    # the archive is the published one
+    meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")
     return splits, meta[cifar.class_names]
 
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_LAYOUT = re.compile(
-    r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)"
-)  # [top folder /] split / class / file
+# [top folder /] split / class / file
+_LAYOUT = re.compile(r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)")
 
 
 class Archive:
-    """A zip archive or a folder, read alike; `names` are relative, sorted, without hidden and
-    system files.
+    """A zip archive or a folder, read alike.
+
+    `names` are relative, sorted, without hidden and system files.
     """
 
     def __init__(self, path: Path):
@@ -322,8 +326,9 @@ def find_folder(name: str, root: Path) -> list[Path]:
 
 
 def read_folder(files: list[Path]) -> Arrays:
-    """An image folder or archive: train/<class>/*, test/<class>/* (or val), below one top folder at
-    most.
+    """An image folder or archive: train/<class>/*, test/<class>/* (or val).
+
+    These lie below one top folder at most.
 
     Classes are sorted by name, images by class and natural order of their names, whatever the order
     in the archive. Raises DataError, also for images of different sizes.
@@ -408,10 +413,9 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     """The first `classes` of `wnids.txt`; the validation split is the test split.
 
     `files` are archives in the official layout, whole or in parts, or the unpacked folder:
-        wnids.txt,
-    train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises DataNotFoundError if they
-        hold fewer classes: the other
-    archives are not there; DataError if they hold fewer images of a class.
+    wnids.txt, train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises
+    DataNotFoundError if they hold fewer classes: the other archives are not there; DataError if
+    they hold fewer images of a class.
     """
     # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
     where = {}
@@ -430,9 +434,8 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     for name in where:
         if match := re.fullmatch(r"train/([^/]+)/images/[^/]+\.JPEG", name):
             train[match[1]].append(name)
-    for line in filter(
-        str.strip, lines("val/val_annotations.txt")
-    ):  # val_0.JPEG, wnid, bounding box
+    # val_0.JPEG, wnid, bounding box
+    for line in filter(str.strip, lines("val/val_annotations.txt")):
         file, wnid = line.split()[:2]
         val[wnid].append(f"val/images/{file}")
     found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]

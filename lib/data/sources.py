@@ -1,9 +1,8 @@
 """Files from the internet: several mirrors, resumable, checked by md5 before they take their name.
 
 Nothing here runs by itself: `python -m lib.data NAME` (`make data DATASET=NAME`) calls it, loading
-    a data set never does.
-The md5 sums are the published ones; they guard against truncated and altered files, not against
-malice.
+a data set never does. The md5 sums are the published ones; they guard against truncated and altered
+files, not against malice.
 """
 
 import hashlib
@@ -31,8 +30,9 @@ class DataNotFoundError(DataError):
 
 
 class DownloadError(DataNotFoundError):
-    """No mirror gave the file; the message lists what was tried and where to put the file by
-    hand.
+    """No mirror gave the file.
+
+    The message lists what was tried and where to put the file by hand.
     """
 
 
@@ -125,8 +125,9 @@ IDX_MD5 = {
 
 
 def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
-    """Download one file to `target`, unless a file with the right md5 is there already; returns its
-    path.
+    """Download one file to `target`, unless a file with the right md5 is there already.
+
+    Returns its path.
 
     The mirrors are tried in order. Bytes arrive in `<target>.part`, which a later call (or the next
     mirror) continues with an HTTP range request; a server that ignores the range starts it over.
@@ -165,14 +166,16 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
     raise DownloadError(
         f"{target.name} could not be downloaded. Tried:\n  "
         + "\n  ".join(failures)
-        + f"\nTry again (a partial download is continued), or get the file (md5 {md5}) in another way and place it at\n"
+        + "\nTry again (a partial download is continued), or get the file "
+        f"(md5 {md5}) in another way and place it at\n"
         f"  {target}"
     )
 
 
 def _receive(url: str, part: Path) -> None:
-    """Write what `url` holds to `part`, continuing it where the server can; OSError if the
-    connection ends early.
+    """Write what `url` holds to `part`, continuing it where the server can.
+
+    OSError if the connection ends early.
     """
     start = _size(part)
     headers = {"User-Agent": "why-networks-memorise"}
@@ -183,9 +186,8 @@ def _receive(url: str, part: Path) -> None:
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT
         )
     except urllib.error.HTTPError as error:
-        if (
-            start and error.code == 416
-        ):  # nothing lies beyond what is here: the md5 decides whether it is whole
+        # nothing lies beyond what is here: the md5 decides whether it is whole
+        if start and error.code == 416:
             return
         raise
     with response:
@@ -213,9 +215,8 @@ def _receive(url: str, part: Path) -> None:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if (
-        total is not None and _size(part) != total
-    ):  # http.client ends silently when the other side hangs up
+    # http.client ends silently when the other side hangs up
+    if total is not None and _size(part) != total:
         raise OSError(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 

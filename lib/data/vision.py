@@ -13,8 +13,9 @@ import torch
 
 
 def __getattr__(name: str):
-    """Imports torchvision at first use: it takes seconds, and most of the project does not need
-    it.
+    """Imports torchvision at first use.
+
+    It takes seconds, and most of the project does not need it.
     """
     if name != "torchvision":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -263,10 +263,8 @@ def render(entry: Entry, profile: str) -> Path:
     made_from += entry.metrics()
     if "bench" in values:
         made_from += (paths.ROOT / values["bench"]).glob("*")
-    if (
-        "profiles" in values
-        # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
-    ):
+    # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
+    if "profiles" in values:
         made_from += [
             file for read in values["profiles"] for other in plan(read) for file in other.metrics()
         ]

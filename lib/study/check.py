@@ -1,5 +1,6 @@
-"""`make check`, or `python -m lib.study.check`: is all here that is needed? OK or FAIL, and what to
-do.
+"""`make check`, or `python -m lib.study.check`: is all here that is needed?
+
+It says OK or FAIL, and what to do.
 
 What can only be told, such as which data sets are not here, is a line that begins with `info`. The
 exit code is 1 if anything fails.

@@ -1,5 +1,6 @@
-"""The papers' experiments as lists of runs: what a notebook trains, with its parameters as
-arguments.
+"""The papers' experiments as lists of runs.
+
+What a notebook trains, with its parameters as arguments.
 """
 
 import dataclasses
@@ -33,8 +34,9 @@ def label_randomization(
     dropout_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """The eight networks of Table 1 for each seed: bare, batch norm, dropout, weight decay, each
-    without and with AL2.
+    """The eight networks of Table 1 for each seed.
+
+    They are bare, batch norm, dropout, weight decay, each without and with AL2.
 
     `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of
     `Run`. `dropout_epochs` is a length of its own for the dropout networks, whose training Figure 1
@@ -66,12 +68,13 @@ def representations(
     dropouts: Sequence[float] = (0.5, 0.0),
     **settings: Any,
 ) -> list[Run]:
-    """Networks whose φ is compared with its own start (AL2, section 5.1 and Fig. 1): each dropout,
-    without and with AL2.
+    """Networks whose φ is compared with its own start (AL2, section 5.1, Figure 1).
+
+    There is each dropout, without and with AL2.
 
     They measure canonical correlations against the initial network and keep the weights of their
     trunk, so that networks can be compared with each other. Two seeds at least serve as a control:
-        what any second training would show.
+    what any second training would show.
 
     Args:
         dataset: where to train.
@@ -103,8 +106,9 @@ def schedules(
     speed: float = 1.0,
     **settings: Any,
 ) -> list[Run]:
-    """The bare network, with weight decays of several strengths, and with AL2 on several schedules
-    (AL2, section 4; A7).
+    """The bare network, with several weight decays, and with AL2 on several schedules.
+
+    See AL2, section 4, and claim A7.
 
     Args:
         dataset: where to train.
@@ -154,11 +158,12 @@ def options(
     dropout: float = 0.5,
     **settings: Any,
 ) -> list[Run]:
-    """Baselines without and with AL2 (of `label_randomization`), and again with one option changed,
-    where it concerns them.
+    """Baselines without and with AL2, and again with one option changed.
+
+    They are those of `label_randomization`; an option is tried where it concerns them.
 
     Law `exact` and longer training: bare, dropout. γ from U(0, 1): batch norm. Another Σ λ_e, with
-        AL2: batch norm, dropout.
+    AL2: batch norm, dropout.
 
     Args:
         dataset: where to train.
@@ -192,10 +197,11 @@ def options(
     norm, drop, exact = {"batch_norm": True}, {"dropout": dropout}, {"corruption_law": "exact"}
     tried = [exact, drop | exact, norm | {"bn_gamma": "uniform"}]
     if longer:
+        # the speed is rounded, as it is stated
         slow = {
             "epochs": longer * epochs,
             "speed": float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}"),
-        }  # as stated
+        }
         tried += [slow, drop | slow]
     tried = [network | {"al2": al2} for network in tried for al2 in (False, True)]
     series = [
@@ -210,8 +216,9 @@ def options(
 
 
 def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
-    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1) as PyTorch 1.1
-    drew it: of `options`.
+    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1).
+
+    The latter is as PyTorch 1.1 drew it. The runs are among those of `options`.
     """
     return options(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
 
@@ -219,13 +226,13 @@ def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -
 def relabelling(
     dataset: str, *, seeds: Iterable[int] = (0,), corruption: float = 0.75, **settings: Any
 ) -> list[Run]:
-    """A training set relabelled by the AL2 network, and a bare network trained on the new labels
-    (AL2, section 4; A9).
+    """A training set relabelled by the AL2 network, and a bare network trained on the labels.
+
+    See AL2, section 4, and claim A9.
 
     For each seed: bare and bare+AL2 on the corrupted labels, which predict the training images at
-        their last epoch; bare
-    trained on the predictions of each (those of bare itself are the control); and bare on clean
-    labels.
+    their last epoch; bare trained on the predictions of each (those of bare itself are the
+    control); and bare on clean labels.
 
     Raises:
         ValueError: for a setting in which the runs differ, and for labels that are not corrupted.
@@ -263,8 +270,9 @@ def sparsity_networks(
     long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """ConvNets of Table 2 of the targeted-sparsity paper, on clean labels: vanilla, drop, norm,
-    sr1, sr2, sr3 for each seed.
+    """ConvNets of Table 2 of the targeted-sparsity paper, on clean labels.
+
+    They are vanilla, drop, norm, sr1, sr2, sr3 for each seed.
 
     Args:
         dataset: where to train.
@@ -352,8 +360,9 @@ def lenet_alexnet(
     learning_rate: float = 0.01,
     **settings: Any,
 ) -> list[Run]:
-    """LeNet and AlexNet, each without and with SparsityReg, for each seed (Table 3 of the
-    targeted-sparsity paper).
+    """LeNet and AlexNet, each without and with SparsityReg, for each seed.
+
+    As in Table 3 of the targeted-sparsity paper.
 
     Args:
         dataset: where to train.
@@ -497,8 +506,9 @@ def across(
     clean_long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """Both papers' penalties under both papers' tests: none, AL2, SparsityReg, both, for each test
-    and seed (in neither paper).
+    """Both papers' penalties under both papers' tests (in neither paper).
+
+    None, AL2, SparsityReg, both, for each test and seed.
 
     First the AL2 CNN on corrupted labels (AL2's test), then a ConvNet on clean labels (targeted
     sparsity's). SparsityReg acts on `AL2_CNN_SPARSITY` and, in the ConvNet, on the layers of

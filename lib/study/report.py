@@ -1,5 +1,6 @@
-"""The report: every table and figure of the papers and of our own, and `claims.csv`, assembled from
-stored runs alone.
+"""The report, assembled from stored runs alone.
+
+It is every table and figure of the papers and of our own, and `claims.csv`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,19 +28,16 @@ from lib.study.tables import options as tables_options
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
-HISTOGRAMS = (
-    "vanillaNet",
-    "normNet",
-    "sr1Net",
-    "sr2Net",
-    "sr3Net",
-)  # networks whose filter correlations are drawn
+# networks whose filter correlations are drawn
+HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was assembled: the runs by id and their frame, what the profiles state and lack, the
-    tables by name, the claims.
+    """What was assembled.
+
+    The runs by id and their frame, what the profiles state and lack, the tables by name, the
+    claims.
     """
 
     frame: pd.DataFrame
@@ -50,8 +48,9 @@ class Report:
 
 
 def gather(profiles: Sequence[str]) -> Report:
-    """Read the runs that the profiles' notebooks state, as far as they are finished; a profile is
-    judged by these alone.
+    """Read the runs that the profiles' notebooks state, as far as they are finished.
+
+    A profile is judged by these alone.
 
     What it gives depends on stored runs and parameters, and not on the data sets that lie on this
     machine.
@@ -91,8 +90,9 @@ def gather(profiles: Sequence[str]) -> Report:
 
 
 def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The papers' tables with what was measured beside it; when losses rise, and what options
-    change, where a run says.
+    """The papers' tables with what was measured beside it.
+
+    And when losses rise, and what options change, where a run says.
     """
     found = {name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
     found |= {
@@ -140,8 +140,9 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 
 def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """The study of claim A7 at 75 % corruption, as far as there is more than one series, more than
-    one weight decay.
+    """The study of claim A7 at 75 % corruption.
+
+    As far as there is more than one series, more than one weight decay.
     """
     found: dict[str, Callable[[], Figure]] = {}
     runs = figures_schedules.studied(tables.of_notebook(report.frame, "13_al2_schedules"))
@@ -191,8 +192,9 @@ def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 
 def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout; and what
-    claim A6 is judged by.
+    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout.
+
+    And what claim A6 is judged by.
     """
     runs, found = tables.of_notebook(report.frame, "12_al2_cca"), {}
     if runs.empty or "mean_cca init" not in runs:
@@ -206,9 +208,8 @@ def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         found[f"al2_cca-{profile}-{dataset}-{dropout:g}"] = lambda ids=ids, title=title: _sequences(
             report, ids, title
         )
-        if (
-            tables_cca.differences(own).by.nunique() > 1
-        ):  # AL2's beside a second seed's, the control
+        # AL2's beside a second seed's, the control
+        if tables_cca.differences(own).by.nunique() > 1:
             name = f"al2_cca_differences-{profile}-{dataset}-{dropout:g}"
             found[name] = lambda own=own: figures_cca.difference_curves(own)
     return found
@@ -252,8 +253,9 @@ def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 def _cell_drawings(
     report: Report, runs: pd.DataFrame, mark: str
 ) -> dict[str, Callable[[], Figure]]:
-    """Figures 5, 7 and A.2 of one data set, size, optimiser and reading of SparsityReg, whose names
-    end in `mark`.
+    """Figures 5, 7 and A.2 of one data set, size, optimiser and reading of SparsityReg.
+
+    Their names end in `mark`.
     """
     found: dict[str, Callable[[], Figure]] = {}
     if figures_sparsity.layers_measured(runs, "entropy"):
@@ -296,8 +298,9 @@ def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 
 def _heat_maps(run: Run) -> Figure:
-    """Figure 4 and A.1: entropy maps of the first measuring image, a row an epoch, a column a
-    convolution.
+    """Figure 4 and A.1: entropy maps of the first measuring image.
+
+    There is a row an epoch, a column a convolution.
     """
     arrays = store.arrays(run)
     found = {
@@ -327,8 +330,10 @@ def _histograms(runs: dict[str, Run]) -> Figure:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write `tables/*.csv`, `figures/*.png`, `claims/*.md`, `claims.csv`, `headline.md`,
-    `report.md`; an older report's go.
+    """Write the report's files; an older report's go.
+
+    They are `tables/*.csv`, `figures/*.png`, `claims/*.md`, `claims.csv`, `headline.md`,
+    `report.md`.
     """
     for kind in ("tables", "figures", "claims"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -369,21 +374,24 @@ def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> No
             f"{README_END}"
         )
     before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    quoting = f"{before}{README_BEGIN}\n{(folder / 'headline.md').read_text().strip()}\n{README_END}{after}"
+    headline = (folder / "headline.md").read_text().strip()
+    quoting = f"{before}{README_BEGIN}\n{headline}\n{README_END}{after}"
     if quoting != text:
         _write(readme, quoting)
 
 
 def headline(report: Report) -> str:
-    """Each paper's main table in short, published and measured: Table 1 of AL2 at 75 % corruption,
-    Table 2 of sparsity.
+    """Each paper's main table in short, published and measured.
+
+    They are Table 1 of AL2 at 75 % corruption, Table 2 of sparsity.
     """
     return _al2_headline(report) + "\n" + _sparsity_headline(report)
 
 
 def _al2_headline(report: Report) -> str:
-    """Final test accuracy without → with AL2 at 75 % corruption: the paper's MNIST row, then each
-    profile and data set.
+    """Final test accuracy without → with AL2 at 75 % corruption.
+
+    The paper's MNIST row, then each profile and data set.
     """
     rows = [
         [
@@ -398,9 +406,8 @@ def _al2_headline(report: Report) -> str:
     ):
         if corruption == 0.75:
             seeds = runs.groupby(["baseline", "al2"]).seed.nunique()
-            n = "–".join(
-                map(str, sorted({seeds.min(), seeds.max()}))
-            )  # "1–3" where some networks have fewer
+            # "1–3" where some networks have fewer
+            n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))
             measured = tables.at_published_epochs(runs, ["test_accuracy"])
             rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
     if len(rows) == 1:
@@ -416,8 +423,9 @@ def _al2_headline(report: Report) -> str:
 
 
 def _sparsity_headline(report: Report) -> str:
-    """Best accuracy of the six networks: the paper's rows for 100 classes and SGD, then each cell
-    that was measured.
+    """Best accuracy of the six networks.
+
+    The paper's rows for 100 classes and SGD, then each cell that was measured.
     """
     table = report.tables["sparsity_table2"]
     rows = []
@@ -441,9 +449,8 @@ def _sparsity_headline(report: Report) -> str:
                 own.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
             )
             name = ", ".join(filter(None, [f"measured, {profile}", reading]))
-            n = "–".join(
-                map(str, sorted({int(own.n.min()), int(own.n.max())}))
-            )  # "1–3" where some networks have fewer
+            # "1–3" where some networks have fewer
+            n = "–".join(map(str, sorted({int(own.n.min()), int(own.n.max())})))
             rows.append([name, dataset, size, optimizer, n, *printed])
     for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(report.frame):
         printed = (
@@ -467,8 +474,9 @@ def _sparsity_headline(report: Report) -> str:
 
 
 def _longer(frame: pd.DataFrame):
-    """Networks of the ConvNets trained longer than the table reads, best accuracy over all their
-    epochs, by cell and length.
+    """Networks of the ConvNets trained longer than the table reads.
+
+    Best accuracy over all their epochs, by cell and length.
     """
     runs = tables.sparsity_runs(frame)
     if runs.empty:
@@ -494,9 +502,8 @@ def _longer(frame: pd.DataFrame):
 def _percent(row: pd.Series) -> str:
     if row.measured == tables.DIVERGED:
         return tables.DIVERGED
-    return tables.mean_and_sd(
-        round(100 * row.measured, 6), 100 * row.sd
-    )  # a fraction may lie a bit below the % it was made of
+    # a fraction may lie a bit below the % it was made of
+    return tables.mean_and_sd(round(100 * row.measured, 6), 100 * row.sd)
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:

@@ -19,14 +19,8 @@ from lib.run import Run
 
 MOST_FILES = 8
 MOST_BYTES = 15 * 2**20  # of each
-FINISHED = (
-    "config.json",
-    "env.json",
-    "measures.npz",
-    "status.json",
-    "weights.pt",
-    "metrics.csv",
-)  # metrics.csv last
+# metrics.csv last
+FINISHED = ("config.json", "env.json", "measures.npz", "status.json", "weights.pt", "metrics.csv")
 UNDER_WAY = ("config.json", "checkpoint.pt")
 START = (1980, 1, 1, 0, 0, 0)  # a date for every file, so that equal runs give equal archives
 
@@ -37,8 +31,9 @@ class TransferError(RuntimeError):
 
 @dataclass
 class Taken:
-    """What `take_over` did: names of runs taken over, of runs left as they were, and why others
-    were refused.
+    """What `take_over` did.
+
+    Names of runs taken over, of runs left as they were, and why others were refused.
     """
 
     taken: list[str] = field(default_factory=list)
@@ -47,8 +42,9 @@ class Taken:
 
 
 def export(runs: Iterable[Run], profile: str, folder: Path) -> list[Path]:
-    """Pack those of the runs that are stored; the archives of an earlier export of the profile are
-    replaced.
+    """Pack those of the runs that are stored.
+
+    The archives of an earlier export of the profile are replaced.
 
     Returns the archives.
 
@@ -98,8 +94,9 @@ def export(runs: Iterable[Run], profile: str, folder: Path) -> list[Path]:
 
 
 def take_over(profile: str, folder: Path) -> Taken:
-    """Merge the archives `<profile>-*.zip` of a folder into the results folder. All are read before
-    anything is written.
+    """Merge the archives `<profile>-*.zip` of a folder into the results folder.
+
+    All are read before anything is written.
 
     A finished run that is already there stays; one under way gives way to a finished one, or to one
     that is further. Runs that are being trained are left alone. Each file is moved into place
@@ -160,8 +157,9 @@ def _archive(packed: dict[Path, dict[str, bytes]]) -> bytes:
 
 
 def _read(archive: Path) -> dict[tuple[str, str, str], dict[str, bytes]]:
-    """The files of an archive by profile, data set and folder, then by name; every path is
-    checked.
+    """The files of an archive by profile, data set and folder, then by name.
+
+    Every path is checked.
     """
     found: dict[tuple[str, str, str], dict[str, bytes]] = {}
     try:
@@ -196,8 +194,9 @@ def _read(archive: Path) -> dict[tuple[str, str, str], dict[str, bytes]]:
 
 
 def _checked(staged: Path, dataset: str) -> Run:
-    """The run of a folder, every file of which was read; a RecordError or TransferError says what
-    is wrong.
+    """The run of a folder, every file of which was read.
+
+    A RecordError or TransferError says what is wrong.
     """
     run = run_dir.read_run(staged)
     if run.dataset != dataset or not staged.name.endswith(f"-{run.id}"):
@@ -227,9 +226,8 @@ def _is_further(staged: Path, target: Path, run: Run) -> bool:
 
 def _place(files: dict[str, bytes], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    if (
-        "metrics.csv" in files
-    ):  # what a training killed in its last moments left there says nothing of this one
+    # what a training killed in its last moments left there says nothing of this one
+    if "metrics.csv" in files:
         for name in set(FINISHED) - files.keys():
             (target / name).unlink(missing_ok=True)
     for name in [name for name in FINISHED + UNDER_WAY[1:] if name in files]:

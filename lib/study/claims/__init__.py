@@ -1,5 +1,6 @@
-"""The papers' claims, judged by stated rules from stored runs: `judge` gives `claims.csv`. No
-verdict is typed by hand.
+"""The papers' claims, judged by stated rules from stored runs: `judge` gives `claims.csv`.
+
+No verdict is typed by hand.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,9 +37,8 @@ COLUMNS = [
     "verdict",
 ]
 
-CLAIMS = yaml.safe_load(
-    (paths.PUBLISHED / "claims.yaml").read_text()
-)  # what the papers say, and where
+# what the papers say, and where
+CLAIMS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text())
 STATEMENTS = {claim: said["statement"] for claim, said in CLAIMS.items()}
 # The runs that a claim is judged by; by its first letter where it has no entry of its own.
 RUNS = {
@@ -108,8 +108,9 @@ def judge(
 
 
 def _judged(claim: str, runs: pd.DataFrame) -> dict[tuple[str, str], Judged]:
-    """What a claim's rule found in the runs of one profile, by data set and reading of SparsityReg,
-    where they answer it.
+    """What a claim's rule found in the runs of one profile.
+
+    By data set and reading of SparsityReg, where they answer it.
     """
     found = {}
     for dataset, cells in runs.groupby("dataset") if len(runs) else []:

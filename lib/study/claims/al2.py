@@ -1,5 +1,6 @@
-"""Rules of the claims A1–A10 of the AL2 paper: stored runs of one profile and data set in, what was
-found out.
+"""Rules of the claims A1–A10 of the AL2 paper.
+
+Stored runs of one profile and data set go in, what was found comes out.
 """
 
 from collections.abc import Callable
@@ -31,12 +32,8 @@ from lib.study.tables.cca import differences as course_differences
 # 2.1)
 SIMILAR = 2.5
 
-AL2_FIELDS = (
-    "al2",
-    "schedule",
-    "speed",
-    "rate",
-)  # in what a network with AL2 differs from the same one without
+# in what a network with AL2 differs from the same one without
+AL2_FIELDS = ("al2", "schedule", "speed", "rate")
 # A7: "empirically chosen weights": as much or as little as a careful second choice might take
 NEAR = 3.5
 
@@ -61,8 +58,9 @@ def paired(
 def _value(
     runs: pd.DataFrame, metric: str, baseline: str, al2: bool, epoch: int | None = None
 ) -> pd.Series:
-    """By seed; −∞ where the loss had become NaN by then, so that no cell holds because such a run
-    is left out.
+    """A value by seed, −∞ where the loss had become NaN by then.
+
+    So no cell holds because such a run is left out.
     """
     here = epoch_measured(epoch or 700, epochs_read(runs))
     mine = runs[(runs.baseline == baseline) & (runs.al2 == al2)]
@@ -108,8 +106,9 @@ def _published_pairs(dataset: str, metric: str) -> str:
 
 
 def _pairs(runs: pd.DataFrame, metric: str) -> str:
-    """Means without → with AL2 over the seeds that both have, as the verdict pairs them; else over
-    those that there are.
+    """Means without → with AL2 over the seeds that both have, as the verdict pairs them.
+
+    Where there are none, over those that there are.
     """
 
     def of(baseline: str) -> str:
@@ -293,9 +292,8 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells, said = {}, []
-    levels = [0, 0.25, 0.5] + [0.75] * (
-        dataset not in ("mnist", "digits")
-    )  # MNIST at 75 % is A1; digits are nobody's
+    # MNIST at 75 % is A1; digits are nobody's
+    levels = [0, 0.25, 0.5] + [0.75] * (dataset not in ("mnist", "digits"))
     for corruption, level in runs[runs.corruption.isin(levels)].groupby("corruption"):
         if not (gains := _gains(level, "test_accuracy")):
             continue
@@ -320,9 +318,8 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         own = runs[(runs.dropout == dropout) & runs.baseline.isin(courses.baseline)]
         name, by_al2 = f"{dataset}, dropout {dropout:g}", own.al2.astype(bool)
         one_setting(own, name, but=("seed", *AL2_FIELDS))
-        one_setting(
-            own[by_al2], name, but=("seed",)
-        )  # or pivot_table would average over two speeds
+        # or pivot_table would average over two speeds
+        one_setting(own[by_al2], name, but=("seed",))
         seeds = sorted(set(own.seed[by_al2]) & set(own.seed[~by_al2]))
         if len(seeds) < 2:
             continue
@@ -341,9 +338,8 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         if alive:
             cells[f"dropout {dropout:g}"] = changes - others.max()
         else:
-            cells[f"dropout {dropout:g}"] = pd.Series(
-                0.0, seeds
-            )  # a dead φ has left its course, too
+            # a dead φ has left its course, too
+            cells[f"dropout {dropout:g}"] = pd.Series(0.0, seeds)
             found += ", but with AL2 the network is at or near chance" + (
                 "" if np.isfinite(last).all() else ", or diverged"
             )
@@ -445,18 +441,17 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if not runs.relabelled_by.notna().any() and not runs.diverged.notna().any():
         return None
     table = runs.drop_duplicates("id")
+    # −∞: diverged
     final = table.id.map(runs[runs.epoch == runs.epochs].set_index("id").test_accuracy).fillna(
         -np.inf
-    )  # −∞: diverged
+    )
     values = {}
     for labels, (_, trained_on) in RELABELLED.items():
         own = table[table.labels == labels]
         one_setting(own, f"trained {trained_on} of {dataset}", but=("seed", "relabelled_by"))
         values[labels] = final[own.index].set_axis(own.seed)
-    for labels, teacher in (
-        ("al2", "teacher"),
-        ("bare", "noisy"),
-    ):  # a network that diverged gives no labels to train on
+    # a network that diverged gives no labels to train on
+    for labels, teacher in (("al2", "teacher"), ("bare", "noisy")):
         lost = values[teacher][values[teacher] == -np.inf].index
         values[labels] = values[labels].reindex(
             values[labels].index.union(lost), fill_value=-np.inf

@@ -1,5 +1,6 @@
-"""A page a claim: what the paper says and where, what was measured, verdict and rule, deviations,
-what was unclear.
+"""A page a claim: what the paper says and where, what was measured, and more.
+
+The rest are verdict and rule, deviations, what was unclear.
 
 Made of `results/published/claims.yaml` (what is said about the papers) and of stored runs (every
 number).
@@ -27,29 +28,68 @@ SETTINGS = {
     "classes": "classes",
     "precision": "precision of a step's products",
 }
-NOT_GIVEN = {
-    "image_size": "the set's own"
-}  # what the default None of a setting means, where it does not mean all
-CAPTIONS = {  # of the report's figures, by what their names begin with
-    "al2_curves": "The metrics of AL2's Table 1 over all epochs. Dashed without AL2, solid with it.",
-    "al2_table1": "Test accuracy at the epochs of AL2's Table 1, published and measured. Dashed without AL2, solid with it.",
-    "al2_table2": "Area under the ablation curve at the epochs of AL2's Table 2, published and measured.",
-    "al2_cca": "AL2's Figure 1: all canonical correlations of φ with its own start, a line an epoch.",
-    "al2_cca_differences": "How far AL2 moves the mean canonical correlation with the start, and how far another seed.",
-    "al2_schedules": "AL2 with other series of λ than the paper's, against the series' sum and its last λ (A7).",
-    "al2_weight_decay": "Weight decay of several strengths beside AL2; the shaded strength is chosen on held-out noisy labels.",
-    "al2_relabel": "Bare networks trained on labels that other networks predict (AL2, section 4; A9).",
+# What the default None of a setting means, where it does not mean all.
+NOT_GIVEN = {"image_size": "the set's own"}
+# Of the report's figures, by what their names begin with.
+CAPTIONS = {
+    "al2_curves": (
+        "The metrics of AL2's Table 1 over all epochs. Dashed without AL2, solid with it."
+    ),
+    "al2_table1": (
+        "Test accuracy at the epochs of AL2's Table 1, published and measured. "
+        "Dashed without AL2, solid with it."
+    ),
+    "al2_table2": (
+        "Area under the ablation curve at the epochs of AL2's Table 2, published and measured."
+    ),
+    "al2_cca": (
+        "AL2's Figure 1: all canonical correlations of φ with its own start, a line an epoch."
+    ),
+    "al2_cca_differences": (
+        "How far AL2 moves the mean canonical correlation with the start, and how far another seed."
+    ),
+    "al2_schedules": (
+        "AL2 with other series of λ than the paper's, against the series' sum and its last λ (A7)."
+    ),
+    "al2_weight_decay": (
+        "Weight decay of several strengths beside AL2; "
+        "the shaded strength is chosen on held-out noisy labels."
+    ),
+    "al2_relabel": (
+        "Bare networks trained on labels that other networks predict (AL2, section 4; A9)."
+    ),
     "al2_options": "What AL2 gains where one choice of this study is changed (notebook 15).",
-    "al2_norm_scale": "Batch norm with its scale γ starting at 1 and at values from U(0, 1), beside the printed (notebook 16).",
-    "sparsity_table2": "Best accuracies of targeted sparsity's Table 2, published (crosses) and measured.",
-    "sparsity_table3": "Best accuracies of targeted sparsity's Table 3, published (crosses) and measured.",
-    "sparsity_losses": "Validation losses without the penalties, smoothed (targeted sparsity, Figures 3 and 6).",
-    "sparsity_entropy": "Mean entropy of the activation vectors of each layer (targeted sparsity, Figure 5).",
-    "sparsity_maps": "Entropy maps of one measuring image, a row an epoch (targeted sparsity, Figures 4 and A.1).",
-    "sparsity_correlation": "Root mean square correlation of a layer's filters: Figures 7 and A.2 in one number an epoch.",
-    "sparsity_histograms": "Correlations of all pairs of a layer's filters (targeted sparsity, Figures 7 and A.2).",
+    "al2_norm_scale": (
+        "Batch norm with its scale γ starting at 1 and at values from U(0, 1), "
+        "beside the printed (notebook 16)."
+    ),
+    "sparsity_table2": (
+        "Best accuracies of targeted sparsity's Table 2, published (crosses) and measured."
+    ),
+    "sparsity_table3": (
+        "Best accuracies of targeted sparsity's Table 3, published (crosses) and measured."
+    ),
+    "sparsity_losses": (
+        "Validation losses without the penalties, smoothed (targeted sparsity, Figures 3 and 6)."
+    ),
+    "sparsity_entropy": (
+        "Mean entropy of the activation vectors of each layer (targeted sparsity, Figure 5)."
+    ),
+    "sparsity_maps": (
+        "Entropy maps of one measuring image, a row an epoch (targeted sparsity, "
+        "Figures 4 and A.1)."
+    ),
+    "sparsity_correlation": (
+        "Root mean square correlation of a layer's filters: "
+        "Figures 7 and A.2 in one number an epoch."
+    ),
+    "sparsity_histograms": (
+        "Correlations of all pairs of a layer's filters (targeted sparsity, Figures 7 and A.2)."
+    ),
     "across_memorisation": "Both papers' penalties on corrupted labels (notebook 30).",
-    "across_overfitting": "Both papers' penalties where a ConvNet overfits true labels (notebook 30).",
+    "across_overfitting": (
+        "Both papers' penalties where a ConvNet overfits true labels (notebook 30)."
+    ),
 }
 READING = (
     "`reading` is how SparsityReg joins the images of a batch, mean or sum. The paper does not "
@@ -57,9 +97,8 @@ READING = (
     "is 64 times as strong. Both were trained, neither is chosen ([notebook "
     "23](../../../notebooks/23_penalty_readings.ipynb))."
 )
-PAPERS_PRECISION = {
-    "precision": "float32"
-}  # what both papers' frameworks compute in where nothing is said
+# what both papers' frameworks compute in where nothing is said
+PAPERS_PRECISION = {"precision": "float32"}
 
 
 def page(
@@ -122,8 +161,9 @@ def picture(name: str, folder: str) -> str:
 
 
 def deviations(claim: str, frame: pd.DataFrame) -> str:
-    """A table of the settings in which the claim's runs differ from the paper's: a row a setting, a
-    column a profile.
+    """A table of the settings in which the claim's runs differ from the paper's.
+
+    It has a row a setting, a column a profile.
     """
     runs = runs_of(claim, frame)
     if runs.empty:
@@ -149,15 +189,16 @@ def deviations(claim: str, frame: pd.DataFrame) -> str:
 
 
 def _papers_settings(claim: str) -> dict[str, str]:
-    """Of AL2 the defaults of `Run`; of targeted sparsity those of `lib.study.experiments`, both
-    optimisers.
+    """The papers' settings.
+
+    Of AL2 they are the defaults of `Run`; of targeted sparsity those of `lib.study.experiments`,
+    both optimisers.
     """
     names = SETTINGS.keys() - PAPERS_PRECISION.keys()
     if claim.startswith("A"):
         run = Run("mnist", al2=True)
-        epochs = (
-            {"epochs": "750"} if claim == "A6" else {}
-        )  # AL2, Figure 1: its dropout networks train a little longer
+        # AL2, Figure 1: its dropout networks train a little longer
+        epochs = {"epochs": "750"} if claim == "A6" else {}
         return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION | epochs
     said = {
         name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name)))
@@ -173,9 +214,10 @@ def _papers_settings(claim: str) -> dict[str, str]:
 
 
 def _values(runs: pd.DataFrame, name: str) -> str:
+    # the runs in which the setting acts
     used = {"speed": runs[runs.al2.astype(bool)], "momentum": runs[runs.optimizer == "sgd"]}.get(
         name, runs
-    )  # where it acts
+    )
     values = sorted(
         {_text(name, value) for value in used[name]} or {"–"}, key=lambda text: (len(text), text)
     )

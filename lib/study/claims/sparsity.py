@@ -1,5 +1,6 @@
-"""Rules of the claims S1–S10 of the targeted-sparsity paper: stored runs of one profile and data
-set in, what was found out.
+"""Rules of the claims S1–S10 of the targeted-sparsity paper.
+
+Stored runs of one profile and data set go in, what was found comes out.
 
 Accuracies are compared at the best epoch of those that the tables read, in points of %. Entropies
 are compared as a share of their largest value, ln D, in %, so that layers with more filters do not
@@ -71,8 +72,9 @@ def _column(
     column: str,
     most: int = SPARSITY_EPOCHS,
 ) -> pd.DataFrame:
-    """A measured column over epochs, a column a seed; as far as every network of the cell was
-    trained, and as the tables read.
+    """A measured column over epochs, a column a seed.
+
+    It goes as far as every network of the cell was trained, and as the tables read.
 
     NaN from the epoch on at which a run's loss became NaN; a run that did not measure the column is
     left out.
@@ -103,8 +105,9 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
 
 
 def _overfitting(runs: pd.DataFrame, network: str, size: str) -> pd.DataFrame:
-    """A row a seed with SGD, over all epochs trained: `moment` of overfitting and `rise` of the
-    loss, or that it `diverged`.
+    """A row a seed with SGD, over all epochs trained.
+
+    It has the `moment` of overfitting and `rise` of the loss, or that it `diverged`.
     """
     return overfitting(
         runs[(runs.network == network) & (runs["size"] == size) & (runs.optimizer == "sgd")]
@@ -146,9 +149,8 @@ def _accuracies(best: pd.DataFrame, size: str, optimizer: str) -> str:
 
 def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held, said, n = [], [], []
-    runs = runs[
-        runs.network == "vanillaNet"
-    ]  # read as far as it was trained, whatever the length of the others
+    # read as far as it was trained, whatever the length of the others
+    runs = runs[runs.network == "vanillaNet"]
     for size in _sizes(runs):
         every = int(runs.epochs.max())
         relative = {
@@ -325,9 +327,8 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
             others = pd.concat(
                 [_best(best, n, size) for n in VARIANTS if n != "sr3Net"], axis=1, join="inner"
             )
-            finite = np.isfinite(others).all(
-                axis=1
-            )  # the best of the others is not known where one of them diverged
+            # the best of the others is not known where one of them diverged
+            finite = np.isfinite(others).all(axis=1)
             if len(
                 d := differences(
                     _best(best, "sr3Net", size), others.max(axis=1).where(finite, -np.inf)
@@ -388,7 +389,10 @@ def _s7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     d = differences(with_sr, without)
     if d.empty:
         return None
-    rule = f"a cell a data set: d = best accuracy with SparsityReg on all layers but the last − without; {PAIRED}"
+    rule = (
+        "a cell a data set: d = best accuracy with SparsityReg on all layers but the last − "
+        f"without; {PAIRED}"
+    )
     measured = f"AlexNet {mean_text(without)} → {mean_text(with_sr)}"
     return Judged(_table3(dataset, "AlexNet"), measured, len(d), rule, verdict({"AlexNet": d}, 1))
 
@@ -408,9 +412,8 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
             for k in ("adam", "sgd")
         ]
         if not any(c.empty for own in curves for c in own):
-            tenth = max(
-                1, round(min(own[0].index.max() for own in curves) / 10)
-            )  # one epoch, were one trained for longer
+            # one epoch, were one trained for longer
+            tenth = max(1, round(min(own[0].index.max() for own in curves) / 10))
             # every network starts within a percent of ln D
             adam, sgd = (
                 100 - pd.concat([c.loc[tenth] for c in own], axis=1).mean(axis=1, skipna=False)
@@ -419,7 +422,10 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
             if len(d := differences(adam, sgd)):
                 entropy.append(bool((d > 0).all()))
                 n.append(len(d))
-                fallen = f"after epoch {tenth} entropy has fallen by {mean_text(adam)} % of ln D (SGD {mean_text(sgd)})"
+                fallen = (
+                    f"after epoch {tenth} entropy has fallen by {mean_text(adam)} % of ln D "
+                    f"(SGD {mean_text(sgd)})"
+                )
                 said.append(f"{size}: {fallen}")
         for name in SR:
             for other, better in (("vanillaNet", True), ("dropNet", False), ("normNet", False)):

@@ -1,5 +1,6 @@
-"""How a verdict is computed from differences paired by seed (protocol, "How a verdict is
-computed").
+"""How a verdict is computed from differences paired by seed.
+
+See the protocol, "How a verdict is computed".
 """
 
 from collections.abc import Iterable
@@ -17,8 +18,9 @@ PAIRED = (
 
 @dataclass(frozen=True)
 class Judged:
-    """What a claim's rule found: in words what was measured, smallest n of its cells, the rule and
-    the verdict.
+    """What a claim's rule found.
+
+    In words what was measured, the smallest n of its cells, the rule and the verdict.
     """
 
     published: str
@@ -29,8 +31,9 @@ class Judged:
 
 
 def cell_holds(differences: Iterable[float]) -> bool | None:
-    """Whether a claim d > 0 holds in one cell, from its paired differences in points; None where n
-    = 1 can only indicate.
+    """Whether a claim d > 0 holds in one cell, from its paired differences in points.
+
+    None where n = 1 can only indicate.
 
     A difference that is not finite comes from a run whose loss became NaN: the cell does not hold.
     """
@@ -43,8 +46,9 @@ def cell_holds(differences: Iterable[float]) -> bool | None:
 
 
 def differences(one: pd.Series, other: pd.Series) -> pd.Series:
-    """one − other for the seeds that both have; −∞ where either value is not finite, that of a run
-    whose loss became NaN.
+    """one − other for the seeds that both have.
+
+    −∞ where either value is not finite, that of a run whose loss became NaN.
 
     So no cell holds because such a run is left out, and none because it is the other one's.
     """
@@ -86,8 +90,9 @@ def _of_all(held: Iterable[bool | None]) -> str:
 
 
 def of_parts(held: list[bool], n: int, expected: int = 0) -> str:
-    """The verdict of a rule on parts, such as curves: one seed can only indicate; fewer parts than
-    expected are `not run`.
+    """The verdict of a rule on parts, such as curves.
+
+    One seed can only indicate; fewer parts than expected are `not run`.
     """
     if len(held) < expected:
         return f"not run: {len(held)} of {expected} parts have finished runs"

@@ -1,5 +1,6 @@
-"""Every plot of the papers, drawn from tidy frames. One colour a baseline throughout; solid with
-AL2, dashed without.
+"""Every plot of the papers, drawn from tidy frames.
+
+One colour a baseline throughout; solid with AL2, dashed without.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,8 +51,9 @@ MASKS = {
 
 
 def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
-    """ValueError unless the columns `keys` have one combination of values: what one figure can
-    show.
+    """ValueError unless the columns `keys` have one combination of values.
+
+    That is what one figure can show.
     """
     cells = frame[list(keys)].drop_duplicates()
     if len(cells) != 1:
@@ -59,8 +61,9 @@ def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "cor
 
 
 def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -> None:
-    """What a metric of Table 1 is read against, dotted: chance, or the noise floor. L_r falls by
-    decades: a log axis.
+    """What a metric of Table 1 is read against, dotted: chance, or the noise floor.
+
+    L_r falls by decades: a log axis.
     """
     references = {"test_accuracy": 100 / classes, "cross_entropy": noise_floor(corruption, classes)}
     if metric in references:
@@ -70,8 +73,9 @@ def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -
 
 
 def training_curves(frame: pd.DataFrame) -> Figure:
-    """Table 1's metrics against epochs, a column a baseline, without and with AL2: mean over seeds
-    (line) and range (band).
+    """Table 1's metrics against epochs, a column a baseline, without and with AL2.
+
+    A line is the mean over seeds, a band the range.
 
     Args:
         frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
@@ -87,10 +91,8 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(
         len(metrics),
         len(baselines),
-        figsize=(
-            max(2.9 * len(baselines), 6),
-            2.3 * len(metrics),
-        ),  # title and legend need some width
+        # title and legend need some width
+        figsize=(max(2.9 * len(baselines), 6), 2.3 * len(metrics)),
         sharex=True,
         sharey="row",
         squeeze=False,
@@ -112,8 +114,9 @@ def training_curves(frame: pd.DataFrame) -> Figure:
 
 
 def relabelling_curves(frame: pd.DataFrame) -> Figure:
-    """Test accuracy against epochs of a bare network on four kinds of labels, and of the AL2
-    network that predicts one kind.
+    """Test accuracy against epochs of a bare network on four kinds of labels.
+
+    And of the AL2 network that predicts one kind.
 
     Mean over seeds, a band their range; dashed without AL2, as everywhere.
 
@@ -175,8 +178,9 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
 
 
 def ablation_areas(frame: pd.DataFrame) -> Figure:
-    """Area under the ablation curve against epochs (Table 2 as a figure): mean and range over
-    seeds.
+    """Area under the ablation curve against epochs: Table 2 as a figure.
+
+    It shows mean and range over seeds.
     """
     require_one_cell(frame)
     measured = frame[frame.ablation_auc.notna()]
@@ -193,8 +197,9 @@ def canonical_correlations(
     references: Mapping[str, np.ndarray] | None = None,
     title: str = "",
 ) -> Figure:
-    """The whole sequence of canonical correlations of φ with its own start, a line an epoch, light
-    to dark (AL2, Fig. 1).
+    """The whole sequence of canonical correlations of φ with its own start (AL2, Fig. 1).
+
+    There is a line an epoch, light to dark.
 
     Left without AL2, right with it.
 
@@ -274,8 +279,9 @@ def canonical_correlations(
 
 
 def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
-    """Measured (mean, band ± standard deviation) against published over the paper's epochs, a panel
-    a profile and data set.
+    """Measured against published over the paper's epochs, a panel a profile and data set.
+
+    A line is the mean, a band ± standard deviation.
 
     Args:
         table: as `lib.study.tables.beside_published` gives it.
@@ -285,9 +291,10 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
     measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
     cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    # the sort is stable: profiles stay in their order
     answered = sorted(
         cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75)
-    )  # stable
+    )
     panels = [("published", "mnist", 0.75), *answered]
     width = min(4, len(panels))
     height = -(-len(panels) // width)

@@ -1,5 +1,6 @@
-"""Figures of both penalties under both tests, drawn from the tidy frames of
-`lib.study.tables.across.labelled`.
+"""Figures of both penalties under both tests.
+
+They are drawn from the tidy frames of `lib.study.tables.across.labelled`.
 
 Blue without SparsityReg, pink with it, as vanillaNet and sr2Net elsewhere; solid with AL2, dashed
 without, as everywhere.
@@ -25,14 +26,14 @@ CROSSING, TURN = (0, (1, 1)), "-."
 
 
 def memorisation(rows: pd.DataFrame) -> Figure:
-    """The label-randomisation test: test accuracy, training cross-entropy and entropies, a column a
-    method.
+    """The label-randomisation test, a column a method.
+
+    Test accuracy, training cross-entropy and entropies.
 
     A line is the mean over seeds, a band their range. Vertical lines, one a seed: where the
-        training cross-entropy goes below
-    the noise floor (dotted), and where accuracy has its peak (dash-dotted, see
-    `lib.study.tables.across.turn`). Dots: where a layer's entropy has fallen by `FALLEN` % of ln D.
-        The horizontal dotted lines are chance and the noise floor.
+    training cross-entropy goes below the noise floor (dotted), and where accuracy has its peak
+    (dash-dotted, see `lib.study.tables.across.turn`). Dots: where a layer's entropy has fallen by
+    `FALLEN` % of ln D. The horizontal dotted lines are chance and the noise floor.
 
     Args:
         rows: of one profile and data set, as `labelled` gives them; other rows of the frame are
@@ -98,8 +99,9 @@ def memorisation(rows: pd.DataFrame) -> Figure:
 
 
 def overfitting(rows: pd.DataFrame) -> Figure:
-    """The overfitting test on true labels: test accuracy, validation loss (smoothed, σ = 2 epochs),
-    training loss, entropies.
+    """The overfitting test on true labels.
+
+    Test accuracy, validation loss (smoothed, σ = 2 epochs), training loss, entropies.
 
     A line is the mean over seeds, a band their range; a dot marks, on all curves of a method, its
     moment of overfitting, where it has one (of the seeds' mean loss). The losses are

@@ -1,5 +1,6 @@
-"""Figures of notebook 12: canonical correlations of φ with its start, and the controls that the AL2
-paper's Figure 1 lacks.
+"""Figures of notebook 12: canonical correlations of φ with its start.
+
+And the controls that the AL2 paper's Figure 1 lacks.
 
 The figure of the paper itself is `lib.study.figures.canonical_correlations`.
 """
@@ -25,9 +26,8 @@ DIFFERENCES = {  # in what two networks differ: colour, dashes
     "seed, without AL2": ("0.55", "--"),
     "seed, with AL2": ("0.55", "-"),
 }
-COMPARED = [
-    sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)
-]  # pink, brown, light blue, grey: no network's colours
+# pink, brown, light blue, grey: no network's colours
+COMPARED = [sns.color_palette("colorblind")[k] for k in (4, 5, 9, 7)]
 COURSES = {
     "mean_cca init": "mean CCA",
     "svcca init": "SVCCA",
@@ -37,8 +37,9 @@ COURSES = {
 
 
 def by_channel_and_direction(channels: Curves, directions: Curves) -> Figure:
-    """What the same features have in common with a start: left channel by channel, right by
-    canonical correlations.
+    """What the same features have in common with a start.
+
+    Left channel by channel, right by canonical correlations.
 
     Args:
         channels: |correlations|, descending, by the name of what is compared with the start; their
@@ -62,8 +63,9 @@ def by_channel_and_direction(channels: Curves, directions: Curves) -> Figure:
 
 
 def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
-    """Mean CCA, SVCCA and PWCCA of φ with its start, and the number of dead channels, against
-    epochs.
+    """Mean CCA, SVCCA and PWCCA of φ with its start, against epochs.
+
+    And the number of dead channels.
 
     A row a dropout, the largest first; a line a seed, solid with AL2, dashed without.
 
@@ -115,8 +117,9 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
 
 
 def difference_curves(frame: pd.DataFrame) -> Figure:
-    """The `differences` of such a frame against epochs, a panel a dropout: by AL2 a line a seed, by
-    another seed grey.
+    """The `differences` of such a frame against epochs, a panel a dropout.
+
+    Those by AL2 are a line a seed, those by another seed grey.
     """
     apart, panels = differences(frame), dropouts(frame)
     fig, axes = plt.subplots(1, len(panels), figsize=(8.8, 3.4), sharey=True, squeeze=False)
@@ -167,8 +170,9 @@ def between_networks(tables: Mapping[float, pd.DataFrame], title: str = "") -> F
 
 
 def mean_between(table: pd.DataFrame, one: str, other: str, *, same_seed: bool) -> float:
-    """The mean CCA of networks of two kinds (`start`, `plain`, `AL2`), over all pairs of the same
-    seed, or of different ones.
+    """The mean CCA of networks of two kinds (`start`, `plain`, `AL2`).
+
+    It is over all pairs of the same seed, or of different ones.
 
     Args:
         table: mean CCA as in `between_networks`, its names a kind and a seed: `AL2 0`.
@@ -191,8 +195,9 @@ def mean_between(table: pd.DataFrame, one: str, other: str, *, same_seed: bool) 
 
 
 def made_sparse(controls: Mapping[str, pd.DataFrame], trained: pd.DataFrame) -> Figure:
-    """Mean CCA with the start against the share of φ that is zero: untrained features made sparse
-    (lines), networks (dots).
+    """Mean CCA with the start against the share of φ that is zero.
+
+    Lines are untrained features made sparse, dots are networks.
 
     Args:
         controls: by name: columns zeros (%) and `mean CCA`.

@@ -1,5 +1,6 @@
-"""What options of the protocol change, beside the paper's numbers: from `lib.study.tables.options`
-and `lib.study.tables.norm_scale`.
+"""What options of the protocol change, beside the paper's numbers.
+
+Drawn from `lib.study.tables.options` and `lib.study.tables.norm_scale`.
 """
 
 from itertools import cycle
@@ -22,27 +23,19 @@ from lib.study.tables.options import (
     weights_by_option,
 )
 
-SHADES = dict(
-    zip(SCALES.values(), (1.0, 0.45), strict=True)
-)  # of batch norm's colour, by its first scale
-DASHES = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (5, 1)),
-    (0, (1, 3)),
-)  # the default's first
+# of batch norm's colour, by its first scale
+SHADES = dict(zip(SCALES.values(), (1.0, 0.45), strict=True))
+# the default's first
+DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 3)))
 
 
 def gains(pairs: pd.DataFrame) -> Figure:
-    """AL2's gain by option, a panel a baseline: a bar the mean over seeds, a dot a seed, hollow
-    where a network ends dead.
+    """AL2's gain by option, a panel a baseline.
+
+    A bar is the mean over seeds, a dot a seed, hollow where a network ends dead.
 
     Dashed: the default's mean gain; dotted: the published gain, where the paper prints one. A
-        diverged pair is a cross at
-    no gain.
+    diverged pair is a cross at no gain.
 
     Args:
         pairs: of one profile, data set and corruption level.
@@ -85,11 +78,12 @@ def gains(pairs: pd.DataFrame) -> Figure:
 
 
 def courses(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with AL2 against the share of the training that is done, a panel a baseline, a
-    line an option.
+    """Test accuracy with AL2 against the share of the training that is done.
+
+    There is a panel a baseline, a line an option.
 
     A line is the mean over seeds, black where nothing is changed, the later options the lighter.
-        Dotted: chance.
+    Dotted: chance.
 
     Args:
         frame: as `lib.study.tables.options.labelled` takes it, of one profile, data set and
@@ -111,9 +105,8 @@ def courses(frame: pd.DataFrame) -> Figure:
         for k, (name, dashes) in enumerate(zip(names, cycle(DASHES), strict=False)):
             one = own[own.option == name]
             mean = one.groupby(100 * one.epoch / one.read).test_accuracy.mean()
-            shade = (
-                1 if name == DEFAULT else 1 - 0.55 * (k - 1) / max(len(names) - 2, 1)
-            )  # the later, the lighter
+            # the later, the lighter
+            shade = 1 if name == DEFAULT else 1 - 0.55 * (k - 1) / max(len(names) - 2, 1)
             colour = "0.15" if name == DEFAULT else COLOURS[baseline]
             ax.plot(mean.index, mean, color=colour, alpha=shade, ls=dashes, lw=1.6, label=name)
         ax.axhline(100 / int(rows.num_classes.iloc[0]), color="0.3", lw=1, ls=":")
@@ -168,8 +161,9 @@ def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
 
 
 def norm_scales(frame: pd.DataFrame) -> Figure:
-    """Batch norm's networks by their first scale γ: test accuracy, cross-entropy and L_r against
-    epochs, and what is printed.
+    """Batch norm's networks by their first scale γ, against epochs.
+
+    Test accuracy, cross-entropy and L_r, and what is printed.
 
     Mean over seeds; dashed without AL2, as everywhere; γ ~ U(0, 1) is the lighter. Crosses:
     published, where the paper prints the data set and level, at the epochs that stand for the
@@ -233,9 +227,8 @@ def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:
         finite = here[np.isfinite(here.gain)]
         if len(finite) == len(here):
             ax.bar(place, here.gain.mean(), width=0.6, color=colour, alpha=0.35, lw=0)
-        spots = place + 0.12 * (
-            np.arange(len(finite)) - (len(finite) - 1) / 2
-        )  # beside each other, in the order of the seeds
+        # beside each other, in the order of the seeds
+        spots = place + 0.12 * (np.arange(len(finite)) - (len(finite) - 1) / 2)
         for x, pair in zip(spots, finite.itertuples(), strict=True):
             ax.plot(
                 x,

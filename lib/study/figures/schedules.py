@@ -1,5 +1,6 @@
-"""Figures of the schedule study (AL2, sections 3 and 4; A7): weight decays of several strengths,
-AL2 with several series.
+"""Figures of the schedule study (AL2, sections 3 and 4; A7).
+
+Weight decays of several strengths, AL2 with several series.
 """
 
 from collections.abc import Iterable
@@ -35,19 +36,14 @@ PANELS = {
     "held_out": "accuracy on held-out\nnoisy labels (%), last epoch",
 }
 ACCURACIES = ("final", "stopped", "best")
-VARIED = (
-    "seed",
-    "weight_decay",
-    "al2",
-    "schedule",
-    "speed",
-    "rate",
-)  # in what the runs of one study differ
+# in what the runs of one study differ
+VARIED = ("seed", "weight_decay", "al2", "schedule", "speed", "rate")
 
 
 def studied(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the networks that the study compares: bare, weight decay without AL2, bare with
-    AL2, on corrupted labels.
+    """The rows of the networks that the study compares, on corrupted labels.
+
+    They are bare, weight decay without AL2, bare with AL2.
     """
     if frame.empty:
         return frame
@@ -64,12 +60,11 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a row a run: id, weight_decay, al2, schedule, speed, rate, epochs, seed; total (Σ λ_e, ×
-            that of the paper's series) and
-        last_weight (λ in the last epoch), empty without AL2; best, best_epoch, stopped,
-        stopped_epoch (`lib.study.tables.stopping`); at the last epoch final (test accuracy),
-        held_out (accuracy on the held-out noisy labels), ablation_auc, cross_entropy, empty where
-        the loss became NaN before; memorising_from, the first epoch whose cross-entropy is `MARGIN`
-        below the noise floor, empty for none.
+        that of the paper's series) and last_weight (λ in the last epoch), empty without AL2; best,
+        best_epoch, stopped, stopped_epoch (`lib.study.tables.stopping`); at the last epoch final
+        (test accuracy), held_out (accuracy on the held-out noisy labels), ablation_auc,
+        cross_entropy, empty where the loss became NaN before; memorising_from, the first epoch
+        whose cross-entropy is `MARGIN` below the noise floor, empty for none.
 
     Raises:
         ValueError: if the runs differ in something else than the study varies.
@@ -95,8 +90,9 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_decay(table: pd.DataFrame) -> float:
-    """The strength that a search would choose: the highest mean accuracy on held-out *noisy* labels
-    at the last epoch.
+    """The strength that a search would choose.
+
+    It has the highest mean accuracy on held-out *noisy* labels at the last epoch.
 
     No test image and no clean label is looked at. Of several equal ones it is the weakest; one with
     which a run diverged is not chosen.
@@ -118,8 +114,9 @@ def chosen_decay(table: pd.DataFrame) -> float:
 
 
 def weight_decays(frame: pd.DataFrame) -> Figure:
-    """The search for a strength of weight decay: what it is chosen by, what each comes to beside
-    bare and bare+AL2.
+    """The search for a strength of weight decay.
+
+    What it is chosen by, and what each comes to beside bare and bare+AL2.
 
     A line the mean over seeds, a dot a seed. AL2 is that with the paper's own series (total 1).
 
@@ -168,8 +165,9 @@ def weight_decays(frame: pd.DataFrame) -> Figure:
 
 
 def schedules(frame: pd.DataFrame) -> Figure:
-    """Where AL2 ends against the total weight of its series, a line a kind of series, and, last,
-    against its last λ.
+    """Where AL2 ends against the total weight of its series, a line a kind of series.
+
+    And, last, against its last λ.
 
     A line the mean over seeds, a dot a seed; the bare network is dashed, the range of its seeds a
     band.
@@ -202,8 +200,9 @@ def schedules(frame: pd.DataFrame) -> Figure:
 
 
 def memorising(frame: pd.DataFrame) -> Figure:
-    """Training cross-entropy against epochs, a panel a total, a line a kind of series; bare dashed,
-    the noise floor dotted.
+    """Training cross-entropy against epochs, a panel a total, a line a kind of series.
+
+    Bare is dashed, the noise floor dotted.
 
     A line the mean over seeds, a band their range.
 
@@ -254,7 +253,8 @@ def _floor(frame: pd.DataFrame) -> float:
 def _title(frame: pd.DataFrame, of_seeds: str = "mean and each (dots)") -> str:
     seeds = studied(frame).seed.nunique()
     count = f"{seeds} seeds: {of_seeds}" if seeds > 1 else "one seed"
-    return f"{frame.dataset.iloc[0]}, {100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted, {count}"
+    share = f"{100 * frame.corruption.iloc[0]:.0f} % of the labels corrupted"
+    return f"{frame.dataset.iloc[0]}, {share}, {count}"
 
 
 def _means_and_seeds(ax: plt.Axes, table: pd.DataFrame, x: str, y: str, colour, mark: str) -> None:

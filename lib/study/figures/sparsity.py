@@ -1,5 +1,6 @@
-"""Figures of the targeted-sparsity paper, drawn from tidy frames. One colour a network
-throughout.
+"""Figures of the targeted-sparsity paper, drawn from tidy frames.
+
+One colour a network throughout.
 """
 
 import math
@@ -29,8 +30,9 @@ COLOURS |= {
 
 
 def validation_losses(runs: pd.DataFrame) -> Figure:
-    """Validation loss against epochs, a panel a data set, size and optimiser (Fig. 3 and 6):
-    smoothed, penalties left out.
+    """Validation loss against epochs, a panel a data set, size and optimiser (Figures 3 and 6).
+
+    Losses are smoothed, with penalties left out.
 
     The line is the mean over seeds of the curves smoothed with σ = 2 epochs, the band their range;
     a dot marks the moment of overfitting of each seed that has one, on its own curve.
@@ -95,8 +97,9 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
 
 
 def correlations(runs: pd.DataFrame) -> Figure:
-    """Root mean square of the filters' correlations over training, a panel a layer: Fig. 7 and A.2
-    in one number an epoch.
+    """Root mean square of the filters' correlations over training, a panel a layer.
+
+    It is Figures 7 and A.2 in one number an epoch.
     """
     layers = layers_measured(runs, "correlation")
     fig, axes = _grid(len(layers), 3.0, 2.7)
@@ -115,22 +118,23 @@ def correlations(runs: pd.DataFrame) -> Figure:
 
 
 def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
-    """The layers of which any run measured `what`, "entropy" or "correlation"; convolutions
-    first.
+    """The layers of which any run measured `what`, "entropy" or "correlation".
+
+    Convolutions come first.
     """
     names = [
         c.removeprefix(f"{what} ")
         for c in runs
         if c.startswith(f"{what} ") and runs[c].notna().any()
     ]
-    return sorted(
-        names, key=lambda name: (not name.startswith("conv"), name)
-    )  # frames of several networks mix their columns
+    # frames of several networks mix their columns
+    return sorted(names, key=lambda name: (not name.startswith("conv"), name))
 
 
 def best_beside_paper(table: pd.DataFrame) -> Figure:
-    """Best accuracies of Table 2 or 3 in %, measured (a bar ± standard deviation) and published
-    (crosses).
+    """Best accuracies of Table 2 or 3 in %, measured and published.
+
+    Measured: a bar ± standard deviation; published: crosses.
 
     A mark for each profile and reading of SparsityReg.
 
@@ -157,9 +161,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
         key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]],
     )
     fig, axes = _grid(len(panels), 3.4, 2.6)
-    fig.set_layout_engine(
-        "constrained", w_pad=0.12
-    )  # inches, between a panel and the next one's names
+    # inches, between a panel and the next one's names
+    fig.set_layout_engine("constrained", w_pad=0.12)
     place = {name: k for k, name in enumerate(order)}
     marks = dict(zip(table.series.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
@@ -182,9 +185,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
                 )
                 continue
             mark, spread = marks[row.series], 0 if pd.isna(row.sd) else row.sd
-            y += (
-                0.3 * list(marks).index(row.series) / len(marks)
-            )  # of one network one below the other
+            # of one network one below the other
+            y += 0.3 * list(marks).index(row.series) / len(marks)
             ax.errorbar(
                 100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3
             )
@@ -214,16 +216,18 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
 
 
 def _moments(losses: pd.DataFrame) -> dict[int, int]:
-    """The moment of overfitting of each seed that has one, from validation losses with a column a
-    seed.
+    """The moment of overfitting of each seed that has one.
+
+    From validation losses with a column a seed.
     """
     found = {seed: measures.moment_of_overfitting(losses[seed]) for seed in losses}
     return {seed: moment for seed, moment in found.items() if moment is not None}
 
 
 def _curves(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column a seed that measured it, over the epochs that all of these have; empty where there
-    are none.
+    """A column a seed that measured it, over the epochs that all of these have.
+
+    It is empty where there are none.
     """
     there = runs[runs.epoch.notna() & runs[column].notna()] if column in runs else runs[:0]
     return (

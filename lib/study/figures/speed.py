@@ -1,5 +1,6 @@
-"""Plots and tables of what `make bench` measured (`lib.bench`), drawn from its tidy tables
-alone.
+"""Plots and tables of what `make bench` measured, drawn from its tidy tables alone.
+
+See `lib.bench`.
 """
 
 import re
@@ -26,10 +27,8 @@ WAYS = {  # of `networks` curves, in the order of the legend
     "ours, AL2": PARTS["ours"],
     "floor": PARTS["floor"],
 }
-PRECISIONS = {
-    "float32": (0.2, 0.2, 0.2),
-    "bfloat16": PARTS["ours"],
-}  # the second is drawn over the first
+# the second is drawn over the first
+PRECISIONS = {"float32": (0.2, 0.2, 0.2), "bfloat16": PARTS["ours"]}
 BEST = "best DataLoader loop"
 KEY = ["part", "what", "processes", "threads", "workers", "networks", "batch"]
 HOURLY, BEST_FACTOR, SHARE = "epochs·networks/h", "× best DataLoader", "% of the floor"  # units
@@ -64,8 +63,9 @@ def label(row: Mapping) -> str:
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are compared, with all cores and the study's batch: a row a way, columns
-    `label` and the units' medians.
+    """The rows that are compared, with all cores and the study's batch.
+
+    There is a row a way, with columns `label` and the units' medians.
 
     Also `low` and `high` of epochs·networks an hour and of the factor. Of the floor only the
     fastest product is kept.
@@ -93,8 +93,9 @@ def best_loader(found: pd.DataFrame) -> pd.Series:
 
 
 def bars(table: pd.DataFrame) -> Figure:
-    """Epochs·networks an hour of each way, bar the median, line the range over rounds; how often
-    the best DataLoader loop.
+    """Epochs·networks an hour of each way, and how often the best DataLoader loop.
+
+    A bar is the median, a line the range over rounds.
     """
     found = compared(table)
     fig, ax = plt.subplots(figsize=(9, 0.27 * len(found) + 1))
@@ -103,11 +104,8 @@ def bars(table: pd.DataFrame) -> Figure:
     ax.hlines(y, found.low, found.high, color="0.2", lw=1.2)
     for position, row in zip(y, found.to_dict("records"), strict=True):
         text = f" × {row[BEST_FACTOR]:.2f}, {row[SHARE]:.0f} %"
-        paper = {
-            "facecolor": "white",
-            "edgecolor": "none",
-            "pad": 0.5,
-        }  # hides the dashed line below the words
+        # hides the dashed line below the words
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         ax.text(max(row["high"], row[HOURLY]), position, text, va="center", fontsize=8, bbox=paper)
     best = best_loader(found)
     ax.axvline(best[HOURLY], color="0.2", ls="--", lw=1)
@@ -133,8 +131,9 @@ def bars(table: pd.DataFrame) -> Figure:
 
 
 def scaling(table: pd.DataFrame) -> Figure:
-    """Seconds an epoch of 1, 2, 4 networks; epochs·networks an hour against batch size and against
-    cores; all on log axes.
+    """Seconds an epoch of 1, 2, 4 networks.
+
+    And epochs·networks an hour against batch size and against cores; all on log axes.
     """
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     networks = table[table.part == "networks"]
@@ -164,8 +163,9 @@ def scaling(table: pd.DataFrame) -> Figure:
 
 
 def profiles(profile: pd.DataFrame) -> Figure:
-    """Milliseconds a step on one thread by what the operators are for, before and after: a bar
-    each, its parts stacked.
+    """Milliseconds a step on one thread by what the operators are for.
+
+    Before and after have a bar each, its parts stacked.
     """
     found = by_purpose(profile)
     fig, ax = plt.subplots(figsize=(10, 3.2))
@@ -194,8 +194,9 @@ def profiles(profile: pd.DataFrame) -> Figure:
 
 
 def by_purpose(profile: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds a step: a row a step in the order of `STEPS`, a column a purpose in that of
-    `OPERATORS`.
+    """Milliseconds a step by what they are for.
+
+    A row is a step in the order of `STEPS`, a column a purpose in that of `OPERATORS`.
     """
     purposes = [
         next(name for name, pattern in OPERATORS.items() if re.search(pattern, op))
@@ -211,8 +212,9 @@ def by_purpose(profile: pd.DataFrame) -> pd.DataFrame:
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:
-    """From the best DataLoader loop to ours, one change at a time: epochs·networks an hour and
-    factors.
+    """From the best DataLoader loop to ours, one change at a time.
+
+    Epochs·networks an hour and factors.
     """
     found = compared(table)
     steps = {BEST: best_loader(found)}
@@ -237,9 +239,11 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def processors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What `make bench` found on several processors, a row each by name: epochs·networks an hour of
-    the floor, of the best DataLoader loop and of ours; ours also as a factor of that loop (with its
-    range over rounds) and as a share of the floor."""
+    """What `make bench` found on several processors, a row each by name.
+
+    Epochs·networks an hour of the floor, of the best DataLoader loop and of ours; ours also as a
+    factor of that loop (with its range over rounds) and as a share of the floor.
+    """
     rows = {}
     for name, table in tables.items():
         found = compared(table)
@@ -259,8 +263,9 @@ def processors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def precisions(curves: pd.DataFrame) -> Figure:
-    """Test accuracy by epoch, a panel a network, a line a seed and precision
-    (`lib.bench.precision`).
+    """Test accuracy by epoch, a panel a network, a line a seed and precision.
+
+    Of what `lib.bench.precision` trained.
     """
     networks = list(dict.fromkeys(curves.network))
     rows = -(-len(networks) // 3)

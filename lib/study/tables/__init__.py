@@ -14,12 +14,8 @@ from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
 
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
 CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
-SPARSITY_CELL = [
-    "dataset",
-    "size",
-    "optimizer",
-    "network",
-]  # what a cell of the other paper's Table 2 is about
+# what a cell of the other paper's Table 2 is about
+SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]
 SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {
@@ -58,8 +54,9 @@ def published(name: str) -> pd.DataFrame:
 
 
 def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
-    """The rows of runs that a notebook states; all rows of a frame that does not say which
-    notebooks state its runs.
+    """The rows of runs that a notebook states.
+
+    All rows of a frame that does not say which notebooks state its runs.
 
     The column `notebooks` names them, apart by blanks (see `lib.study.report.gather`). A notebook's
     own frame has none.
@@ -70,18 +67,16 @@ def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
 
 
 def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a tidy frame that belong to the paper's eight networks with its own schedule
-    (Tables 1 and 2).
+    """The rows of the paper's eight networks with its own schedule (Tables 1 and 2).
+
+    They are taken from a tidy frame.
     """
     frame = of_notebook(frame, "10_al2_label_randomization")
     if frame.empty:
         return frame
     kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
-    for name in (
-        "sparsity",
-        "decorrelation",
-        "relabelled_by",
-    ):  # frames made by hand may lack what the AL2 paper does not know
+    # frames made by hand may lack what the AL2 paper does not know
+    for name in ("sparsity", "decorrelation", "relabelled_by"):
         kept &= frame[name].fillna("") == "" if name in frame else True
     kept &= (
         (frame.schedule == "al2")
@@ -92,22 +87,21 @@ def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the bare networks of the relabelling (AL2, section 4; claim A9); a column
-    `labels` says what taught each.
+    """The rows of the bare networks of the relabelling (AL2, section 4; claim A9).
+
+    A column `labels` says what taught each.
 
     noisy: the corrupted labels. al2, bare: the labels that bare+AL2, or bare, predicts at its end,
-        having been trained on the
-    noisy ones. clean: the true labels. The network bare+AL2 itself, trained on the noisy labels, is
-        called teacher.
+    having been trained on the noisy ones. clean: the true labels. The network bare+AL2 itself,
+    trained on the noisy labels, is called teacher.
     """
     frame = of_notebook(frame, "14_al2_relabel")
     if frame.empty or "relabelled_by" not in frame:
         return frame.iloc[:0].assign(labels="")
     rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
     with_al2, noisy = rows.al2.astype(bool), rows.relabelled_by.isna() & (rows.corruption > 0)
-    of_al2 = rows.relabelled_by.map(
-        with_al2.groupby(rows.id).first()
-    )  # NaN: relabelled by no network of these
+    # NaN: relabelled by no network of these
+    of_al2 = rows.relabelled_by.map(with_al2.groupby(rows.id).first())
     labels = pd.Series("", rows.index)
     labels[noisy] = "noisy"
     labels[noisy & with_al2] = "teacher"
@@ -118,8 +112,9 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def epochs_read(runs: pd.DataFrame) -> int:
-    """How many epochs of each of these runs are read: as many as the shortest has, at most the
-    paper's 700.
+    """How many epochs of each of these runs are read.
+
+    As many as the shortest has, at most the paper's 700.
 
     Args:
         runs: of the networks that are compared: one profile, data set and level.
@@ -128,8 +123,9 @@ def epochs_read(runs: pd.DataFrame) -> int:
 
 
 def precisions(runs: pd.DataFrame) -> str:
-    """In what the runs compute their products: "bfloat16", or "bfloat16, float32" of a mixture;
-    empty where it is not known.
+    """In what the runs compute their products; empty where it is not known.
+
+    "bfloat16", or "bfloat16, float32" of a mixture.
     """
     return ", ".join(sorted(runs.precision.dropna().unique())) if "precision" in runs else ""
 
@@ -137,8 +133,9 @@ def precisions(runs: pd.DataFrame) -> str:
 def at_published_epochs(
     frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()
 ) -> pd.DataFrame:
-    """A tidy frame's metrics at the paper's epochs, over seeds: mean, standard deviation and number
-    of runs.
+    """A tidy frame's metrics at the paper's epochs, over seeds.
+
+    Mean, standard deviation and number of runs.
 
     Args:
         frame: as `lib.store.load` gives it, of one profile or several. Longer trainings are read as
@@ -188,8 +185,9 @@ def at_published_epochs(
 
 
 def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """A published AL2 table with what was measured beside it: a row a profile for each of its rows,
-    and more.
+    """A published AL2 table with what was measured beside it.
+
+    There is a row a profile for each of its rows, and more.
 
     A data set that the paper has no number for (or none at that corruption level) gets rows of its
     own, with `published` empty; a published row that no run answers has `measured` empty.
@@ -200,9 +198,8 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     keys = [*CELL, "epoch", "metric"]
     paper = published(name).rename(columns={"value": "published"})
     measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
-    table = paper.merge(
-        measured[measured.measured.notna()], on=keys, how="outer"
-    )  # a row a profile
+    # a row a profile
+    table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
     columns = [
         *keys,
@@ -221,8 +218,9 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a tidy frame that belong to Tables 2 and 3 of the targeted-sparsity paper,
-    `network` and `size` as printed.
+    """The rows of Tables 2 and 3 of the targeted-sparsity paper, of a tidy frame.
+
+    `network` and `size` are as printed.
 
     Clean labels, no AL2, the networks of `lib.study.experiments`, the paper's λ, no seed that was
     used for screening. `network` is vanillaNet …, LeNet, AlexNet; `size` is s, m, xxl, or empty for
@@ -250,16 +248,18 @@ def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def readings_in(runs: pd.DataFrame) -> list[str]:
-    """The readings of SparsityReg, "mean" and "sum", that any of these runs has; "" alone where no
-    run has SparsityReg.
+    """The readings of SparsityReg, "mean" and "sum", that any of these runs has.
+
+    It is "" alone where no run has SparsityReg.
     """
     there = set(runs.reading) if len(runs) else set()
     return [batch for batch in BATCHES if batch in there] or [""]
 
 
 def of_reading(runs: pd.DataFrame, reading: str) -> pd.DataFrame:
-    """The runs without SparsityReg, and those with it in one reading; as `sparsity_runs` gives
-    them.
+    """The runs without SparsityReg, and those with it in one reading.
+
+    They are as `sparsity_runs` gives them.
     """
     return runs[runs.reading.isin(["", reading])] if len(runs) else runs
 
@@ -275,8 +275,9 @@ def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
 
 
 def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
-    """For each run its test accuracy in % at its best epoch and at the last of those that the table
-    reads.
+    """For each run its test accuracy in % at its best epoch and at the last.
+
+    The last is of those that the table reads.
 
     A longer training than the table reads (`sparsity_epochs_read`) counts as far as that.
 
@@ -285,9 +286,8 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a row a run: profile, dataset, size, optimizer, network, regularized, reading, seed, id,
-            epochs_read, best, best_epoch,
-        last.
-        Empty `best` and `last` where the loss became NaN by then.
+        epochs_read, best, best_epoch, last. Empty `best` and `last` where the loss became NaN by
+        then.
     """
     columns = [
         "profile",
@@ -309,9 +309,8 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         (rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)
     ].sort_values(["profile", "id", "epoch"])
     of_run = read.groupby(["profile", "id"]).test_accuracy
-    best = read.loc[
-        of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]
-    ]  # the first of several
+    # the first of several
+    best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]
     best.columns = ["profile", "id", "best", "best_epoch"]
     return found.merge(best, how="left").merge(
         of_run.last().rename("last").reset_index(), how="left"
@@ -319,19 +318,18 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
-    """When and how far the validation losses of the targeted-sparsity runs rise again, over all
-    epochs trained.
+    """When and how far the validation losses of the targeted-sparsity runs rise again.
+
+    Over all epochs trained.
 
     Args:
         runs: as `sparsity_runs` gives them.
 
     Returns:
         a row a run: profile, dataset, size, optimizer, network, regularized, reading, epochs, seed,
-            `moment` (the epoch of the
-        least smoothed loss, empty where it does not overfit: `measures.moment_of_overfitting`),
-            `rise` (%,
-        `measures.rise_after_least`). Both empty for a run whose loss became NaN, which `diverged`
-        gives the epoch of.
+        `moment` (the epoch of the least smoothed loss, empty where it does not overfit:
+        `measures.moment_of_overfitting`), `rise` (%, `measures.rise_after_least`). Both empty for a
+        run whose loss became NaN, which `diverged` gives the epoch of.
     """
     keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
     rows = []
@@ -348,8 +346,9 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it, as fractions
-    like the paper's.
+    """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it.
+
+    In fractions like the paper's.
 
     A data set that the paper has no number for gets rows of its own, with `published` empty; a
     published row that no run answers has `measured` empty; one with SparsityReg stands once for
@@ -410,9 +409,8 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     own = [name for name in columns if name not in ("profile", "reading", "published")]
     measured = pd.DataFrame(rows, columns=["profile", *keys, "reading", *own])
     table = paper.merge(measured, on=keys, how="outer")
-    order = {
-        name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))
-    }  # as printed
+    # as printed
+    order = {name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))}
     printed = {"size", "network"}
     return table.reindex(columns=[*keys, *columns]).sort_values(
         ["dataset", "profile", *keys[1:], "reading"],
@@ -421,8 +419,9 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
-    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance; so is −∞, of a
-    run that diverged.
+    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance.
+
+    So is −∞, of a run that diverged.
     """
     return accuracy <= DEAD * 100 / classes
 
@@ -430,8 +429,9 @@ def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
 def one_setting(
     runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")
 ) -> None:
-    """Refuse to average over runs that differ in more than the seed (and in length, which tables
-    cut).
+    """Refuse to average over runs that differ in more than the seed.
+
+    They may differ in length, too, which tables cut.
 
     Raises:
         ValueError: naming the fields in which they differ.
@@ -450,8 +450,9 @@ def one_setting(
 
 
 def stopping(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each run its test accuracy in % at the end, at its best epoch, and where early stopping
-    would have ended it.
+    """For each run its test accuracy in % at the end, at its best epoch, and by early stopping.
+
+    The last is where early stopping would have ended the training.
 
     Early stopping takes the epoch with the highest accuracy on the held-out *noisy* labels, the
     first of several; a run that holds nothing out has none. The best epoch is an oracle that looks
@@ -462,9 +463,9 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a row a run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final, best,
-            best_epoch, stopped,
-        stopped_epoch. Where the loss became NaN within the epochs read, `diverged` is true and
-        `final` empty; the others are of its finite epochs, and empty where there is none.
+        best_epoch, stopped, stopped_epoch. Where the loss became NaN within the epochs read,
+        `diverged` is true and `final` empty; the others are of its finite epochs, and empty where
+        there is none.
     """
     rows, of_run = [], ["profile", *CELL, "seed", "id"]
     for keys, run in frame.groupby(of_run, sort=False):
@@ -483,16 +484,18 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def weights(run) -> np.ndarray:
-    """λ_e of a run's schedule, [epochs]; `run` is a row with the columns schedule, epochs, speed
-    and rate.
+    """λ_e of a run's schedule, [epochs].
+
+    `run` is a row with the columns schedule, epochs, speed and rate.
     """
     rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
     return schedule(run.schedule, int(run.epochs), run.speed, rate)
 
 
 def totals(runs: pd.DataFrame) -> pd.Series:
-    """Σ λ_e of each run's schedule by id, as a multiple of that of the schedule `al2` at the
-    study's own speed; AL2 runs only.
+    """Σ λ_e of each run's schedule by id; AL2 runs only.
+
+    As a multiple of that of the schedule `al2` at the study's own speed.
 
     The study's own speed is that of its geometric and linear schedules, whose rate is varied
     instead. Half-way through a campaign there may be none: then no multiple is known (NaN), since a
@@ -508,8 +511,9 @@ def totals(runs: pd.DataFrame) -> pd.Series:
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
-    """One metric laid out like the paper's Tables 1 and 2: a row a baseline, a column an epoch,
-    "without / with AL2".
+    """One metric laid out like the paper's Tables 1 and 2.
+
+    A row a baseline, a column an epoch, "without / with AL2".
 
     Args:
         measured: one data set, level and profile, as `at_published_epochs` gives it, or a published
@@ -546,14 +550,16 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
 
 
 def mean_text(values: pd.Series, form: str = ".1f") -> str:
-    """The mean over seeds as text; "diverged" where a value is not finite, that of a run whose loss
-    became NaN.
+    """The mean over seeds as text.
+
+    "diverged" where a value is not finite, that of a run whose loss became NaN.
     """
     return format(values.mean(), form) if np.isfinite(values).all() else DIVERGED
 
 
 def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:
-    """A mean over seeds as text, "27.4 ± 1.3"; without ± where there is no standard deviation
-    (NaN), that of one seed.
+    """A mean over seeds as text, "27.4 ± 1.3".
+
+    Without ± where there is no standard deviation (NaN), that of one seed.
     """
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")

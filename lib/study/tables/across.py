@@ -1,5 +1,6 @@
-"""Both penalties under both tests (the project's own extension): what is read out of the runs of
-`lib.study.experiments.across`.
+"""Both penalties under both tests (the project's own extension).
+
+What is read out of the runs of `lib.study.experiments.across`.
 
 The label-randomisation test of the AL2 paper is called *memorisation* here, the overfitting test of
 the targeted-sparsity paper *overfitting*. Entropies are a share of their largest value, ln D, in %,
@@ -26,11 +27,12 @@ FALLEN = 5.0  # % of ln D below its highest value so far at which a layer's entr
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows and three columns: `test` (memorisation, overfitting), `method` (of `METHODS`, or
-    `CONTROL`) and `epochs_read`.
+    """The rows and three columns: `test`, `method` and `epochs_read`.
+
+    `test` is memorisation or overfitting, `method` one of `METHODS`, or `CONTROL`.
 
     As far as every network of a test, data set and profile was trained: some go on for longer in
-        other notebooks.
+    other notebooks.
     """
     if frame.empty:
         return frame.assign(test="", method="", epochs_read=0)
@@ -43,9 +45,8 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     )
     rows = frame.assign(test=np.where(noisy, "memorisation", "overfitting"), method=names)
     rows["epochs_read"] = rows.groupby(["profile", "test", "dataset"]).epochs.transform("min")
-    return rows[~(rows.epoch > rows.epochs_read)].reset_index(
-        drop=True
-    )  # a run that diverged at once has a row without epoch
+    # a run that diverged at once has a row without epoch
+    return rows[~(rows.epoch > rows.epochs_read)].reset_index(drop=True)
 
 
 @lru_cache
@@ -57,8 +58,9 @@ def filters(network: str) -> dict[str, int]:
 
 
 def entropy(run: pd.DataFrame, layer: str) -> pd.Series:
-    """Mean entropy of a layer in % of ln D by epoch, from 0 (before training) where the frame has
-    it; empty if not measured.
+    """Mean entropy of a layer in % of ln D by epoch; empty if not measured.
+
+    It goes from 0 (before training) where the frame has it.
 
     Args:
         run: rows of one run, as `lib.store.load` gives them.
@@ -74,8 +76,9 @@ def entropy(run: pd.DataFrame, layer: str) -> pd.Series:
 
 
 def fall_epoch(curve: pd.Series, by: float = FALLEN) -> int | None:
-    """The first epoch at which a curve lies `by` or more below its highest value so far; None where
-    there is none.
+    """The first epoch at which a curve lies `by` or more below its highest value so far.
+
+    None where there is none.
 
     It looks at the past alone, so that it could be used while a network trains.
     """
@@ -84,8 +87,9 @@ def fall_epoch(curve: pd.Series, by: float = FALLEN) -> int | None:
 
 
 def turn(accuracies: Sequence[float]) -> int | None:
-    """The epoch, counted from 1, of the highest test accuracy, smoothed with σ = 2 epochs, if it
-    ends `TURNED` points lower.
+    """The epoch, counted from 1, of the highest test accuracy, smoothed with σ = 2 epochs.
+
+    None unless the accuracy ends `TURNED` points lower.
     """
     curve = measures.smoothed(accuracies)
     return int(curve.argmax()) + 1 if len(curve) and curve.max() - curve[-1] >= TURNED else None
@@ -161,7 +165,7 @@ def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
         the columns of `of_runs` and `layer`; `highest`, `last`: entropy in % of ln D; `fallen`: the
         epoch at which it has fallen by `by`; `lead`: `turn` − `fallen`, in epochs, positive where
         entropy falls first. All of these are NaN for a run whose loss became NaN within the epochs
-            read, as in `of_runs`: its curve ends too early to be compared.
+        read, as in `of_runs`: its curve ends too early to be compared.
     """
     found = []
     for keys, run in rows.groupby(KEYS, sort=False):
@@ -178,8 +182,9 @@ def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
 
 
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
-    """Final and best test accuracy in % as text, mean ± standard deviation over the n seeds; a row
-    a test and method.
+    """Final and best test accuracy in % as text, mean ± standard deviation over the n seeds.
+
+    There is a row a test and method.
 
     Args:
         runs: as `of_runs` gives them.
@@ -201,8 +206,9 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """What each method adds to the final accuracy of "none", in points, a row a seed; `sum`: AL2's
-    and SparsityReg's together.
+    """What each method adds to the final accuracy of "none", in points, a row a seed.
+
+    `sum`: AL2's and SparsityReg's together.
 
     Columns profile, test, dataset, seed, AL2, SparsityReg, sum, both; NaN where a run is missing or
     diverged.

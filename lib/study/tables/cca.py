@@ -1,5 +1,6 @@
-"""How far apart courses of canonical correlations are: what notebook 12 draws and claim A6 is
-judged by.
+"""How far apart courses of canonical correlations are.
+
+It is what notebook 12 draws and claim A6 is judged by.
 """
 
 from itertools import combinations, product
@@ -10,8 +11,9 @@ from lib.study.tables import one_setting
 
 
 def dropouts(frame: pd.DataFrame) -> list[float]:
-    """Of runs that may stand beside each other, the largest first: the paper's Figure 1 has
-    dropout.
+    """Of runs that may stand beside each other, the largest first.
+
+    The paper's Figure 1 has dropout.
 
     Raises:
         ValueError: if there is no run, or runs differ in something else than dropout, AL2, its
@@ -22,15 +24,15 @@ def dropouts(frame: pd.DataFrame) -> list[float]:
             "there is no run to draw: of one at least the loss has to stay finite to the end"
         )
     one_setting(frame, frame.dataset.iloc[0], but=("seed", "dropout", "al2", "speed"))
-    one_setting(
-        frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout")
-    )  # only AL2 has a speed
+    # only AL2 has a speed
+    one_setting(frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout"))
     return sorted(frame.dropout.unique(), reverse=True)
 
 
 def differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far apart two courses of mean CCA with the start are: of a network with and without AL2,
-    of two seeds (claim A6).
+    """How far apart two courses of mean CCA with the start are (claim A6).
+
+    They are of a network with and without AL2, or of two seeds.
 
     Only seeds that were trained both without and with AL2 are compared.
 
@@ -40,9 +42,8 @@ def differences(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a row a comparison and epoch: network (`dropout 0.5`), differing in (of which seeds), by
-            ("AL2", "seed, without AL2",
-        "seed, with AL2"), epoch, points (|difference| × 100). Without a row where nothing can be
-        compared.
+        ("AL2", "seed, without AL2", "seed, with AL2"), epoch, points (|difference| × 100). Without
+        a row where nothing can be compared.
 
     Raises:
         ValueError: as `dropouts`.

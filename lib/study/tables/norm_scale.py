@@ -1,5 +1,6 @@
-"""Which first scale of batch norm the AL2 paper's numbers speak for: from the runs of
-`lib.study.experiments.norm_scales`.
+"""Which first scale of batch norm the AL2 paper's numbers speak for.
+
+From the runs of `lib.study.experiments.norm_scales`.
 """
 
 import pandas as pd
@@ -68,8 +69,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` for reading: a row a network, metric and what is published or a scale gave, a column
-    an epoch of the paper's.
+    """`table` for reading.
+
+    A row a network, metric and what is published or a scale gave, a column an epoch of the paper's.
 
     Args:
         table: of one profile, data set and corruption level.
@@ -95,8 +97,9 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def nearer(table: pd.DataFrame) -> tuple[int, int]:
-    """At how many of the published numbers γ ~ U(0, 1) is nearer to the paper than γ = 1, and of
-    how many (both measured).
+    """At how many of the published numbers γ ~ U(0, 1) is nearer to the paper than γ = 1.
+
+    And of how many (both measured).
 
     Compared in the metric's own unit, L_r by its ratio, since it spans orders of magnitude: one
     printed as 0.0000 has none.

@@ -1,10 +1,10 @@
-"""Do the differences from the AL2 paper hang on our choices? What is read out of the runs of
-`lib.study.experiments.options`.
+"""Do the differences from the AL2 paper hang on our choices?
+
+What is read out of the runs of `lib.study.experiments.options`.
 
 A row of these runs belongs to an *option*: `default`, or what alone is changed: the law of the
-    corruption, the first scale of
-batch norm, Σ λ_e, or the number of epochs. The *gain* is the final test accuracy with AL2 −
-without, by seed.
+corruption, the first scale of batch norm, Σ λ_e, or the number of epochs. The *gain* is the final
+test accuracy with AL2 − without, by seed.
 """
 
 import numpy as np
@@ -39,12 +39,11 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `option`: what is changed, see above. `against`: the option whose network without AL2 a gain
-            is reckoned from: a series
-        has none of its own, so that of the default. `read`: the epoch that counts, the last, but
-            not past the shortest
-        training's, or the paper's 700, where it is no whole multiple of that (dropout may go on for
-        Figure 1 of the paper). Half-way through a campaign the default's series may not be known;
-        runs of which it cannot be told are left out.
+        is reckoned from: a series has none of its own, so that of the default. `read`: the epoch
+        that counts, the last, but not past the shortest training's, or the paper's 700, where it is
+        no whole multiple of that (dropout may go on for Figure 1 of the paper). Half-way through a
+        campaign the default's series may not be known; runs of which it cannot be told are left
+        out.
     """
     rows = of_notebook(frame, "15_al2_options")
     if rows.empty:
@@ -60,8 +59,9 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """`labelled` of one cell. The default is read off the runs: fewest epochs, the series of bare,
-    or of a law or scale.
+    """`labelled` of one cell.
+
+    The default is read off the runs: fewest epochs, the series of bare, or of a law or scale.
     """
     shortest = epochs_read(rows)
     times, al2 = rows.epochs // shortest, rows.al2.astype(bool)
@@ -69,9 +69,8 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     against[rows.corruption_law == "exact"] = EXACT
     against[rows.bn_gamma == "uniform"] = UNIFORM
     against = against.where(times == 1, "epochs × " + times.astype(str))
-    speeds = rows.speed[
-        al2 & (times == 1) & ((rows.baseline == "bare") | (against != DEFAULT))
-    ]  # options are not combined
+    # options are not combined
+    speeds = rows.speed[al2 & (times == 1) & ((rows.baseline == "bare") | (against != DEFAULT))]
     speed = float(speeds.iloc[0]) if len(speeds) else None
     option = against.copy()
     for own in rows.speed[al2 & (against == DEFAULT)].unique():
@@ -86,8 +85,9 @@ def _total(speed: float, epochs: int) -> float:
 
 
 def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarray]:
-    """λ_e [epochs] of a baseline with AL2, by option, the default first; options that leave the
-    series as it is are not listed.
+    """λ_e [epochs] of a baseline with AL2, by option, the default first.
+
+    Options that leave the series as it is are not listed.
 
     Args:
         frame: as `labelled` takes it, of one profile, data set and corruption level.
@@ -104,8 +104,9 @@ def weights_by_option(frame: pd.DataFrame, baseline: str) -> dict[str, np.ndarra
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an option, baseline and seed: `without` and `with_al2`, test accuracies in % at the
-    end; `gain`; `dead`.
+    """A row an option, baseline and seed: `without` and `with_al2`, `gain`, `dead`.
+
+    The first two are test accuracies in % at the end.
 
     A value is −∞ where the loss had become NaN by then, and so is its gain. `dead` says which of
     the two networks ends at no more than `lib.study.tables.DEAD` × chance: "without AL2", "with
@@ -140,8 +141,9 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_gain(dataset: str, corruption: float, baseline: str) -> float:
-    """What AL2 adds at the last epoch in the paper's Table 1, in points; NaN for a data set or
-    level that it does not print.
+    """What AL2 adds at the last epoch in the paper's Table 1, in points.
+
+    NaN for a data set or level that it does not print.
     """
     table = published("al2_table1")
     kept = (
@@ -153,8 +155,9 @@ def published_gain(dataset: str, corruption: float, baseline: str) -> float:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an option and baseline: accuracy without and with AL2, the gain, and how much of the
-    gap to the paper it closes.
+    """A row an option and baseline: accuracy without and with AL2, and the gain.
+
+    And how much of the gap to the paper it closes.
 
     Args:
         frame: as `labelled` takes it.
@@ -164,12 +167,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         accuracy in %) and `gain` (points), means over the seeds with their standard deviations
         `…_sd`; `gain_published`; `change`: gain − default gain, mean over the seeds that both have;
         `closed`: change in % of the gap, published gain − default gain of the same seeds, empty
-            where the paper prints nothing or its gain is not the larger one; `beyond_seeds`:
-            whether the change is beyond
-        the spread of its seeds, by the rule of a cell in `lib.study.claims.verdicts`: "more",
-            "less", "no", or "one seed"; `dead`:
-        networks that end at no more than `lib.study.tables.DEAD` × chance in any seed. A loss that
-        became NaN is "diverged".
+        where the paper prints nothing or its gain is not the larger one; `beyond_seeds`: whether
+        the change is beyond the spread of its seeds, by the rule of a cell in
+        `lib.study.claims.verdicts`: "more", "less", "no", or "one seed"; `dead`: networks that end
+        at no more than `lib.study.tables.DEAD` × chance in any seed. A loss that became NaN is
+        "diverged".
 
     Raises:
         ValueError: as for `gains`.
@@ -212,8 +214,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(table: pd.DataFrame) -> list[str]:
-    """Whether an option closes the gap to the paper, in a sentence a baseline; last, where accuracy
-    with AL2 itself is higher.
+    """Whether an option closes the gap to the paper, in a sentence a baseline.
+
+    The last says where accuracy with AL2 itself is higher.
 
     An option closes the gap if it makes up half of it or more, if the change is beyond the seeds,
     and if none of its networks ends dead.
@@ -232,7 +235,8 @@ def answer(table: pd.DataFrame) -> list[str]:
             closing = own[
                 (own.closed >= HALF_OF_IT) & (own.beyond_seeds == "more") & (own.dead == "")
             ]
-            words = f"closed at least by half by: {', '.join(closing.option) or 'none of the options tried'}"
+            options = ", ".join(closing.option) or "none of the options tried"
+            words = f"closed at least by half by: {options}"
             words += " (one seed: nothing can be beyond its spread)" * (
                 set(own.beyond_seeds) == {"one seed"}
             )
@@ -274,8 +278,9 @@ def _networks(dead: pd.Series) -> str:
 
 
 def _sorted(pairs: pd.DataFrame) -> pd.DataFrame:
-    """By cell, baselines as the paper prints them, options in the order default, laws, scale, Σλ
-    upwards, epochs.
+    """By cell, then baselines as the paper prints them, then options.
+
+    Options are in the order default, laws, scale, Σλ upwards, epochs.
     """
 
     def key(column: pd.Series) -> pd.Series:
@@ -299,8 +304,9 @@ def place_of(option: str) -> float:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` as text for reading: accuracies and gains as mean ± standard deviation; – where there
-    is nothing.
+    """`table` as text for reading: accuracies and gains as mean ± standard deviation.
+
+    It has – where there is nothing.
     """
 
     def spread(row: pd.Series, name: str, digits: int = 1, sign: str = "") -> str:

@@ -1,5 +1,6 @@
-"""Which reading of DecorrReg (targeted sparsity, Eq. 6 and 7) is used: the rule, fixed before any
-of them was trained.
+"""Which reading of DecorrReg (targeted sparsity, Eq. 6 and 7) is used.
+
+It is a rule, fixed before any of them was trained.
 
 A reading *breaks* the training if the mean cross-entropy of the last epoch, on the training images,
 is more than 5 % above sr2Net's or the loss became NaN. Of those that do not, the three with the
@@ -59,8 +60,9 @@ def readings(frame: pd.DataFrame, epochs: int) -> pd.DataFrame:
 
 
 def best_readings(table: pd.DataFrame, count: int = 1) -> list[str]:
-    """The first `count` readings by the rule: those that do not break, by correlation, then the
-    others, by excess.
+    """The first `count` readings by the rule.
+
+    Those that do not break, by correlation, then the others, by excess.
     """
     own = table.drop(index=PLAIN)
     whole = own[~own.breaks].sort_values("correlation")
