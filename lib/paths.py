@@ -2,11 +2,10 @@
 test is started in.
 
 Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user
-    downloads them), `CACHE_DIR`
-(their decoded copies, safe to delete) and `RESULTS_DIR` (run folders). They are read at each call,
-so that a test or a notebook can set them late. The papers' own numbers always lie in the project,
-and so does the stored evidence: its runs are found there wherever `RESULTS_DIR` points, and nothing
-    is written to them then.
+downloads them), `CACHE_DIR` (their decoded copies, safe to delete) and `RESULTS_DIR` (run folders).
+They are read at each call, so that a test or a notebook can set them late. The papers' own numbers
+always lie in the project, and so does the stored evidence: its runs are found there wherever
+`RESULTS_DIR` points, and nothing is written to them then.
 """
 
 import os
@@ -15,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+_ABOVE = Path(__file__).resolve().parent.parent
+# The project's folder; where the package is installed without it, the folder one works in.
+ROOT = _ABOVE if (_ABOVE / "environment.yml").exists() else Path.cwd()
 PUBLISHED = ROOT / "results" / "published"
 PARAMS = ROOT / "notebooks" / "params"
-EVIDENCE = tuple(
-    ROOT / "results" / profile for profile in ("lite", "paper")
-)  # committed runs, by profile
+EVIDENCE = (ROOT / "results" / "lite", ROOT / "results" / "paper")  # committed runs, by profile
 
 
 def _folder(variable: str, default: Path) -> Path:

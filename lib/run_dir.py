@@ -93,8 +93,8 @@ def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[s
     Args:
         folder: the run's.
         run: with the measures that are asked for.
-        labels: hash of the labels to train on (`lib.bundle.Bundle.hashes`); None, or a state that does
-            not say: not compared.
+        labels: hash of the labels to train on (`lib.bundle.Bundle.hashes`); None, or a state that
+            does not say: not compared.
 
     Raises:
         RecordError: if the checkpoint is damaged.

@@ -126,9 +126,8 @@ def _ready(missing: Sequence[Run]) -> list[Run]:
     ids = {run.id for run in missing}
     ready = []
     for run in missing:
-        if run.relabelled_by is None:
-            ready.append(run)
-        elif run.relabelled_by not in ids and bundle.teacher_folder(run) is not None:
+        teacher = run.relabelled_by
+        if teacher is None or (teacher not in ids and bundle.teacher_folder(run) is not None):
             ready.append(run)
     return ready
 

@@ -1,4 +1,4 @@
-"""A penalty from outside: defined here, registered, trained, resumed and stored like the papers' own."""
+"""A penalty from outside: registered here, then trained, resumed and stored like the papers'."""
 
 import contextlib
 import subprocess

@@ -1,8 +1,10 @@
 """What a run's record says of its machine and code; what makes a step faster changes no result."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 import types
 
 import pytest
@@ -48,21 +50,17 @@ def test_a_run_s_record_names_processor_threads_precision_and_commit(tmp_path):
 
 @pytest.fixture
 def without_git(tmp_path, monkeypatch):
-    """A project folder without git; the commit that was read before is forgotten."""
+    """A project folder without git."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.delenv("COMMIT", raising=False)
-    trainer.commit.cache_clear()
-    yield tmp_path
-    trainer.commit.cache_clear()
+    return tmp_path
 
 
 def test_without_git_the_commit_comes_from_the_environment_or_a_file(without_git, monkeypatch):
     assert trainer.commit() == "unknown"
     (without_git / "COMMIT").write_text("abc1234\n")
-    trainer.commit.cache_clear()
     assert trainer.commit() == "abc1234"
     monkeypatch.setenv("COMMIT", "def5678")
-    trainer.commit.cache_clear()
     assert trainer.commit() == "def5678"
 
 
@@ -75,16 +73,36 @@ def test_git_knows_better_than_the_environment(without_git, monkeypatch):
     assert head.startswith(trainer.commit()) and len(trainer.commit()) >= 7
 
 
+CORE = "losses schedules models measures cca data run run_dir bundle trainer store machine paths"
+
+
+def imported_without(packages, code):
+    blocked = f"import sys; sys.modules |= dict.fromkeys({packages})\n"
+    command = [sys.executable, "-c", blocked + code]
+    return subprocess.check_output(command, cwd=paths.ROOT, text=True)
+
+
 def test_training_needs_neither_papermill_nor_what_else_renders():
     """A machine that only trains installs a handful of packages."""
-    rendering = ("papermill", "nbclient", "IPython", "jupyterlab", "tensorboard")
-    code = (
-        f"import sys; sys.modules |= dict.fromkeys({rendering})\n"
-        "from lib.study import campaign\n"
-        "print(len(campaign.plan('quick')) > 0)"
-    )
-    command = [sys.executable, "-c", code]
-    assert subprocess.check_output(command, cwd=paths.ROOT, text=True) == "True\n"
+    rendering = ["papermill", "nbclient", "IPython", "jupyterlab", "tensorboard"]
+    code = "from lib.study import campaign\nprint(len(campaign.plan('quick')) > 0)"
+    assert imported_without(rendering, code) == "True\n"
+
+
+def test_the_core_needs_no_more_than_its_dependencies():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.match(r"[\w-]+", name).group() for name in project["dependencies"]}
+    pinned = set(re.findall(r"- ([\w-]+)==", (paths.ROOT / "environment.yml").read_text()))
+    assert needed < pinned
+    imported_as = {
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+        "scikit-learn": "sklearn",
+        "ipython": "IPython",
+    }
+    others = [imported_as.get(name, name) for name in sorted(pinned - needed)]
+    code = f"import importlib\nfor name in {CORE!r}.split(): importlib.import_module('lib.' + name)"
+    assert imported_without([*others, "IPython"], code) == ""
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
