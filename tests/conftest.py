@@ -30,7 +30,8 @@ def epochs_trained(monkeypatch):
     """Every epoch that is trained in this process, in order; a test may clear the list."""
     from lib.steps import Steps
 
-    epochs, train = [], Steps.epoch
+    epochs = []
+    train = Steps.epoch
     monkeypatch.setattr(
         Steps,
         "epoch",
