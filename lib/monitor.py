@@ -91,12 +91,10 @@ class Monitor:
             _check_images("measure_images", measure_images)
         if every < 1:
             raise ValueError(f"every is {every}; at least 1 epoch is needed")
-        self.log_dir, self.images, self.measure_images, self.every = (
-            Path(log_dir),
-            images,
-            measure_images,
-            every,
-        )
+        self.log_dir = Path(log_dir)
+        self.images = images
+        self.measure_images = measure_images
+        self.every = every
         self.layers = None if layers is None else list(layers)
         self.closed = False
         self._writer = None
@@ -116,7 +114,8 @@ class Monitor:
             raise RuntimeError(
                 f"the monitor of {self.log_dir} is closed; open another one to log more"
             )
-        epoch, last = operator.index(epoch), self._epochs[-1] if self._epochs else -1
+        epoch = operator.index(epoch)
+        last = self._epochs[-1] if self._epochs else -1
         if epoch <= last:
             raise ValueError(
                 f"epoch is {epoch}, but it has to be {last + 1} or more; open another monitor for "
@@ -250,7 +249,8 @@ def explorer(
     """
     import ipywidgets as widgets
 
-    images, epochs = as_array(images), [int(e) for e in epochs]
+    images = as_array(images)
+    epochs = [int(e) for e in epochs]
     _check_images("images", images)
     maps = {name: as_array(m) for name, m in heat_maps.items()}
     for name, m in maps.items():
@@ -265,10 +265,8 @@ def explorer(
             "needed"
         )
     check_filters(maps, filters)
-    shown, curves = (
-        displayed(images),
-        {name: as_array(curve) for name, curve in (entropies or {}).items()},
-    )
+    shown = displayed(images)
+    curves = {name: as_array(curve) for name, curve in (entropies or {}).items()}
     for name, curve in curves.items():
         if curve.ndim != 1 or len(curve) <= max(epochs):
             raise ValueError(

@@ -116,7 +116,10 @@ def heat_map_figure(
     # or bands stay blank
     side = 1.3
     across = side * (first + len(maps)) + 0.08 * max(map(len, rows), default=0) + 0.1
-    figure.set_size_inches(across, side * count * GAP * height / width + 0.75 + 0.25 * bool(title))
+    high = side * count * GAP * height / width + 0.75
+    if title:
+        high += 0.25
+    figure.set_size_inches(across, high)
     # the colour bars have a row of their own, so that images and maps line up; a column is one pair
     # of axes: they are dear
     axes = figure.subplots(2, first + len(maps), height_ratios=[1, 0.05 / count], squeeze=False)
@@ -252,7 +255,8 @@ def displayed(images: np.ndarray) -> np.ndarray:
 
     They are [n, H, W, 3] for three channels, else the mean of the channels, [n, H, W].
     """
-    low, high = float(images.min()), float(images.max())
+    low = float(images.min())
+    high = float(images.max())
     if low < 0 or high > 1:
         images = (images - low) / max(high - low, 1e-12)
     return images.transpose(0, 2, 3, 1) if images.shape[1] == 3 else images.mean(1)

@@ -30,7 +30,8 @@ def epochs_trained(monkeypatch):
     """Every epoch that is trained in this process, in order; a test may clear the list."""
     from lib.trainer import TrainStep
 
-    epochs, train = [], TrainStep.epoch
+    epochs = []
+    train = TrainStep.epoch
     monkeypatch.setattr(
         TrainStep,
         "epoch",

@@ -91,7 +91,8 @@ def cell(
         epochs=epochs,
         **settings,
     )
-    widths, parts = dict(zip(LAYERS, CONVNET_WIDTHS[size], strict=True)), []
+    widths = dict(zip(LAYERS, CONVNET_WIDTHS[size], strict=True))
+    parts = []
     for run in runs:
         curves = dict.fromkeys(LAYERS, 0.95) | {f"correlation {layer}": 0.2 for layer in LAYERS}
         curves |= PAPERLIKE[run.variant] | (over or {}).get(run.variant, {})
@@ -101,7 +102,9 @@ def cell(
         }
         for name, value in curves.items() if measured else ():
             if name in widths:
-                value, factor, name = curves[name], np.log(widths[name]), f"entropy {name}"
+                value = curves[name]
+                factor = np.log(widths[name])
+                name = f"entropy {name}"
                 columns[name] = (
                     (lambda e, v=value, f=factor: f * v(e)) if callable(value) else factor * value
                 )

@@ -20,10 +20,8 @@ from lib.study.figures import sparsity as figures_sparsity
 from lib.study.tables import across
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
-NOISY, CLEAN = (
-    ("trunk.conv1", "trunk.conv2", "head.fc1"),
-    ("conv1", "conv2", "conv3", "conv4", "fc1"),
-)
+NOISY = ("trunk.conv1", "trunk.conv2", "head.fc1")
+CLEAN = ("conv1", "conv2", "conv3", "conv4", "fc1")
 WIDTHS = {
     "trunk.conv1": 20,
     "trunk.conv2": 50,
@@ -86,7 +84,8 @@ def made(
             over or {}
         ).get((test, method), {})
         for name in [name for name in columns if name in WIDTHS]:
-            value, most = columns.pop(name), np.log(WIDTHS[name])
+            value = columns.pop(name)
+            most = np.log(WIDTHS[name])
             columns[f"entropy {name}"] = (
                 (lambda e, v=value, m=most: m * v(e)) if callable(value) else most * value
             )

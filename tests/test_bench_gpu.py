@@ -14,7 +14,9 @@ from lib.run import Run, generator
 from lib.trainer import TrainStep, make_optimizer, train_epoch
 
 CPU = torch.device("cpu")
-SHAPE, BATCH, STEPS = (1, 20, 10), 6, 3
+SHAPE = (1, 20, 10)
+BATCH = 6
+STEPS = 3
 LAMBDA = 2.0
 # float32 in another order of sums: losses agree to 1e-5 of their size, weights to 1e-5 of theirs
 # after three steps
@@ -95,7 +97,8 @@ def test_bf16_stays_near_float32_and_keeps_float32_weights(data):
     images, labels = data
     sums = {}
     for dtype in (torch.float32, torch.bfloat16):
-        stack, feed = Stack(runs()[:4], SHAPE, CPU, dtype), Feed(images, labels[:4], BATCH)
+        stack = Stack(runs()[:4], SHAPE, CPU, dtype)
+        feed = Feed(images, labels[:4], BATCH)
         for _ in range(STEPS):
             stack.step(WAYS["hand"], *feed.next())
         assert all(value.dtype == torch.float32 for value in stack.params.values())

@@ -137,15 +137,14 @@ def test_every_plan_takes_the_parameters_of_its_notebook():
 
 def test_a_run_that_two_notebooks_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
     """Or a training of hours would be made again for a measure that a later notebook wants."""
-    plain, more, own = (
-        Run("digits", epochs=2),
-        Run("digits", epochs=2, predictions=True),
-        Run("digits", epochs=3),
-    )
+    plain = Run("digits", epochs=2)
+    more = Run("digits", epochs=2, predictions=True)
+    own = Run("digits", epochs=3)
     monkeypatch.setattr(
         campaign.Entry, "runs", lambda self: [plain] if self.notebook == "10_one" else [more, own]
     )
-    asked, entries = [], [campaign.Entry("10_one", {}), campaign.Entry("11_two", {})]
+    asked = []
+    entries = [campaign.Entry("10_one", {}), campaign.Entry("11_two", {})]
     monkeypatch.setattr(
         campaign.store,
         "ensure",

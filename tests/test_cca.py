@@ -32,8 +32,11 @@ def pair(
 
 def textbook(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Roots of the eigenvalues of Sxx⁻¹ Sxy Syy⁻¹ Syx (Hotelling, 1936), descending."""
-    s, p = np.cov(x, y), len(x)
-    sxx, sxy, syy = s[:p, :p], s[:p, p:], s[p:, p:]
+    s = np.cov(x, y)
+    p = len(x)
+    sxx = s[:p, :p]
+    sxy = s[:p, p:]
+    syy = s[p:, p:]
     squares = np.linalg.eigvals(np.linalg.solve(sxx, sxy) @ np.linalg.solve(syy, sxy.T)).real
     return np.sqrt(np.sort(squares)[::-1][: min(len(x), len(y))].clip(0))
 
@@ -77,7 +80,8 @@ def test_they_are_the_correlations_of_scikit_learns_variates():
 
 
 def test_they_find_the_correlations_of_a_population_within_the_error_of_the_sample():
-    rho, n = np.array([0.9, 0.5, 0.2]), 40_000
+    rho = np.array([0.9, 0.5, 0.2])
+    n = 40_000
     rng = np.random.default_rng(1)
     x, noise = rng.standard_normal((2, 3, n))
     y = rho[:, None] * x + np.sqrt(1 - rho**2)[:, None] * noise
@@ -210,7 +214,8 @@ def slow_svcca(x: np.ndarray, y: np.ndarray, variance: float) -> float:
     scores = []
     for a in (x, y):
         values, vectors = np.linalg.eigh(np.cov(a))
-        values, vectors = values[::-1], vectors[:, ::-1]
+        values = values[::-1]
+        vectors = vectors[:, ::-1]
         keep = next(k for k in range(1, len(a) + 1) if values[:k].sum() >= variance * values.sum())
         scores.append(vectors[:, :keep].T @ a)
     return (
@@ -240,8 +245,11 @@ def test_svcca_keeps_99_percent_unless_told_and_leaves_out_faint_channels_that_m
 
 def slow_pwcca(x: np.ndarray, y: np.ndarray) -> float:
     """By eigenvectors of the textbook's matrix, one variate at a time."""
-    s, p = np.cov(x, y), len(x)
-    sxx, sxy, syy = s[:p, :p], s[:p, p:], s[p:, p:]
+    s = np.cov(x, y)
+    p = len(x)
+    sxx = s[:p, :p]
+    sxy = s[:p, p:]
+    syy = s[p:, p:]
     squares, vectors = np.linalg.eig(np.linalg.solve(sxx, sxy) @ np.linalg.solve(syy, sxy.T))
     centred = x - x.mean(1, keepdims=True)
     total = weights = 0.0
@@ -249,7 +257,8 @@ def slow_pwcca(x: np.ndarray, y: np.ndarray) -> float:
         h = vectors[:, k].real @ centred
         h /= np.sqrt((h**2).sum())
         alpha = sum(abs(h @ channel) for channel in centred)
-        total, weights = total + alpha * np.sqrt(squares[k].real), weights + alpha
+        total = total + alpha * np.sqrt(squares[k].real)
+        weights = weights + alpha
     return total / weights
 
 

@@ -30,10 +30,8 @@ def test_all_is_well_here(capsys, monkeypatch, tmp_path):
 
 
 def test_anything_that_fails_gives_1_and_is_counted(capsys, monkeypatch):
-    bad, good = (
-        check.Line(check.FAIL, "x", "is wrong", "mend it"),
-        check.Line(check.OK, "y", "fine"),
-    )
+    bad = check.Line(check.FAIL, "x", "is wrong", "mend it")
+    good = check.Line(check.OK, "y", "fine")
     failing = [bad, good]
     monkeypatch.setattr(check, "CHECKS", (lambda: iter(failing), lambda: iter(failing)))
     assert check.main() == 1

@@ -57,7 +57,8 @@ def printed(seeds=(0, 1)):
     """The eight networks with the numbers that the paper prints in Table 1, the same for all
     seeds.
     """
-    made, table = frame(seeds), tables.published("al2_table1")
+    made = frame(seeds)
+    table = tables.published("al2_table1")
     values = table.pivot(index=["baseline", "al2", "epoch"], columns="metric", values="value")
     here = pd.MultiIndex.from_arrays([made.baseline, made.al2, 10 * made.epoch])
     return made.assign(**{metric: values[metric].reindex(here).to_numpy() for metric in values})
@@ -477,10 +478,8 @@ def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
     made = courses(seeds=(0, 1, 2))
     bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
     made = made[~bad | (made.epoch == 1)]
-    made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]], made.loc[bad, "diverged"] = (
-        np.nan,
-        1.0,
-    )
+    made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]] = np.nan
+    made.loc[bad, "diverged"] = 1.0
     row = a6(made)
     assert row.verdict == "holds in part" and row.measured.count("or diverged") == 1
 
@@ -558,11 +557,9 @@ def study(
         gains: by (schedule, total).
         diverged: (schedule, total, seed), in epoch 6; schedule "" is bare.
     """
-    rows, gains, varied = (
-        [],
-        gains or {},
-        {"totals": shares, "weight_decays": weight_decays, "kinds": kinds},
-    )
+    rows = []
+    gains = gains or {}
+    varied = {"totals": shares, "weight_decays": weight_decays, "kinds": kinds}
     runs = schedules("mnist", seeds=seeds, epochs=10, speed=70, **varied, **settings)
     stated = [
         ("", 0),
@@ -715,7 +712,8 @@ def test_a7_reads_75_percent_and_the_bare_network_alone():
     ],
 )
 def test_a7_refuses_to_mix_two_studies(other, field):
-    made, other = study(), dict(other)
+    made = study()
+    other = dict(other)
     kind = other.pop("only", None)
     more = made.assign(**other, id=made.id + "x")
     if field == "speed":
@@ -743,7 +741,9 @@ def relabelled(seeds=(0, 1, 2), finals=FINALS, diverged=(), **settings):
 
     `diverged` are (labels, seed); those that such a run would have relabelled are not there.
     """
-    rows, lost, settings = [], set(), {"dataset": "mnist"} | settings
+    rows = []
+    lost = set()
+    settings = {"dataset": "mnist"} | settings
     runs = relabelling(seeds=seeds, epochs=7, **settings)
     for run, labels in zip(runs, list(FINALS) * len(seeds), strict=True):
         bad = (labels, run.seed) in diverged

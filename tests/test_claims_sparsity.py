@@ -53,7 +53,8 @@ IN_ADAM = {
     "vanillaNet": dict.fromkeys(DEEP, lambda e: cliff(e, at=1.5)),
     "sr2Net": {"correlation conv4": 0.4, "correlation conv1": 0.5},
 }
-TWO, ONE = (0, 1), (0,)
+TWO = (0, 1)
+ONE = (0,)
 
 
 def frame(*parts):

@@ -589,7 +589,9 @@ def mnist(root, monkeypatch):
     ones.
     """
     rng = np.random.default_rng(0)
-    raw, images, md5s = root / "MNIST" / "raw", {}, {}
+    raw = root / "MNIST" / "raw"
+    images = {}
+    md5s = {}
     raw.mkdir(parents=True)
     for name, count in zip(download.IDX_MD5["MNIST"], (5, 5, 3, 3), strict=True):
         shape = (count, 28, 28) if "images" in name else (count,)
@@ -664,7 +666,8 @@ def small_cifar(request, root, monkeypatch):
     """
     from lib.data.vision import torchvision
 
-    name, rng = request.param, np.random.default_rng(0)
+    name = request.param
+    rng = np.random.default_rng(0)
     is_100 = name == "cifar100"
     cifar = (
         replace(readers.CIFAR100)
@@ -693,7 +696,8 @@ def small_cifar(request, root, monkeypatch):
         """As torchvision keeps it; the images of a class stand in another order than in the
         archive.
         """
-        folder, md5 = root / cifar.folder, {}
+        folder = root / cifar.folder
+        md5 = {}
         folder.mkdir()
         for part in counts:
             data_ = images[part].copy()
@@ -808,7 +812,8 @@ def test_faults_in_cifar_files_are_named(root, small_cifar):
 
 def test_images_of_cifar_100_have_one_order():
     rng = np.random.default_rng(1)
-    images, labels = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8), rng.integers(0, 3, 30)
+    images = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    labels = rng.integers(0, 3, 30)
     order = readers.canonical_order(images, labels)
     assert sorted(order) == list(range(30)) and (labels[order] == labels).all()
     for label in range(3):
@@ -877,7 +882,8 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         wanted = self.headers.get("Range")
         self.requests.append((self.path, wanted))
-        body, start = CONTENT, 0
+        body = CONTENT
+        start = 0
         if self.path == "/gone":
             return self.send_error(404)
         if self.path == "/wrong":

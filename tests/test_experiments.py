@@ -64,7 +64,8 @@ def test_networks_without_al2_are_the_same_runs_whatever_the_schedule(setting):
     """A setting that cannot change the result is no part of the id: baselines are trained once for
     all schedules.
     """
-    plain, other = label_randomization("mnist"), label_randomization("mnist", **setting)
+    plain = label_randomization("mnist")
+    other = label_randomization("mnist", **setting)
     assert [run.id for run in plain[::2]] == [run.id for run in other[::2]]
     assert not {run.id for run in plain[1::2]} & {run.id for run in other[1::2]}
 
@@ -138,7 +139,8 @@ SMALL = dict(epochs=80, speed=6.15, n_train=300)
 def test_options_are_the_default_networks_and_those_with_one_option_changed():
     runs = options("mnist", seeds=(0, 4), totals=[0.1, 0.3], longer=2, **SMALL)
     assert len({run.id for run in runs}) == len(runs) == 2 * (6 + 6 + 4 + 4)
-    default, changed = runs[:12], [run for run in runs[12:] if run.seed == 4]
+    default = runs[:12]
+    changed = [run for run in runs[12:] if run.seed == 4]
     eight = [
         run
         for run in label_randomization("mnist", seeds=(0, 4), **SMALL)
@@ -452,7 +454,8 @@ def test_some_readings_are_trained_in_full_and_the_chosen_one_on_the_tables_seed
     runs = penalty_readings(
         "digits", **options, long_networks=["vanillaNet", "sr2Net"], long_epochs=40, n_train=300
     )
-    full, last = runs[13:16], runs[16:]
+    full = runs[13:16]
+    last = runs[16:]
     assert [(run.variant, run.seed, run.epochs) for run in full] == [
         ("sr2Net", 100, 20), ("sr3Net", 100, 20), ("sr3Net", 100, 20)
     ]  # fmt: skip
@@ -576,7 +579,8 @@ def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control()
     runs = across("mnist", clean_dataset="cifar10", seeds=(0, 4), corruption=0.5, **SHORT)
     assert len({run.id for run in runs}) == len(runs) == 18
     assert [run.seed for run in runs] == [0] * 5 + [4] * 5 + [0] * 4 + [4] * 4
-    noisy, clean = runs[:10], runs[10:]
+    noisy = runs[:10]
+    clean = runs[10:]
     assert {(r.network, r.dataset, r.epochs, r.n_measure) for r in noisy} == {
         ("al2_cnn", "mnist", 7, 30)
     }

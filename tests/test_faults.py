@@ -327,7 +327,8 @@ def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypa
 
 def full_disk(name, after=0):
     """An os.replace that finds no room for files of this name, after so many."""
-    seen, move = [], os.replace
+    seen = []
+    move = os.replace
 
     def replacing(source, target):
         if Path(target).name == name:

@@ -220,10 +220,8 @@ def test_difference_curves_are_coloured_by_what_differs():
         "by another seed, without AL2",
         "by another seed, with AL2",
     ]
-    by_al2, grey = (
-        to_rgb(drawing.DIFFERENCES["AL2"][0]),
-        to_rgb(drawing.DIFFERENCES["seed, with AL2"][0]),
-    )
+    by_al2 = to_rgb(drawing.DIFFERENCES["AL2"][0])
+    grey = to_rgb(drawing.DIFFERENCES["seed, with AL2"][0])
     for ax in fig.axes:
         assert drawn(ax) == {(by_al2, "-"): 2, (grey, "--"): 1, (grey, "-"): 1}
         assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([10, 10, 2, 2])
@@ -260,7 +258,8 @@ def test_each_two_networks_have_one_cell_with_its_number():
     for ax, names in ((left, SQUARE), (right, SQUARE[::2])):
         assert [tick.get_text() for tick in ax.get_yticklabels()] == list(names[1:])
         assert [tick.get_text() for tick in ax.get_xticklabels()] == list(names[:-1])
-        size, (mesh,) = len(names), ax.collections
+        size = len(names)
+        (mesh,) = ax.collections
         wanted = [
             f"{1 - (row - column) / 100:.2f}" for row in range(1, size) for column in range(row)
         ]

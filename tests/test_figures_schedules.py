@@ -177,7 +177,8 @@ def test_schedules_are_drawn_against_their_total_and_last_against_their_last_wei
     made = study({("al2", 0.1): 1.0, ("al2", 3.0): 7.0, ("linear", 3.0): 12.0})
     fig = drawing.schedules(made)
     fig.canvas.draw()
-    final, by_last = fig.axes[0], fig.axes[-1]
+    final = fig.axes[0]
+    by_last = fig.axes[-1]
     assert means(final, drawing.KIND_COLOURS["al2"])[0] == [
         (0.1, 26.5),
         (0.3, 65.5),

@@ -123,7 +123,8 @@ def test_figures_are_drawn_without_a_warning(cores):
     table = made(cores)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bars, curves = figures_speed.bars(table), figures_speed.scaling(table)
+        bars = figures_speed.bars(table)
+        curves = figures_speed.scaling(table)
         for fig in (bars, curves):
             fig.canvas.draw()
     assert len(bars.axes[0].get_yticklabels()) == len(figures_speed.compared(table))

@@ -86,7 +86,8 @@ def test_nothing_ablated_is_plain_accuracy_and_all_ablated_is_that_of_the_bias(m
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_curve_is_the_accuracy_on_what_the_head_was_given_averaged_over_orders(mask):
     head, phi, labels = problem()
-    spy, kept = Spy(), []
+    spy = Spy()
+    kept = []
 
     def spied(x):
         spy(x)
@@ -106,7 +107,8 @@ def test_the_curve_is_the_accuracy_on_what_the_head_was_given_averaged_over_orde
 
 
 def test_element_masks_are_coins_for_each_image_and_unit_drawn_anew_at_each_fraction():
-    phi, spy = torch.ones(50, 20, 4, 4), Spy()
+    phi = torch.ones(50, 20, 4, 4)
+    spy = Spy()
     cumulative_ablation(spy, phi, torch.zeros(50, dtype=torch.long), generator=source())
     zeros = [(given == 0) for given in spy.seen]
     for fraction, zero in zip(ABLATION_FRACTIONS, zeros, strict=True):
@@ -124,9 +126,11 @@ def test_element_masks_are_coins_for_each_image_and_unit_drawn_anew_at_each_frac
 
 def test_element_masks_equal_a_slow_loop_over_images_and_units():
     head, phi, labels = problem(images=20, shape=(5,))
-    coins, slow = source(9), []
+    coins = source(9)
+    slow = []
     for fraction in ABLATION_FRACTIONS:
-        uniform, ablated = torch.rand(phi.shape, generator=coins), phi.clone()
+        uniform = torch.rand(phi.shape, generator=coins)
+        ablated = phi.clone()
         for image in range(20):
             for unit in range(5):
                 if uniform[image, unit] < fraction:
@@ -140,7 +144,8 @@ def test_where_one_unit_decides_accuracy_falls_linearly_on_average():
     def by_first_unit(phi):
         return torch.stack([phi[:, 0], torch.full((len(phi),), 0.5)], 1)
 
-    phi, labels = torch.ones(20_000, 3), torch.zeros(20_000, dtype=torch.long)
+    phi = torch.ones(20_000, 3)
+    labels = torch.zeros(20_000, dtype=torch.long)
     expected = [100 * (1 - f) for f in ABLATION_FRACTIONS]
     curve = cumulative_ablation(by_first_unit, phi, labels, generator=source())
     np.testing.assert_allclose(curve.numpy(), expected, atol=1.8)  # five standard errors
@@ -204,7 +209,8 @@ def test_a_generator_s_seed_decides_the_curve_and_the_global_one_is_left_alone(m
 @pytest.mark.parametrize("mask", MASKS)
 def test_features_are_left_as_they_were_and_no_graph_is_kept(mask):
     head, phi, labels = problem()
-    before, graphs = phi.clone(), []
+    before = phi.clone()
+    graphs = []
 
     def watched(x):
         graphs.append(head(x).requires_grad)
@@ -289,7 +295,8 @@ def pictures(count: int = 5) -> torch.Tensor:
 
 
 def test_entropy_maps_are_of_every_hidden_layer_s_linear_outputs_in_eval_mode():
-    model, x = small_net(), pictures()
+    model = small_net()
+    x = pictures()
     maps = entropy_maps(model, x)
     assert list(maps) == hidden_layers(model) == ["conv1", "conv2", "fc1"]
     model.eval()
@@ -310,7 +317,8 @@ def test_entropy_maps_of_named_layers_come_in_the_order_asked_for_and_each_once(
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 500])
 def test_entropy_maps_do_not_depend_on_how_many_images_are_taken_at_a_time(batch):
-    model, x = small_net(), pictures()
+    model = small_net()
+    x = pictures()
     whole = entropy_maps(model, x)
     for name, m in entropy_maps(model, x, batch=batch).items():
         torch.testing.assert_close(m, whole[name])
@@ -338,13 +346,12 @@ def test_a_bright_corner_of_the_image_is_that_corner_of_the_map():
 
 
 def test_measuring_leaves_modes_statistics_hooks_gradients_and_global_states_alone():
-    model, x = small_net(), pictures()
+    model = small_net()
+    x = pictures()
     model.train()
     model.norm.eval()  # frozen, as for fine-tuning
-    state, modes = (
-        copy.deepcopy(model.state_dict()),
-        [module.training for module in model.modules()],
-    )
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
     randomness = torch.get_rng_state()
     entropy_maps(model, x)
     assert [module.training for module in model.modules()] == modes
@@ -366,7 +373,8 @@ def test_what_stops_a_measurement_leaves_no_hook_and_the_mode_as_it_was():
 
 
 def test_entropy_maps_are_those_that_the_penalty_sums():
-    model, x = small_net().eval(), pictures()
+    model = small_net().eval()
+    x = pictures()
     sparsity = SparsityReg(model, {"conv1": 1.0, "fc1": 1.0})
     model(x)
     maps = entropy_maps(model, x, ["conv1", "fc1"])
@@ -376,7 +384,8 @@ def test_entropy_maps_are_those_that_the_penalty_sums():
 
 
 def test_a_linear_layer_s_filters_are_last_wherever_its_positions_are():
-    model, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(3, 4, 2, 6, generator=source())
+    model = nn.Sequential(nn.Linear(6, 5))
+    x = torch.randn(3, 4, 2, 6, generator=source())
     (found,) = entropy_maps(model, x, ["0"]).values()
     assert found.shape == (3, 4, 2)
     np.testing.assert_allclose(found.numpy(), plain_entropy(model(x).movedim(-1, 1)), rtol=1e-5)
@@ -386,10 +395,8 @@ def test_hidden_layers_of_torchvision_s_networks_leave_out_the_classifier():
     from lib.data.vision import torchvision
 
     with torch.device("meta"):
-        resnet, alexnet = (
-            torchvision.models.resnet18(weights=None),
-            torchvision.models.alexnet(weights=None),
-        )
+        resnet = torchvision.models.resnet18(weights=None)
+        alexnet = torchvision.models.alexnet(weights=None)
     assert hidden_layers(alexnet) == [f"features.{k}" for k in (0, 3, 6, 8, 10)] + [
         "classifier.1",
         "classifier.4",

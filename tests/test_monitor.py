@@ -28,12 +28,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm, self.conv2 = (
-            nn.Conv2d(1, 6, 3),
-            nn.BatchNorm2d(6),
-            nn.Conv2d(6, 4, 3, stride=2),
-        )
-        self.dropout, self.fc1, self.fc2 = nn.Dropout(0.5), nn.Linear(4 * 4 * 4, 5), nn.Linear(5, 3)
+        self.conv1 = nn.Conv2d(1, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 4, 3, stride=2)
+        self.dropout = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(4 * 4 * 4, 5)
+        self.fc2 = nn.Linear(5, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
@@ -91,7 +91,8 @@ def slow_entropies(model: Net, images: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path, net):
-    images, many = batch(), batch(7, seed=1)
+    images = batch()
+    many = batch(7, seed=1)
     means, coefficients = [], []
     with Monitor(tmp_path, images, measure_images=many) as monitor:
         for epoch in (0, 1, 4):
@@ -112,10 +113,8 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
     assert tags["histograms"] == [f"correlations/{name}" for name in LAYERS]
     assert sorted(tags["images"]) == ["correlations_over_epochs", "heat_maps"]
     for name, filters in LAYERS.items():
-        scalars, histograms = (
-            events.Scalars(f"entropy/{name}"),
-            events.Histograms(f"correlations/{name}"),
-        )
+        scalars = events.Scalars(f"entropy/{name}")
+        histograms = events.Histograms(f"correlations/{name}")
         assert steps(scalars) == steps(histograms) == [0, 1, 4]
         np.testing.assert_allclose([e.value for e in scalars], [m[name] for m in means], rtol=1e-5)
         assert means[0][name] != means[2][name]
@@ -140,7 +139,8 @@ def test_without_measuring_images_the_means_are_over_those_drawn(tmp_path, net):
     images = batch()
     with Monitor(tmp_path, images, ["fc1", "conv1"]) as monitor:
         monitor.log(net, 0)
-    events, expected = read(tmp_path), slow_entropies(net, images)
+    events = read(tmp_path)
+    expected = slow_entropies(net, images)
     assert events.Tags()["scalars"] == ["entropy/fc1", "entropy/conv1"]
     for name in ("fc1", "conv1"):
         assert events.Scalars(f"entropy/{name}")[0].value == pytest.approx(
@@ -303,7 +303,8 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
         assert all(torch.equal(value, weights[2 + k][name]) for name, value in weights[k].items())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(run.name for run in RUNS)
     for run in RUNS:
-        events, own = read(tmp_path / run.name), frame[frame.id == run.id]
+        events = read(tmp_path / run.name)
+        own = frame[frame.id == run.id]
         for layer in ("conv1", "conv2", "conv3", "conv4", "fc1"):
             scalars = events.Scalars(f"entropy/{layer}")
             assert steps(scalars) == [0, 1, 2]
@@ -399,7 +400,9 @@ def test_images_of_any_scale_and_number_of_channels_are_drawn(channels):
 
 def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular():
     counts = np.zeros((3, 200), dtype=np.int32)
-    counts[0, 100], counts[1, [100, 150]], counts[2, 199] = 600, (400, 200), 600
+    counts[0, 100] = 600
+    counts[1, [100, 150]] = (400, 200)
+    counts[2, 199] = 600
     figure = correlation_figure(
         {"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure()
     )
@@ -458,7 +461,8 @@ def stored(layers: dict[str, int], epochs: list[int], count: int) -> dict[str, n
 
 @pytest.mark.parametrize("curves", [False, True])
 def test_each_control_of_the_explorer_changes_the_picture(curves):
-    layers, epochs = {"conv1": 16, "conv2": 32}, [0, 1, 5]
+    layers = {"conv1": 16, "conv2": 32}
+    epochs = [0, 1, 5]
     entropies = (
         {name: np.linspace(math.log(filters), 1, 6) for name, filters in layers.items()}
         if curves
@@ -496,7 +500,8 @@ def test_each_control_of_the_explorer_changes_the_picture(curves):
 
 
 def test_the_explorer_needs_arrays_that_fit_each_other():
-    layers, epochs = {"conv1": 16}, [0, 1]
+    layers = {"conv1": 16}
+    epochs = [0, 1]
     maps = stored(layers, epochs, 2)
     with pytest.raises(ValueError, match=r"\(2, 2, 8, 8\); \[3, 2, A, B\]"):
         explorer(corner(), maps, [0, 1, 2], filters=layers)

@@ -14,10 +14,8 @@ from lib.study.figures import options as figures_options
 from lib.study.tables import options as opt
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
-PLAIN, AL2 = (
-    {"bare": 27.0, "batchnorm": 28.0, "dropout": 37.0},
-    {"bare": 51.0, "batchnorm": 40.0, "dropout": 11.0},
-)
+PLAIN = {"bare": 27.0, "batchnorm": 28.0, "dropout": 37.0}
+AL2 = {"bare": 51.0, "batchnorm": 40.0, "dropout": 11.0}
 SMALL = {"epochs": 80, "speed": 6.15, "n_train": 300}
 NOTEBOOKS = ("10_al2_label_randomization 15_al2_options", "15_al2_options")
 TRIED = {
@@ -38,7 +36,8 @@ def study(
     diverge in epoch 3.
     """
     stated = {"totals": [0.1, 0.3], "longer": 2, "corruption": corruption} | SMALL | settings
-    runs, parts = options(dataset, seeds=seeds, **stated), []
+    runs = options(dataset, seeds=seeds, **stated)
+    parts = []
     default = {
         run.id for run in label_randomization(dataset, seeds=seeds, corruption=corruption, **SMALL)
     }

@@ -82,7 +82,8 @@ def test_replacing_leaves_no_part_where_the_move_itself_fails(tmp_path):
 
 
 def test_two_writers_of_one_file_do_not_share_a_part(tmp_path):
-    target, names = tmp_path / "metrics.csv", []
+    target = tmp_path / "metrics.csv"
+    names = []
 
     def write(text: str) -> None:
         with paths.replacing(target) as part:

@@ -48,7 +48,8 @@ OTHER_FIELDS = OTHER_DATA | {"dataset": "mnist", "classes": 5}
 @pytest.fixture
 def trained(monkeypatch):
     """The runs trained from here on, in order, by id, and the labels that each saw."""
-    seen, train = {}, TrainStep.epoch
+    seen = {}
+    train = TrainStep.epoch
 
     def watched(steps, *arguments):
         seen[steps.run.id] = steps.data.train.labels.clone()
@@ -229,7 +230,8 @@ def test_a_finished_student_of_other_labels_is_trained_anew(trained):
 def test_a_student_follows_its_teacher_in_one_call_and_the_student_s_student_too(
     trained, monkeypatch
 ):
-    middle, last = replace(STUDENT, predictions=True), replace(BARE, relabelled_by=STUDENT.id)
+    middle = replace(STUDENT, predictions=True)
+    last = replace(BARE, relabelled_by=STUDENT.id)
     store.ensure([last, middle, TEACHER])
     trained.clear()
     predict = trainer.final_arrays
@@ -535,7 +537,8 @@ def test_the_figure_shows_a_line_for_each_kind_of_labels(closed):
     fig = figures.relabelling_curves(tables.relabelling_runs(made))
     fig.canvas.draw()
     (ax,) = fig.axes
-    curves, (chance,) = ax.lines[:-1], ax.lines[-1:]
+    curves = ax.lines[:-1]
+    (chance,) = ax.lines[-1:]
     assert [list(line.get_ydata()) for line in curves] == [[11, 21, 31, 41]] * 5 and set(
         chance.get_ydata()
     ) == {10}

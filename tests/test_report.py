@@ -253,7 +253,8 @@ class Planned:
     """An entry that states these runs."""
 
     def __init__(self, runs, notebook="21_sparsity_networks"):
-        self.runs, self.notebook = lambda: runs, notebook
+        self.runs = lambda: runs
+        self.notebook = notebook
 
 
 def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whole(
@@ -315,7 +316,8 @@ def test_the_report_is_the_same_whichever_data_sets_lie_here(tmp_path, monkeypat
 
 def test_figure_1_of_stored_runs_is_written(tmp_path, monkeypatch):
     runs, frame = followed(seeds=[0], dropouts=[0.5])
-    folder, k = tmp_path / "results" / "lite" / "mnist", list(frame).index("epoch")
+    folder = tmp_path / "results" / "lite" / "mnist"
+    k = list(frame).index("epoch")
     for run in runs.values():
         arrays = {
             "cca epochs init": np.array([10, 20]),

@@ -354,7 +354,8 @@ def test_published_rows_stay_where_runs_lack_their_metric():
 def test_a_stand_in_never_fills_another_set_s_row(stand_in):
     table = tables.beside_published("al2_table1", eight(**stand_in))
     assert len(table) == 2 * 168
-    paper, own = table[table.published.notna()], table[table.published.isna()]
+    paper = table[table.published.notna()]
+    own = table[table.published.isna()]
     assert len(paper) == 168 and paper.measured.isna().all() and paper.dataset_measured.isna().all()
     assert set(paper.dataset) == {"mnist"} and set(paper.corruption) == {0.75}
     assert own.measured.notna().all()
@@ -392,7 +393,8 @@ def mixed(runs):
 
 
 def test_no_mixture_of_precisions_is_silent():
-    one, both = eight(seeds=(1,)), eight(seeds=(0, 1))
+    one = eight(seeds=(1,))
+    both = eight(seeds=(0, 1))
     for runs, said in (
         (mixed(one), "bfloat16"),
         (mixed(both), "bfloat16, float32"),
@@ -662,7 +664,8 @@ def test_a_set_that_the_paper_does_not_print_never_fills_the_row_of_one_that_it_
     name, made, twin
 ):
     table = tables.sparsity_beside_published(name, made("digits"))
-    paper_rows, own = table[table.published.notna()], table[table.published.isna()]
+    paper_rows = table[table.published.notna()]
+    own = table[table.published.isna()]
     assert len(paper_rows) == len(tables.published(name)) and paper_rows.measured.isna().all()
     assert (
         set(own.dataset) == set(own.dataset_measured) == {"digits"} and own.measured.notna().all()

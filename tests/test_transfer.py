@@ -362,7 +362,8 @@ def test_a_folder_without_archives_is_refused(tmp_path):
 
 
 def test_a_killed_take_over_leaves_no_run_that_looks_finished(box, monkeypatch):
-    replacing, seen = paths.replacing, []
+    replacing = paths.replacing
+    seen = []
 
     def killed(target):
         seen.append(target.name)

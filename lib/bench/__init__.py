@@ -39,13 +39,11 @@ SETTINGS = ["processes", "threads", "workers", "networks", "batch"]
 COLUMNS = ["part", "what", *SETTINGS, "median", "low", "high", "rounds", "unit"]
 # Instructions that the speed of products hangs on.
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")
-RATE, HOURLY, FACTOR, SHARE, TIME = (
-    "images/s",
-    "epochs·networks/h",
-    "× best DataLoader",
-    "% of the floor",
-    "s/epoch",
-)
+RATE = "images/s"
+HOURLY = "epochs·networks/h"
+FACTOR = "× best DataLoader"
+SHARE = "% of the floor"
+TIME = "s/epoch"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,7 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
             "--table",
             "cuda.csv",
         ]
-        bench_gpu.main(asked + ["--tiny"] * options.tiny)
+        if options.tiny:
+            asked.append("--tiny")
+        bench_gpu.main(asked)
         return
     busy = {"busy_before": busy_cores()}
     table, profiles = measure(options.cores, seconds, options.rounds, options.out, options.tiny)
@@ -165,7 +165,8 @@ def measure(
         seconds: of a row, over all rounds.
         folder: where a checkpoint can be written, to time it.
     """
-    todo, shape = bench_cpu.rows(cores, tiny), "tiny" if tiny else "mnist"
+    todo = bench_cpu.rows(cores, tiny)
+    shape = "tiny" if tiny else "mnist"
     rates: dict[Row, list[float]] = {row: [] for row in todo}
     beside: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -213,7 +214,8 @@ def derive(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
     Args:
         rates: images × networks a second of each round; of the floor's rows operations a second.
     """
-    cores, batch = max(row.cores for row in rates), study_batch(rates)
+    cores = max(row.cores for row in rates)
+    batch = study_batch(rates)
     floors = {
         n: fastest(rates, lambda row, n=n: row.part == "floor" and row.cores == n)
         for n in {row.cores for row in rates}
@@ -253,7 +255,9 @@ def turns(rates: dict[Row, Sequence[float]], flop: float) -> pd.DataFrame:
 
     They are by the fastest of its rows whose networks fit in whole turns.
     """
-    speeds, batch, parts = images_per_second(rates, flop), study_batch(rates), []
+    speeds = images_per_second(rates, flop)
+    batch = study_batch(rates)
+    parts = []
     for what in ("DataLoader", "tensors", "vmap", "ours, AL2", "floor"):
         named = {
             row: row.part if row.part == "floor" else row.what
@@ -367,7 +371,9 @@ def call(kept: bool, n: int, function: Callable, *arguments) -> list:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lib.bench.cpu"])
-    barrier, pipes, started = context.Barrier(n), [], []
+    barrier = context.Barrier(n)
+    pipes = []
+    started = []
     try:
         for _ in range(n):
             mine, theirs = context.Pipe()

@@ -50,7 +50,8 @@ LITE = Run(
     test_images=2000,
     ablations=("element/train-true", "shared/train-true", "channel/train-true", "element/test"),
 )
-TEST_IMAGES, EVAL_BATCHES = 10000, (100, 500, 2000, 10000)
+TEST_IMAGES = 10000
+EVAL_BATCHES = (100, 500, 2000, 10000)
 LADDER = (
     "tensors, channels_last",
     "tensors, channels_last, pool first",
@@ -89,7 +90,8 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
 
     `tiny`: the same kinds of rows, few and on small images.
     """
-    apart, together = {"processes": cores, "networks": cores}, {"threads": cores}
+    apart = {"processes": cores, "networks": cores}
+    together = {"threads": cores}
     table = [
         Row("floor", f"sgemm {n}", p, networks=p, batch=0, kept=True)
         for n in PRODUCTS
@@ -134,7 +136,8 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
 def pixels(shape: str) -> tuple[Tensor, Tensor]:
     """Random images uint8 [N, S, S] and labels int64 [N]."""
     _, size, classes = SHAPES[shape]
-    source, count = torch.Generator().manual_seed(0), IMAGES if shape == "mnist" else 96
+    source = torch.Generator().manual_seed(0)
+    count = IMAGES if shape == "mnist" else 96
     drawn = torch.randint(256, (count, size, size), generator=source, dtype=torch.uint8)
     return drawn, torch.randint(classes, (count,), generator=source)
 
@@ -207,7 +210,8 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
         for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):
             next(work)
         start()
-        done, begin = 0.0, time.perf_counter()
+        done = 0.0
+        begin = time.perf_counter()
         while (passed := time.perf_counter() - begin) < seconds or not done:
             done += next(work)
         return done / passed
@@ -233,7 +237,8 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     optimizer = make_optimizer(run, model)
     steps = TrainStep(model, optimizer, task, run)
     arrays: dict[str, list[Tensor]] = {}
-    point, found = run.point_epochs()[0], {}
+    point = run.point_epochs()[0]
+    found = {}
 
     def timed(name: str, work: Callable):
         begin = time.perf_counter()
@@ -289,14 +294,17 @@ def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, flo
         for _ in range(3):
             next(work)
         start()
-        done, begin = 0.0, time.perf_counter()
+        done = 0.0
+        begin = time.perf_counter()
         with profile(activities=[ProfilerActivity.CPU]) as kept:
             for _ in range(calls):
                 done += next(work)
             wall = 1000 * (time.perf_counter() - begin)
-    steps, found = done / row.batch, defaultdict(float)
+    steps = done / row.batch
+    found = defaultdict(float)
     for event in kept.events():
-        names, parent = [event.name], event.cpu_parent
+        names = [event.name]
+        parent = event.cpu_parent
         while parent is not None:
             names.append(parent.name)
             parent = parent.cpu_parent

@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="leave out so many rows and add to the table that is there",
     )
     options = parser.parse_args(arguments)
-    device, begun = torch.device(options.device), time.monotonic()
+    device = torch.device(options.device)
+    begun = time.monotonic()
     words = {row: f"{row.part} {row.title} {row.k} {row.precision}" for row in rows(options.tiny)}
     todo = [row for row in words if re.search(options.only, words[row]) or row.part == "peak"]
     if options.list:

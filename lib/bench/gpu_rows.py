@@ -155,7 +155,8 @@ def peak(row: Row, device: torch.device, images: int) -> Made:
 
 def plain(row: Row, device: torch.device, images: int) -> Made:
     """The trainer's own loop, an epoch of at most 100 steps a call: the bare network with AL2."""
-    run, shape = Run("mnist", al2=True), SHAPES[row.shape]
+    run = Run("mnist", al2=True)
+    shape = SHAPES[row.shape]
     split, labels = _data(row, device, min(images, 6400))
     model, advance = trained(run, split, labels[0], shape[2])
     return Made(
@@ -262,7 +263,8 @@ def sparsity(row: Row, device: torch.device, images: int) -> Made:
 
     bf16 is by autocast, with the penalties in float32.
     """
-    tiny, penalised = images < 1000, row.name.startswith("sr3")
+    tiny = images < 1000
+    penalised = row.name.startswith("sr3")
     layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
     size, batch = (8, 4) if tiny else (32, 64)
     torch.manual_seed(0)

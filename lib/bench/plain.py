@@ -34,7 +34,8 @@ class PlainCNN(nn.Module):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-        self.fc1, self.fc2 = nn.Linear(50 * side * side, 500), nn.Linear(500, num_classes)
+        self.fc1 = nn.Linear(50 * side * side, 500)
+        self.fc2 = nn.Linear(500, num_classes)
         self.pool_first = pool_first
 
     def forward(self, x: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
         single, half = wide["float32"], wide["bfloat16"]
         n = single.shape[1]
         between = 2 * single.var(axis=1)  # mean square of the difference of two seeds
-        last, sd = (half - single).iloc[-1].mean(), single.iloc[-1].std()
+        last = (half - single).iloc[-1].mean()
+        sd = single.iloc[-1].std()
         row = {
             "seeds": between.mean() ** 0.5,
             "precisions": (half - single).pow(2).mean(axis=1).mean() ** 0.5,

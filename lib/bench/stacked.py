@@ -49,7 +49,8 @@ class Stack:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.k, self.dtype = len(runs), dtype
+        self.k = len(runs)
+        self.dtype = dtype
         self.rate, self.momentum = _one("learning_rate", runs), _one("momentum", runs)
         self.drop, self.dropout = _block("dropout", runs)
         self.norm, _ = _block("batch_norm", runs)
@@ -190,7 +191,8 @@ class Feed:
         self, images: Tensor, labels: Tensor, batch: int, shared: bool = True, seed: int = 0
     ) -> None:
         self.images, self.labels = images, labels
-        steps, orders = len(images) // batch, 1 if shared else len(labels)
+        steps = len(images) // batch
+        orders = 1 if shared else len(labels)
         drawn = [
             torch.randperm(len(images), generator=generator(seed + j, "order", 1))
             for j in range(orders)
@@ -247,7 +249,8 @@ def grouped(
     layout=torch.contiguous_format,
 ):
     """Convolutions with a group a network; linear layers as one batched product."""
-    shared, k = x.dim() == 4, stack.k
+    shared = x.dim() == 4
+    k = stack.k
     # [B, C or k·C, S, S]
     x = (x if shared else x.transpose(0, 1).flatten(1, 2)).contiguous(memory_format=layout)
     for name, groups in (("trunk.conv1", 1 if shared else k), ("trunk.conv2", k)):
@@ -332,7 +335,8 @@ class _Coins(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p, self.coins = p, None
+        self.p = p
+        self.coins = None
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.coins is None else _drop(x, self.coins, self.p)

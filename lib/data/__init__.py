@@ -239,7 +239,8 @@ def subset(
     Raises:
         ValueError: a negative number, no training image, or more images asked for than there are.
     """
-    total, held_out = len(split), n_validation + n_measure
+    total = len(split)
+    held_out = n_validation + n_measure
     if n_train is None:
         n_train = total - held_out
     if n_validation < 0 or n_measure < 0 or n_train < 1 or n_train + held_out > total:
@@ -428,10 +429,12 @@ def _decode_digits(_: list[Path]) -> readers.Arrays:
     from sklearn.datasets import load_digits  # inside the package: nothing to download
 
     digits = load_digits()
-    images, labels = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
+    images = digits.images.astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
     order = stratified_permutation(torch.from_numpy(labels)).numpy()
     cut = round(0.8 * len(order))
-    train, test = np.sort(order[:cut]), np.sort(order[cut:])
+    train = np.sort(order[:cut])
+    test = np.sort(order[cut:])
     return images[train], labels[train], images[test], labels[test], map(str, digits.target_names)
 
 

@@ -40,7 +40,8 @@ def find_idx(folder: str, root: Path) -> list[Path]:
     """The four files of MNIST or FashionMNIST, zipped or not, in torchvision's layout."""
     found = []
     for name in IDX_MD5[folder]:
-        zipped, plain = root / folder / "raw" / f"{name}.gz", root / folder / "raw" / name
+        zipped = root / folder / "raw" / f"{name}.gz"
+        plain = root / folder / "raw" / name
         if not zipped.is_file() and not plain.is_file():
             raise DataNotFoundError(f"{zipped} is missing (unzipped, without .gz, it may be, too)")
         found.append(zipped if zipped.is_file() else plain)
@@ -226,7 +227,8 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
         raise DataError(
             f"{path} is truncated or altered: its SHA-256 is {found}, not {cifar.archive_sha256}"
         )
-    archive, splits = Archive(path), []
+    archive = Archive(path)
+    splits = []
     for parts in (cifar.train_parts, cifar.test_parts):
         images, labels = [], []
         for part in parts:
@@ -333,14 +335,16 @@ def read_folder(files: list[Path]) -> Arrays:
     Classes are sorted by name, images by class and natural order of their names, whatever the order
     in the archive. Raises DataError, also for images of different sizes.
     """
-    archive, tops = Archive(files[0]), set()
+    archive = Archive(files[0])
+    tops = set()
     found = {"train": [], "test": [], "val": []}
     for name in archive.names:
         match = _LAYOUT.fullmatch(name)
         if match and Path(name).suffix.lower() in _SUFFIXES:
             tops.add(match[1])
             found[match[2]].append((match[3], name))
-    train, test = found["train"], found["test"] or found["val"]
+    train = found["train"]
+    test = found["test"] or found["val"]
     if not train or not test or len(tops) > 1:
         raise DataError(
             f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in "
@@ -360,7 +364,9 @@ def read_folder(files: list[Path]) -> Arrays:
 def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) -> Arrays:
     """Decode (label, archive, name) rows, by label and natural order of the names."""
     rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
-    images, size, first = None, None, None
+    images = None
+    size = None
+    first = None
     for at, (_, archive, name) in enumerate(
         tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)
     ):
@@ -376,7 +382,9 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
                 f"{archive.path}: {name} cannot be read as an image ({error})"
             ) from error
         if images is None:
-            (height, width, _), size, first = pixels.shape, pixels.shape, name
+            height, width, _ = pixels.shape
+            size = pixels.shape
+            first = name
             images = np.empty((len(rows[0]) + len(rows[1]), 3, height, width), np.uint8)
         if pixels.shape != size:
             raise DataError(
@@ -455,13 +463,11 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
             f"{counts[0]} to {counts[-1]} training images instead of one number"
         )
     number = {wnid: index for index, wnid in enumerate(found)}
-    rows = [
-        [
-            (number[wnid], *where[name])
-            for wnid in found
-            for name in part[wnid]
-            if name not in _TINY_LEAKED
-        ]
-        for part in (train, val)
-    ]
+    rows = []
+    for part in (train, val):
+        own = []
+        for wnid in found:
+            kept = [name for name in part[wnid] if name not in _TINY_LEAKED]
+            own += [(number[wnid], *where[name]) for name in kept]
+        rows.append(own)
     return _decode_images(*rows, found)

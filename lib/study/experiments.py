@@ -129,10 +129,8 @@ def schedules(
         "al2 rate schedule seed weight_decay",
         "what the runs differ in (seeds, kinds, totals, weight_decays)",
     )
-    shared, whole = (
-        {"dataset": dataset, "epochs": epochs, **settings},
-        schedule("al2", epochs, speed).sum(),
-    )
+    shared = {"dataset": dataset, "epochs": epochs, **settings}
+    whole = schedule("al2", epochs, speed).sum()
     varied: list[dict[str, Any]] = [{}, *({"weight_decay": strength} for strength in weight_decays)]
     for kind in kinds:
         for total in totals:
@@ -194,7 +192,9 @@ def options(
     eight = label_randomization(
         **settings, seeds=seeds, dropout=dropout, dropout_epochs=dropout_epochs
     )
-    norm, drop, exact = {"batch_norm": True}, {"dropout": dropout}, {"corruption_law": "exact"}
+    norm = {"batch_norm": True}
+    drop = {"dropout": dropout}
+    exact = {"corruption_law": "exact"}
     tried = [exact, drop | exact, norm | {"bn_gamma": "uniform"}]
     if longer:
         # the speed is rounded, as it is stated
@@ -446,9 +446,8 @@ def penalty_readings(
             f"screen_seed is {screen_seed}; seeds below {SCREENING_SEED} are the tables': take one "
             "from there on"
         )
-    if unknown := [
-        reading for reading in (*trained, *[chosen] * bool(chosen)) if reading not in READINGS
-    ]:
+    asked = [*trained, chosen] if chosen else trained
+    if unknown := [reading for reading in asked if reading not in READINGS]:
         raise ValueError(
             f"trained or chosen holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}"
         )
@@ -456,7 +455,8 @@ def penalty_readings(
         raise ValueError(
             f"strengths is {list(strengths)}; each has to be a positive multiple of the paper's λ"
         )
-    runs, seeds = [], list(seeds)
+    runs = []
+    seeds = list(seeds)
     for length, readings in ((screen_epochs, READINGS), (epochs, trained)):
         shared = settings | {"seeds": (screen_seed,), "epochs": length}
         runs += sparsity_networks(dataset, networks=("sr2Net",), **shared) if readings else []

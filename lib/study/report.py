@@ -59,7 +59,9 @@ def gather(profiles: Sequence[str]) -> Report:
         ValueError: for an unknown profile.
         RecordError: if a run's folder is damaged.
     """
-    frames, progress, finished = [], [], {}
+    frames = []
+    progress = []
+    finished = {}
     for profile in profiles:
         stated: dict[str, Run] = {}
         notebooks: dict[str, set[str]] = {}
@@ -163,7 +165,8 @@ def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     """The relabelling that the AL2 paper's section 4 remarks on, at 75 % corruption."""
-    runs, found = tables.relabelling_runs(report.frame), {}
+    runs = tables.relabelling_runs(report.frame)
+    found = {}
     runs = runs[runs.corruption.isin((0, 0.75))] if len(runs) else runs
     for (profile, dataset), own in runs.groupby(["profile", "dataset"]) if len(runs) else []:
         if own.labels.isin(("al2", "bare")).any():
@@ -176,7 +179,8 @@ def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     """What options of the protocol change at 75 % corruption, where any was tried."""
     gains = tables_options.gains(report.frame) if "notebooks" in report.frame else pd.DataFrame()
-    gains, found = gains[gains.corruption == 0.75] if len(gains) else gains, {}
+    gains = gains[gains.corruption == 0.75] if len(gains) else gains
+    found = {}
     for (profile, dataset), own in (
         gains.groupby(["profile", "dataset"], sort=False) if len(gains) else []
     ):
@@ -196,7 +200,8 @@ def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
     And what claim A6 is judged by.
     """
-    runs, found = tables.of_notebook(report.frame, "12_al2_cca"), {}
+    runs = tables.of_notebook(report.frame, "12_al2_cca")
+    found = {}
     if runs.empty or "mean_cca init" not in runs:
         return found
     measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
@@ -276,12 +281,14 @@ def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
         return {}
     found: dict[str, Callable[[], Figure]] = {}
     rows = tables_across.labelled(tables.of_notebook(report.frame, "30_across"))
-    for (test, profile, dataset), own in (
-        rows.groupby(["test", "profile", "dataset"]) if len(rows) else []
-    ):
+    if rows.empty:
+        return found
+    for (test, profile, dataset), own in rows.groupby(["test", "profile", "dataset"]):
         levels = sorted(own.corruption[own.method != tables_across.CONTROL].unique())
         for level in levels:
-            name = f"across_{test}-{profile}-{dataset}" + f"-{100 * level:.0f}" * (len(levels) > 1)
+            name = f"across_{test}-{profile}-{dataset}"
+            if len(levels) > 1:
+                name += f"-{100 * level:.0f}"
             cell = own[(own.corruption == level) | (own.method == tables_across.CONTROL)]
             if cell.method[cell.method != tables_across.CONTROL].nunique() < len(
                 tables_across.METHODS

@@ -138,7 +138,8 @@ def _a1(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _a2(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    runs, dropout = _at_75(runs), {"baseline": "dropout", "al2": False}
+    runs = _at_75(runs)
+    dropout = {"baseline": "dropout", "al2": False}
     if runs.empty:
         return None
     cells = {
@@ -168,7 +169,10 @@ def _a3(runs: pd.DataFrame, dataset: str) -> Judged | None:
         ("weight_decay", "dropout"): (1, lambda logs: logs.round() >= 2),
         ("weight_decay", "bare"): (2, lambda logs: logs > np.log10(0.5)),
     }
-    held, said, printed, n = [], [], [], []
+    held = []
+    said = []
+    printed = []
+    n = []
     for (one, other), (digits, holds) in ratios.items():
         name = f"{BASELINES[one]}/{BASELINES[other]}"
         paper = [_published("activation_l2", 700, baseline, False) for baseline in (one, other)]
@@ -202,7 +206,10 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if runs.empty:
         return None
     classes = int(runs.num_classes.iloc[0])
-    floor, held, said, n = noise_floor(0.75, classes), [], [], []
+    floor = noise_floor(0.75, classes)
+    held = []
+    said = []
+    n = []
     least = round(floor - MARGIN, 2)  # as the paper prints it: 2.07 against 2.2103 − 0.14 = 2.0703
     epochs = [epoch_measured(e, epochs_read(runs)) for e in range(100, 701, 100)]
     for baseline, short in BASELINES.items():
@@ -210,10 +217,8 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
         last = _value(runs, "test_accuracy", baseline, True)
         if last.empty:
             continue
-        lowest, alive = (
-            mine[mine.epoch.isin(epochs)].cross_entropy.min(),
-            not at_chance(last, classes).any(),
-        )
+        lowest = mine[mine.epoch.isin(epochs)].cross_entropy.min()
+        alive = not at_chance(last, classes).any()
         held.append(bool(round(lowest, 2) >= least) and alive)
         n.append(len(last))
         found = f"least {lowest:.2f}" + ("" if alive else ", but the network is at or near chance")
@@ -252,20 +257,17 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
     # the area agrees with the accuracy where it changes in the same direction
     accuracy = _gains(runs, "test_accuracy")
     cells = {b: d * np.sign(accuracy[b].mean()) for b, d in _gains(runs, "ablation_auc").items()}
-    expected, pair = (
-        4,
-        ({"baseline": "dropout", "al2": True}, {"baseline": "dropout", "al2": False}),
-    )
-    said, printed = (
-        [f"area {_pairs(runs, 'ablation_auc')}"],
-        [f"area {_published_pairs('mnist', 'ablation_auc')}"],
-    )
+    expected = 4
+    pair = ({"baseline": "dropout", "al2": True}, {"baseline": "dropout", "al2": False})
+    said = [f"area {_pairs(runs, 'ablation_auc')}"]
+    printed = [f"area {_published_pairs('mnist', 'ablation_auc')}"]
     for epoch in (300, 400):
         area, change = (paired(runs, m, *pair, epoch) for m in ("ablation_auc", "test_accuracy"))
         if area.empty:
             continue
         if abs(change.mean()) <= SIMILAR:
-            cells[f"DO at {epoch}"], expected = area, expected + 1
+            cells[f"DO at {epoch}"] = area
+            expected += 1
         said.append(
             f"DO+AL2 − DO at {epoch}: area {mean_text(area, '+.1f')}, accuracy "
             f"{mean_text(change, '+.1f')}"
@@ -291,9 +293,11 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _a8(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    cells, said = {}, []
-    # MNIST at 75 % is A1; digits are nobody's
-    levels = [0, 0.25, 0.5] + [0.75] * (dataset not in ("mnist", "digits"))
+    cells = {}
+    said = []
+    levels = [0, 0.25, 0.5]
+    if dataset not in ("mnist", "digits"):  # MNIST at 75 % is A1; digits are nobody's
+        levels.append(0.75)
     for corruption, level in runs[runs.corruption.isin(levels)].groupby("corruption"):
         if not (gains := _gains(level, "test_accuracy")):
             continue
@@ -312,11 +316,14 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if runs.empty or "mean_cca init" not in runs:
         return None
     runs = _at_75(runs)
-    measured, cells, said = runs[runs["mean_cca init"].notna()], {}, []
+    measured = runs[runs["mean_cca init"].notna()]
+    cells = {}
+    said = []
     for dropout, courses in measured.groupby("dropout"):
         # a dead φ has no correlations, nor has a network that diverged at once: they count, too
         own = runs[(runs.dropout == dropout) & runs.baseline.isin(courses.baseline)]
-        name, by_al2 = f"{dataset}, dropout {dropout:g}", own.al2.astype(bool)
+        name = f"{dataset}, dropout {dropout:g}"
+        by_al2 = own.al2.astype(bool)
         one_setting(own, name, but=("seed", *AL2_FIELDS))
         # or pivot_table would average over two speeds
         one_setting(own[by_al2], name, but=("seed",))
@@ -417,7 +424,9 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if (paper <= 0).any():
         why = "not run: AL2 with its own schedule gains nothing here, so there is nothing to keep"
         return Judged("", "; ".join(said), len(paper), rule, why)
-    held, seeds, judged = [], [len(paper)], set()
+    held = []
+    seeds = [len(paper)]
+    judged = set()
     for (kind, total), own in gains.groupby(level=["schedule", "total"]):
         if (
             kind in ("al2", "geometric")
@@ -493,9 +502,8 @@ def _a10(runs: pd.DataFrame, dataset: str) -> Judged | None:
             else f"stopped early {own.stopped.mean():.1f}"
         )
         found = f"final {own.final.mean():.1f}, best {own.best.mean():.1f}, {early}"
-        said.append(
-            f"{BASELINES[baseline]}{'+AL2' * al2}: {DIVERGED if own.diverged.any() else found}"
-        )
+        name = f"{BASELINES[baseline]}+AL2" if al2 else BASELINES[baseline]
+        said.append(f"{name}: {DIVERGED if own.diverged.any() else found}")
     paper = published("al2_table1").query("metric == 'test_accuracy'")
     highest = (
         paper[paper.al2].value.max(),

@@ -117,13 +117,17 @@ def page(
         drawn: names of the report's figures, which lie in `../figures` beside the page's folder.
         written: names of its tables, which lie in `../tables`.
     """
-    said, rows = CLAIMS[claim], judged[judged.claim == claim]
+    said = CLAIMS[claim]
+    rows = judged[judged.claim == claim]
     columns = ["profile", "dataset", "reading", "published", "measured", "n", "verdict"]
     columns = [name for name in columns if name != "reading" or (rows.reading != "").any()]
     rule = next((rule for rule in rows.rule if rule), "not judged yet: no run answers it")
     tables = [name for name in said["tables"] if name in written]
-    paired = bool(rows.measured.str.contains("→").any())
-    indicative = bool(rows.verdict.str.contains("indicative").any())
+    explained = ""
+    if rows.measured.str.contains("→").any():
+        explained += "Pairs read *without → with* the regulariser. "
+    if rows.verdict.str.contains("indicative").any():
+        explained += "`indicative` means one seed."
     figures = [name for name in drawn if any(fnmatch(name, pattern) for pattern in said["figures"])]
     parts = [
         f"# {claim}: {said['statement']}",
@@ -131,20 +135,20 @@ def page(
         "## Verdict",
         rows[columns].to_markdown(index=False),
         f"**Rule.** {rule}.",
-        "Pairs read *without → with* the regulariser. " * paired
-        + "`indicative` means one seed." * indicative,
+        explained,
         READING if (rows.reading != "").any() else "",
         "## How the runs deviate from the paper",
         deviations(claim, frame),
     ]
-    parts += [
-        "## What the paper leaves unclear, and how it is read here",
-        *[f"- {text}" for text in said["unclear"]],
-    ] * bool(said["unclear"])
-    parts += ["## Tables", *[f"- [`{name}`](../tables/{name}.csv)" for name in tables]] * bool(
-        tables
-    )
-    parts += ["## Figures", *[picture(name, "../figures") for name in figures]] * bool(figures)
+    if said["unclear"]:
+        parts.append("## What the paper leaves unclear, and how it is read here")
+        parts += [f"- {text}" for text in said["unclear"]]
+    if tables:
+        parts.append("## Tables")
+        parts += [f"- [`{name}`](../tables/{name}.csv)" for name in tables]
+    if figures:
+        parts.append("## Figures")
+        parts += [picture(name, "../figures") for name in figures]
     return "\n\n".join([*filter(None, parts), "[All claims](../report.md)"]) + "\n"
 
 
@@ -156,7 +160,9 @@ def picture(name: str, folder: str) -> str:
         folder: of the figures, seen from the page.
     """
     what, _, of = name.partition("-")
-    caption = CAPTIONS[what] + f" (`{of}`)" * bool(of)
+    caption = CAPTIONS[what]
+    if of:
+        caption += f" (`{of}`)"
     return f"![{name}]({folder}/{name}.png)\n\n*{caption}*"
 
 

@@ -33,7 +33,8 @@ from lib.study.tables import (
     published,
 )
 
-DEEP, SHALLOW = ("conv3", "conv4", "fc1"), ("conv1", "conv2")
+DEEP = ("conv3", "conv4", "fc1")
+SHALLOW = ("conv1", "conv2")
 SR = ("sr1Net", "sr2Net", "sr3Net")
 COLUMNS = ["network", "seed", "epoch", "epochs", "diverged"]
 PRINTED = ("cifar10", "cifar100", "tiny_imagenet")  # the paper's data sets
@@ -82,7 +83,8 @@ def _column(
     if column not in runs:
         return pd.DataFrame()
     cell = runs.loc[(runs["size"] == size) & (runs.optimizer == optimizer), [*COLUMNS, column]]
-    own, read = cell[cell.network == network], min(int(cell.epochs.min()), most) if len(cell) else 0
+    own = cell[cell.network == network]
+    read = min(int(cell.epochs.min()), most) if len(cell) else 0
     seeds = own.seed[own[column].notna() | own.diverged.notna()].unique()
     curves = own[own.epoch <= read].pivot(index="epoch", columns="seed", values=column)
     return curves.reindex(index=range(1, read + 1), columns=sorted(seeds))
@@ -148,7 +150,9 @@ def _accuracies(best: pd.DataFrame, size: str, optimizer: str) -> str:
 
 
 def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    held, said, n = [], [], []
+    held = []
+    said = []
+    n = []
     # read as far as it was trained, whatever the length of the others
     runs = runs[runs.network == "vanillaNet"]
     for size in _sizes(runs):
@@ -159,7 +163,8 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
         }
         if any(curves.empty for curves in relative.values()):
             continue
-        last, judged = int(relative["fc1"].index.max()), 0
+        last = int(relative["fc1"].index.max())
+        judged = 0
         moments = {
             row.seed: _moment(row) for row in _overfitting(runs, "vanillaNet", size).itertuples()
         }
@@ -176,7 +181,8 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
                 held += [False] * 5
                 continue
             window = max(2, round(last / 20))
-            begin, end = max(1, moment - window), min(last, moment + window)
+            begin = max(1, moment - window)
+            end = min(last, moment + window)
             falls = {
                 layer: curves.loc[begin, seed] - curves.loc[end, seed]
                 for layer, curves in relative.items()
@@ -215,19 +221,17 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    cells, said, expected = {}, [], 0
+    cells = {}
+    said = []
+    expected = 0
     for size in _sizes(runs):
         expected += 2
         for network in ("dropNet", "normNet"):
-            pairs = [
-                differences(
-                    *(
-                        _at_the_end(_relative_entropy(runs, k, size, "sgd", layer))
-                        for k in (network, "vanillaNet")
-                    )
-                )
-                for layer in (*SHALLOW, *DEEP)
-            ]
+            pairs = []
+            for layer in (*SHALLOW, *DEEP):
+                own = _at_the_end(_relative_entropy(runs, network, size, "sgd", layer))
+                vanilla = _at_the_end(_relative_entropy(runs, "vanillaNet", size, "sgd", layer))
+                pairs.append(differences(own, vanilla))
             if len(d := pd.concat(pairs, axis=1, join="inner").mean(axis=1)):
                 cells[f"{network}-{size}"] = d
                 layers = ", ".join(
@@ -247,7 +251,9 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    held, said, n = [], [], []
+    held = []
+    said = []
+    n = []
     sizes = _sizes(runs, least=("vanillaNet", "sr2Net"))
     for size in sizes:
         for network in VARIANTS:
@@ -264,7 +270,8 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
                 held.append(all(isinstance(m, int) for m in moments))
             elif network in SR:
                 held.append(all(m is None for m in moments))
-            n += [len(moments)] * (network not in ("dropNet", "normNet"))  # said, not judged
+            if network not in ("dropNet", "normNet"):  # these are said, not judged
+                n.append(len(moments))
     if not held:
         return None
     rule = (
@@ -284,7 +291,8 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s4(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    sizes, best = _sizes(runs), best_accuracies(runs)
+    sizes = _sizes(runs)
+    best = best_accuracies(runs)
     if not sizes:
         return None
     said = "; ".join(f"{size}: {_accuracies(best, size, 'sgd')}" for size in sizes)
@@ -317,7 +325,10 @@ def _s4(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    cells, said, expected, best = {}, [], 0, best_accuracies(runs)
+    cells = {}
+    said = []
+    expected = 0
+    best = best_accuracies(runs)
     for size in _sizes(runs):
         expected += 1
         if len(d := _pair(best, "sr2Net", "sr1Net", size)):
@@ -357,7 +368,10 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s6(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    held, said, n, best = [], [], [], best_accuracies(runs)
+    held = []
+    said = []
+    n = []
+    best = best_accuracies(runs)
     for network, gains in (("sr1Net", False), ("sr2Net", False), ("sr3Net", True)):
         d = _pair(best, network, "vanillaNet", "s")
         if len(d):
@@ -405,7 +419,10 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
         "conv1's filters": [],
     }
     entropy, accuracy, conv4, conv1 = held.values()
-    said, n, best, sizes = [], [], best_accuracies(runs), _sizes(runs, "adam")
+    said = []
+    n = []
+    best = best_accuracies(runs)
+    sizes = _sizes(runs, "adam")
     for size in sizes:
         curves = [
             [_relative_entropy(runs, "vanillaNet", size, k, layer) for layer in DEEP]
@@ -460,10 +477,8 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
         "than vanillaNet's (by 0.02 "
         "rms), every seed; in conv1 sr3Net's end below half of sr2Net's, every seed"
     )
-    printed, missing = (
-        _printed(dataset, "xxl", "adam", VARIANTS),
-        [what for what, parts in held.items() if not parts],
-    )
+    printed = _printed(dataset, "xxl", "adam", VARIANTS)
+    missing = [what for what, parts in held.items() if not parts]
     judged = of_parts([h for parts in held.values() for h in parts], min(n, default=0))
     judged = f"not run: no finished runs for {', '.join(missing)}" if missing else judged
     return Judged(
@@ -472,19 +487,18 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    held, said, n = [], [], []
+    held = []
+    said = []
+    n = []
     sizes = _sizes(runs, least=("vanillaNet", "sr2Net"))
     for size in sizes:
         for network in ("sr1Net", "sr2Net"):
-            rises = {
-                layer: differences(
-                    *(
-                        _at_the_end(_column(runs, k, size, "sgd", f"correlation {layer}"))
-                        for k in (network, "vanillaNet")
-                    )
-                )
-                for layer in (*SHALLOW, *DEEP)
-            }
+            rises = {}
+            for layer in (*SHALLOW, *DEEP):
+                column = f"correlation {layer}"
+                own = _at_the_end(_column(runs, network, size, "sgd", column))
+                vanilla = _at_the_end(_column(runs, "vanillaNet", size, "sgd", column))
+                rises[layer] = differences(own, vanilla)
             if all(map(len, rises.values())):
                 held.append(all(bool((np.isfinite(d) & (d <= 0.02)).all()) for d in rises.values()))
                 n.append(min(map(len, rises.values())))
@@ -510,19 +524,19 @@ def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
 
 
 def _s10(runs: pd.DataFrame, dataset: str) -> Judged | None:
-    sizes, best = _sizes(runs), best_accuracies(runs)
+    sizes = _sizes(runs)
+    best = best_accuracies(runs)
     if not sizes:
         return None
     if not set(sizes) & {"m", "xxl"}:
         measured = f"s: {_accuracies(best, 's', 'sgd')}"
         return Judged("", measured, 0, "", "not run: no finished vanillaNet of size m, xxl")
     sizes = [size for size in ("m", "xxl") if size in sizes]
-    cells = {
-        f"{one} − {other}, {size}": _pair(best, one, other, size)
-        for size in sizes
-        for one in SR
-        for other in ("vanillaNet", "dropNet", "normNet")
-    }
+    cells = {}
+    for size in sizes:
+        for one in SR:
+            for other in ("vanillaNet", "dropNet", "normNet"):
+                cells[f"{one} − {other}, {size}"] = _pair(best, one, other, size)
     cells = {name: d for name, d in cells.items() if len(d)}
     said = "; ".join(f"{size}: {_accuracies(best, size, 'sgd')}" for size in sizes)
     rule = (

@@ -82,11 +82,9 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     """
     require_one_cell(frame)
     metrics = AL2_TABLES["al2_table1"]
-    corruption, classes, seeds = (
-        frame.corruption.iloc[0],
-        int(frame.num_classes.iloc[0]),
-        frame.seed.nunique(),
-    )
+    corruption = frame.corruption.iloc[0]
+    classes = int(frame.num_classes.iloc[0])
+    seeds = frame.seed.nunique()
     baselines = [b for b in BASELINES if b in set(frame.baseline)]
     fig, axes = plt.subplots(
         len(metrics),
@@ -126,7 +124,8 @@ def relabelling_curves(frame: pd.DataFrame) -> Figure:
     """
     noisy = frame[frame.corruption > 0]
     require_one_cell(noisy)
-    corruption, seeds = noisy.corruption.iloc[0], frame.seed.nunique()
+    corruption = noisy.corruption.iloc[0]
+    seeds = frame.seed.nunique()
     fig, ax = plt.subplots(figsize=(7.5, 4.2))
     shown = [labels for labels in RELABELLING if labels in set(frame.labels)]
     for labels in shown:
@@ -165,7 +164,8 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
     for (row, epoch), (column, mask) in (
         (r, c) for r in enumerate(epochs) for c in enumerate(masks)
     ):
-        ax, here = axes[row, column], curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
+        ax = axes[row, column]
+        here = curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
         for (baseline, al2), own in here.groupby(["baseline", "al2"]):
             line = own.groupby("ablated").accuracy.mean()
             ax.plot(line.index, line, color=COLOURS[baseline], ls="-" if al2 else "--", lw=1.6)
@@ -310,19 +310,16 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
         ax.remove()
     for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
         if profile == "published":
-            own, column = paper, "published"
+            own = paper
+            column = "published"
         else:
-            own, column = (
-                measured[(measured.profile == profile) & (measured.dataset == dataset)],
-                "measured",
-            )
+            own = measured[(measured.profile == profile) & (measured.dataset == dataset)]
+            column = "measured"
             own = own[own.corruption == corruption]
         for (baseline, al2), line in own.groupby(["baseline", "al2"]):
             line = line.sort_values("epoch")
-            mean, sd = (
-                line[column].astype(float),
-                line.sd.astype(float).fillna(0) * (column == "measured"),
-            )
+            mean = line[column].astype(float)
+            sd = line.sd.astype(float).fillna(0) if column == "measured" else 0
             ax.plot(line.epoch, mean, color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
             ax.fill_between(
                 line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0

@@ -22,7 +22,8 @@ COLOURS = dict(zip(METHODS, (PLAIN, PLAIN, REGULARISED, REGULARISED), strict=Tru
 }
 DASHES = dict(zip(METHODS, ("--", "-", "--", "-"), strict=True)) | {CONTROL: "--"}
 LAYERS = sns.color_palette("copper_r", 3)  # of the AL2 CNN, light to dark: no method's colours
-CROSSING, TURN = (0, (1, 1)), "-."
+CROSSING = (0, (1, 1))
+TURN = "-."
 
 
 def memorisation(rows: pd.DataFrame) -> Figure:
@@ -41,7 +42,8 @@ def memorisation(rows: pd.DataFrame) -> Figure:
     """
     rows = _one(rows, "memorisation")
     methods = [m for m in (*METHODS, CONTROL) if m in set(rows.method)]
-    moments, classes = of_runs(rows).set_index(["method", "seed"]), int(rows.num_classes.max())
+    moments = of_runs(rows).set_index(["method", "seed"])
+    classes = int(rows.num_classes.max())
     fig, axes = plt.subplots(
         3,
         len(methods),

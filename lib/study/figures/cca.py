@@ -77,7 +77,8 @@ def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
     Raises:
         ValueError: if there is no run, or runs differ in something else.
     """
-    rows, panels = dropouts(frame), {"sharex": True, "sharey": "col", "squeeze": False}
+    rows = dropouts(frame)
+    panels = {"sharex": True, "sharey": "col", "squeeze": False}
     fig, axes = plt.subplots(len(rows), len(COURSES), figsize=(11, 2.3 * len(rows) + 0.7), **panels)
     for row, dropout in zip(axes, rows, strict=True):
         for ax, column in zip(row, COURSES, strict=True):
@@ -121,7 +122,8 @@ def difference_curves(frame: pd.DataFrame) -> Figure:
 
     Those by AL2 are a line a seed, those by another seed grey.
     """
-    apart, panels = differences(frame), dropouts(frame)
+    apart = differences(frame)
+    panels = dropouts(frame)
     fig, axes = plt.subplots(1, len(panels), figsize=(8.8, 3.4), sharey=True, squeeze=False)
     for ax, network in zip(axes[0], [f"dropout {dropout:g}" for dropout in panels], strict=True):
         for (by, _), curve in apart[apart.network == network].groupby(

@@ -178,7 +178,8 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
     """
     rows = runs_of(frame)
     require_one_cell(rows, CELL)
-    metrics, classes = AL2_TABLES["al2_table1"], int(rows.num_classes.iloc[0])
+    metrics = AL2_TABLES["al2_table1"]
+    classes = int(rows.num_classes.iloc[0])
     printed = table_of_scales(frame).drop_duplicates(["al2", "metric", "epoch"])
     fig, axes = plt.subplots(1, len(metrics), figsize=(10.5, 3.8))
     for ax, metric in zip(axes, metrics, strict=True):
@@ -213,7 +214,8 @@ def norm_scales(frame: pd.DataFrame) -> Figure:
 
 
 def _title(rows: pd.DataFrame, of_seeds: str = "mean") -> str:
-    (profile, dataset, corruption), n = rows[CELL].iloc[0], rows.seed.nunique()
+    profile, dataset, corruption = rows[CELL].iloc[0]
+    n = rows.seed.nunique()
     seeds = f"{n} seeds: {of_seeds}" if n > 1 else "one seed"
     return (
         f"{dataset}, {100 * corruption:.0f} % of the labels corrupted, profile {profile}, {seeds}"
@@ -221,7 +223,8 @@ def _title(rows: pd.DataFrame, of_seeds: str = "mean") -> str:
 
 
 def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:
-    colour, options = COLOURS[own.baseline.iloc[0]], list(dict.fromkeys(own.option))
+    colour = COLOURS[own.baseline.iloc[0]]
+    options = list(dict.fromkeys(own.option))
     for place, option in enumerate(options):
         here = own[own.option == option]
         finite = here[np.isfinite(here.gain)]
@@ -239,14 +242,8 @@ def _panel(ax: plt.Axes, own: pd.DataFrame, published: float) -> None:
                 ms=6,
                 zorder=3,
             )
-        ax.plot(
-            [place] * (len(here) - len(finite)),
-            [0] * (len(here) - len(finite)),
-            "x",
-            color=colour,
-            ms=7,
-            zorder=3,
-        )
+        diverged = len(here) - len(finite)
+        ax.plot([place] * diverged, [0] * diverged, "x", color=colour, ms=7, zorder=3)
     default = own.gain[own.option == DEFAULT]
     if len(default) and np.isfinite(default).all():
         ax.axhline(default.mean(), color=colour, ls="--", lw=1.4)

@@ -123,7 +123,8 @@ def weight_decays(frame: pd.DataFrame) -> Figure:
     Args:
         frame: as `outcomes` takes it.
     """
-    table, names = outcomes(frame), ("held_out", *ACCURACIES, "ablation_auc")
+    table = outcomes(frame)
+    names = ("held_out", *ACCURACIES, "ablation_auc")
     fig, axes = plt.subplots(2, 3, figsize=(9.2, 5.1), sharex=True)
     own = table[table.weight_decay > 0]
     bare = table[(table.weight_decay == 0) & ~table.al2]
@@ -176,7 +177,8 @@ def schedules(frame: pd.DataFrame) -> Figure:
         frame: as `outcomes` takes it.
     """
     table = outcomes(frame)
-    bare, with_al2 = table[(table.weight_decay == 0) & ~table.al2], table[table.al2]
+    bare = table[(table.weight_decay == 0) & ~table.al2]
+    with_al2 = table[table.al2]
     kinds = [kind for kind in SCHEDULES if kind in set(with_al2.schedule)]
     panels = [(name, "total") for name in (*ACCURACIES, "ablation_auc", "cross_entropy")]
     fig, axes = plt.subplots(2, 3, figsize=(9.6, 5.4))
@@ -212,7 +214,8 @@ def memorising(frame: pd.DataFrame) -> Figure:
     Raises:
         ValueError: if there is no run with AL2.
     """
-    runs, table = studied(frame), outcomes(frame).set_index("id")
+    runs = studied(frame)
+    table = outcomes(frame).set_index("id")
     columns = sorted(table.total.dropna().unique())
     if not columns:
         raise ValueError(

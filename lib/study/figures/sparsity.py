@@ -57,7 +57,7 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     marked = any(line.get_marker() == "o" for ax in axes for line in ax.lines)
-    _legend(fig, runs, "moment of overfitting, each seed" * marked)
+    _legend(fig, runs, "moment of overfitting, each seed" if marked else "")
     return fig
 
 
@@ -92,7 +92,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     _title(fig, runs)
-    _legend(fig, runs, "moment of overfitting, each seed" * marked, vertical=True)
+    _legend(fig, runs, "moment of overfitting, each seed" if marked else "", vertical=True)
     return fig
 
 
@@ -147,9 +147,12 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     table = table.copy()
     if "regularized" in table:  # Table 3
         names = table.network + table.regularized.map({True: "+sr", False: ""})
-        order, groups = ["LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr"], ["dataset"]
+        order = ["LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr"]
+        groups = ["dataset"]
     else:
-        names, order, groups = table.network, list(VARIANTS), ["dataset", "size", "optimizer"]
+        names = table.network
+        order = list(VARIANTS)
+        groups = ["dataset", "size", "optimizer"]
     table["name"] = names
     table["series"] = table.profile
     if "sum" in set(table.reading):  # the mean is what stands alone otherwise
@@ -184,7 +187,8 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
                     transform=ax.get_yaxis_transform(),
                 )
                 continue
-            mark, spread = marks[row.series], 0 if pd.isna(row.sd) else row.sd
+            mark = marks[row.series]
+            spread = 0 if pd.isna(row.sd) else row.sd
             # of one network one below the other
             y += 0.3 * list(marks).index(row.series) / len(marks)
             ax.errorbar(
@@ -269,13 +273,12 @@ def _by_network(runs: pd.DataFrame):
 
 
 def _panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
-    return ", ".join(
-        [
-            dataset,
-            *[f"size {size}"] * bool(size),
-            *[{"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer)] * bool(optimizer),
-        ]
-    )
+    words = [dataset]
+    if size:
+        words.append(f"size {size}")
+    if optimizer:
+        words.append({"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer))
+    return ", ".join(words)
 
 
 def _seeds(runs: pd.DataFrame) -> str:

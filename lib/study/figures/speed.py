@@ -56,7 +56,7 @@ def label(row: Mapping) -> str:
     """A row of the table in words: its name, workers or networks a process, processes × threads."""
     words = [f"floor: {row['what']}" if row["part"] == "floor" else row["what"]]
     if row["part"] == "DataLoader":
-        words.append(f"{row['workers']} worker{'s' * (row['workers'] != 1)}")
+        words.append("1 worker" if row["workers"] == 1 else f"{row['workers']} workers")
     if row["part"] == "stacked":
         words.append(f"{row['networks'] // row['processes']} stacked")
     return f"{', '.join(words)} · {row['processes']} × {row['threads']}"

@@ -99,7 +99,8 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty or "relabelled_by" not in frame:
         return frame.iloc[:0].assign(labels="")
     rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
-    with_al2, noisy = rows.al2.astype(bool), rows.relabelled_by.isna() & (rows.corruption > 0)
+    with_al2 = rows.al2.astype(bool)
+    noisy = rows.relabelled_by.isna() & (rows.corruption > 0)
     # NaN: relabelled by no network of these
     of_al2 = rows.relabelled_by.map(with_al2.groupby(rows.id).first())
     labels = pd.Series("", rows.index)
@@ -334,7 +335,8 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
     keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
     rows = []
     for key, run in runs.groupby(keys) if len(runs) else []:
-        losses, diverged = run.sort_values("epoch").test_cross_entropy, run.diverged.max()
+        losses = run.sort_values("epoch").test_cross_entropy
+        diverged = run.diverged.max()
         found = (
             (measures.moment_of_overfitting(losses), measures.rise_after_least(losses))
             if np.isnan(diverged)
@@ -467,10 +469,12 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
         `diverged` is true and `final` empty; the others are of its finite epochs, and empty where
         there is none.
     """
-    rows, of_run = [], ["profile", *CELL, "seed", "id"]
+    rows = []
+    of_run = ["profile", *CELL, "seed", "id"]
     for keys, run in frame.groupby(of_run, sort=False):
         diverged = bool((run.diverged <= PAPER_EPOCHS).any())
-        run, values = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch"), {"diverged": diverged}
+        run = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch")
+        values = {"diverged": diverged}
         if len(run):
             best = run.loc[run.test_accuracy.idxmax()]
             values |= {"final": np.nan if diverged else run.test_accuracy.iloc[-1]}

@@ -36,7 +36,8 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if frame.empty:
         return frame.assign(test="", method="", epochs_read=0)
-    al2, sparsity = frame.al2.astype(bool), frame.sparsity.fillna("") != ""
+    al2 = frame.al2.astype(bool)
+    sparsity = frame.sparsity.fillna("") != ""
     noisy = frame.network == "al2_cnn"
     names = np.select(
         [al2 & sparsity, al2, sparsity, noisy & (frame.corruption == 0)],

@@ -45,7 +45,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: if runs of one row differ in more than the seed.
     """
-    runs, parts = runs_of(frame), [at_published_epochs(pd.DataFrame(), METRICS).assign(scale=[])]
+    runs = runs_of(frame)
+    parts = [at_published_epochs(pd.DataFrame(), METRICS).assign(scale=[])]
     for scale, own in runs.groupby("scale") if len(runs) else []:
         parts.append(at_published_epochs(own, METRICS).assign(scale=scale))
     paper = pd.concat(map(published, AL2_TABLES)).rename(columns={"value": "published"})
@@ -80,14 +81,11 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
         texts, mean ± sd where there are several seeds.
     """
     names = ["network", "metric", "of"]
-    cells = [
-        (row.network, row.metric, of, row.epoch, text)
-        for row in table.assign(network=table.al2.map({False: "BN", True: "BN+AL2"})).itertuples()
-        for of, text in (
-            ("published", _text(row.published)),
-            (row.scale, _text(row.measured, row.sd)),
-        )
-    ]
+    cells = []
+    for row in table.assign(network=table.al2.map({False: "BN", True: "BN+AL2"})).itertuples():
+        cell = (row.network, row.metric)
+        cells.append((*cell, "published", row.epoch, _text(row.published)))
+        cells.append((*cell, row.scale, row.epoch, _text(row.measured, row.sd)))
     shown = pd.DataFrame(cells, columns=[*names, "epoch", "text"]).drop_duplicates(
         [*names, "epoch"]
     )

@@ -64,7 +64,8 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     The default is read off the runs: fewest epochs, the series of bare, or of a law or scale.
     """
     shortest = epochs_read(rows)
-    times, al2 = rows.epochs // shortest, rows.al2.astype(bool)
+    times = rows.epochs // shortest
+    al2 = rows.al2.astype(bool)
     against = pd.Series(DEFAULT, rows.index)
     against[rows.corruption_law == "exact"] = EXACT
     against[rows.bn_gamma == "uniform"] = UNIFORM
@@ -176,7 +177,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: as for `gains`.
     """
-    pairs, rows = gains(frame), []
+    pairs = gains(frame)
+    rows = []
     for keys, own in pairs.groupby(ROW, sort=False):
         cell = dict(zip(ROW, keys, strict=True))
         default = (
@@ -224,7 +226,8 @@ def answer(table: pd.DataFrame) -> list[str]:
     Args:
         table: as `table` gives it, of one profile, data set and corruption level.
     """
-    default, changed = table[table.option == DEFAULT], table[table.option != DEFAULT]
+    default = table[table.option == DEFAULT]
+    changed = table[table.option != DEFAULT]
     said = []
     for baseline, own in changed.groupby("baseline", sort=False):
         if own.gain_published.isna().all():
@@ -237,9 +240,8 @@ def answer(table: pd.DataFrame) -> list[str]:
             ]
             options = ", ".join(closing.option) or "none of the options tried"
             words = f"closed at least by half by: {options}"
-            words += " (one seed: nothing can be beyond its spread)" * (
-                set(own.beyond_seeds) == {"one seed"}
-            )
+            if set(own.beyond_seeds) == {"one seed"}:
+                words += " (one seed: nothing can be beyond its spread)"
         said.append(f"{BASELINES[baseline]}: {words}")
     alone = default.set_index("baseline").with_al2
     finite = [
@@ -262,7 +264,8 @@ def _against_default(gain: pd.Series, default: pd.Series, wanted: float) -> dict
     if not np.isfinite(change).all():
         return {"change": DIVERGED, "beyond_seeds": DIVERGED}
     gap = wanted - default[change.index].mean()
-    more, less = cell_holds(change), cell_holds(-change)
+    more = cell_holds(change)
+    less = cell_holds(-change)
     beyond = "one seed" if more is None else "more" if more else "less" if less else "no"
     return {
         "change": change.mean(),
@@ -296,11 +299,10 @@ def _sorted(pairs: pd.DataFrame) -> pd.DataFrame:
 def place_of(option: str) -> float:
     """The place of an option among all: default, laws, scale, Σλ upwards, epochs upwards."""
     kinds = [DEFAULT, EXACT, UNIFORM]
-    return (
-        kinds.index(option)
-        if option in kinds
-        else 10**6 * (option[0] == "e") + 3 + float(option.split("×")[1])
-    )
+    if option in kinds:
+        return kinds.index(option)
+    factor = float(option.split("×")[1])
+    return 10**6 + 3 + factor if option.startswith("epochs") else 3 + factor
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
