@@ -176,6 +176,8 @@ class _Passes:
         if not torch.is_grad_enabled():
             self.missing[name] = _WITHOUT_GRADIENTS
             return
+        if isinstance(output, torch.fx.Proxy):  # the network is traced, not run
+            return
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"{name!r} gives a {type(output).__name__}; a penalty needs a layer that gives one "

@@ -597,10 +597,21 @@ def test_tracing_and_exporting_work_and_are_no_passes():
     model(images())
     traced = torch.jit.trace(model, images(seed=3))
     exported = torch.export.export(model, (images(seed=4),)).module()
+    symbolic = torch.fx.symbolic_trace(model)
     assert_read(penalties, model, images())
-    for other in (traced, exported):
+    for other in (traced, exported, symbolic):
         with torch.no_grad():
             torch.testing.assert_close(other(images(seed=5)), model(images(seed=5)))
+
+
+def test_a_block_of_layers_can_be_traced_symbolically():
+    """As torchvision's `create_feature_extractor` does."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Linear(4, 2))
+    al2, x = ActivationL2(model, "0"), torch.randn(5, 3)
+    model(x)
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(al2.penalty(), model[0](x).square().mean())
+    torch.testing.assert_close(traced(x), model(x))
 
 
 def test_transforms_of_torch_func_read_their_own_passes():
