@@ -17,7 +17,8 @@ Which passes `.penalty()` of ActivationL2 and SparsityReg speaks of:
   read begins anew; a second read without a pass between gives the very same tensor. Several uses of
   a layer in that time (two views, a shared layer) are averaged over all their samples.
 - Passes without gradients (`torch.no_grad`, frozen layers) count for nothing and measure nothing.
-  After a read, though, they leave nothing to read: the value would be that of an older pass.
+  After a read and its backward, though, they leave nothing to read: the value would be that of a
+  training step that is over.
 - A backward through the layer ends the collection, too, even if nobody read. What is recomputed
   inside a backward (checkpointing with use_reentrant=False) does not count.
 - Passes while a network is traced or exported count for nothing. In a compiled network all of this
@@ -111,10 +112,13 @@ class _Round:
 
     def __init__(self, over: bool = False, depth: int = 0) -> None:
         self.over = over
+        self.watched = False  # whether a backward through a layer would be noticed
+        self.backward = False  # whether there was one
         self.depth = depth  # how many transforms of torch.func the passes were made in
 
     def __call__(self, gradient: Tensor) -> None:
         self.over = True
+        self.backward = True
 
 
 class _Hook:
@@ -174,7 +178,7 @@ class _Passes:
     def see(self, name: str, module: nn.Module, output: Tensor) -> None:
         """Called by the hook of layer `name` whenever it runs."""
         if not torch.is_grad_enabled():
-            self.missing[name] = _WITHOUT_GRADIENTS
+            self._note_evaluation(name)
             return
         if isinstance(output, torch.fx.Proxy):  # the network is traced, not run
             return
@@ -188,7 +192,7 @@ class _Passes:
         depth = 0 if compiling else torch._C._functorch.get_dynamic_layer_stack_depth()
         # within torch.func's transforms, `requires_grad` does not tell
         if not (output.requires_grad or depth):
-            self.missing[name] = _WITHOUT_GRADIENTS
+            self._note_evaluation(name)
             return
         if torch.compiler.is_exporting() or (not compiling and torch.jit.is_tracing()):
             return
@@ -210,6 +214,12 @@ class _Passes:
         uses.append(measured)
         if not compiling and output.grad_fn is not None:
             _with_history(output).register_hook(self.round)
+            self.round.watched = True
+
+    def _note_evaluation(self, name: str) -> None:
+        # between a read and its backward nothing gets old: what was read can be read again
+        if self.joined is None or self.round.backward or not self.round.watched:
+            self.missing[name] = _WITHOUT_GRADIENTS
 
     def _begin(self, depth: int) -> None:
         for name in self.uses:

@@ -230,11 +230,23 @@ def test_frozen_passes_count_for_nothing():
     assert_read(penalties, model, images())
 
 
-def test_after_a_read_and_an_evaluation_there_is_nothing_to_read():
+def test_an_evaluation_between_two_reads_of_one_step_disturbs_nothing():
     model = Net()
     penalties = attached(model)
     model(images())
-    values(penalties)
+    first = [penalty.penalty() for penalty in penalties]
+    with torch.no_grad():
+        model(5 * images())
+    sum(penalty.penalty() for penalty in penalties).backward()
+    # for a log, after the backward
+    assert all(penalty.penalty() is value for penalty, value in zip(penalties, first, strict=True))
+
+
+def test_after_a_step_and_an_evaluation_there_is_nothing_to_read():
+    model = Net()
+    penalties = attached(model)
+    model(images())
+    sum(penalty.penalty() for penalty in penalties).backward()
     with torch.no_grad():
         model(images())
     for penalty, name in zip(penalties, ("relu", "conv"), strict=True):
