@@ -197,8 +197,7 @@ def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
         bad = ~x.isfinite()
         raise ValueError(
             f"{name} has {int(bad.sum())} values that are NaN or infinite, in "
-            f"{int(bad.any(1).sum())} of {len(x)} channels; "
-            "correlations need finite ones"
+            f"{int(bad.any(1).sum())} of {len(x)} channels; correlations need finite ones"
         )
     live = high - low > DEAD_SPREAD * epsilon * torch.maximum(low.abs(), high.abs())
     dropped = int((~live).sum())
@@ -206,8 +205,8 @@ def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
     if len(points) >= points.shape[1]:
         raise ValueError(
             f"{name} has {points.shape[1]} points for {len(points)} live channels, which then span "
-            "everything, and all "
-            "correlations are 1; give more points than channels, several times as many"
+            "everything, and all correlations are 1; give more points than channels, several "
+            "times as many"
         )
     for _ in range(2):  # the first mean is rounded, which shows where it is far from 0
         points -= points.mean(1, keepdim=True)

@@ -174,7 +174,7 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
     monkeypatch.setattr(campaign.store, "ensure", ensure)
     assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
     said = (
-        "not run: 10_one-tiny_imagenet: data set not reachable: "
-        "tiny_imagenet: classes=200 were asked for"
+        "not run: 10_one-tiny_imagenet: data set not reachable: tiny_imagenet: classes=200 were "
+        "asked for"
     )
     assert capsys.readouterr().err.startswith(said)

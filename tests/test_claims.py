@@ -775,8 +775,7 @@ def test_a9_holds_where_both_differences_do():
     assert row.verdict == "holds" and row.n == 3 and row.dataset == "mnist"
     assert row.measured == (
         "bare trained on the noisy labels 25.1; on them with AL2 68.1; on AL2's labels 70.1; on "
-        "its own labels 26.1; "
-        "on the true labels 99.1"
+        "its own labels 26.1; on the true labels 99.1"
     )
     assert a9(relabelled(seeds=(0, 1))).verdict == "holds"
 
@@ -838,10 +837,8 @@ def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
     [
         ([("al2", 1)], "does not hold"),
         ([("bare", 1)], "holds in part"),
-        (
-            [("noisy", 1)],
-            "does not hold",
-        ),  # neither difference is of use: there are no labels for the control either
+        # neither difference is of use: there are no labels for the control either
+        ([("noisy", 1)], "does not hold"),
         ([("teacher", 1)], "does not hold"),  # there are no labels to be had from AL2
         ([("clean", 1)], "holds"),
     ],

@@ -243,18 +243,14 @@ FLAT = dict.fromkeys(LAYERS, 0.9)
     ("curves", "wanted"),
     [
         ({}, "holds"),
-        (
-            dict.fromkeys(LAYERS, cliff),
-            "holds in part",
-        ),  # as much in conv1 and conv2: four of five parts
+        # as much in conv1 and conv2: four of five parts
+        (dict.fromkeys(LAYERS, cliff), "holds in part"),
         (
             dict.fromkeys(DEEP, lambda e: 0.9 - 0.001 * e**2) | dict.fromkeys(LAYERS[:2], 0.9),
             "holds in part",  # faster later: 0.064 in these 4 epochs, 0.084 in four on average
         ),
-        (
-            dict.fromkeys(DEEP, lambda e: cliff(e, at=16)),
-            "holds in part",
-        ),  # three of five: falls, but neither twice nor faster
+        # three of five: falls, but neither twice nor faster
+        (dict.fromkeys(DEEP, lambda e: cliff(e, at=16)), "holds in part"),
         (FLAT, "does not hold"),
         (dict.fromkeys(LAYERS, lambda e: 0.5 + 0.01 * e), "does not hold"),  # rises
     ],
@@ -361,10 +357,8 @@ def test_s1_alone_reads_all_of_200_epochs():
         ({"sr1Net": {"loss": rising}}, "holds in part"),
         ({"vanillaNet": {"loss": kept}}, "holds in part"),
         ({name: {"loss": rising} for name in ("sr1Net", "sr2Net", "sr3Net")}, "does not hold"),
-        (
-            {"sr2Net": {"loss": lambda e: 1 + 0.00005 * (e - 8) ** 2}},
-            "holds",
-        ),  # ends 0.7 % above its least
+        # ends 0.7 % above its least
+        ({"sr2Net": {"loss": lambda e: 1 + 0.00005 * (e - 8) ** 2}}, "holds"),
     ],
 )
 def test_s3_sparsity_keeps_the_loss_from_rising(over, wanted):
@@ -400,15 +394,11 @@ def test_s3_looks_at_all_epochs_trained():
     ("changed", "wanted"),
     [
         ({}, "holds"),
-        (
-            {"xxl": XXL | {"vanillaNet": 44.0}},
-            "holds in part",
-        ),  # more than a third of the others' least gain
+        # more than a third of the others' least gain
+        ({"xxl": XXL | {"vanillaNet": 44.0}}, "holds in part"),
         ({"xxl": XXL | {"dropNet": 48.0}}, "holds in part"),  # does not lose
-        (
-            {"m": XXL, "xxl": M},
-            "holds in part",
-        ),  # six of eleven: the five gains from s to m, and vanillaNet's
+        # six of eleven: the five gains from s to m, and vanillaNet's
+        ({"m": XXL, "xxl": M}, "holds in part"),
         ({"s": XXL, "m": M, "xxl": dict.fromkeys(S, 20.0)}, "does not hold"),
     ],
 )
@@ -509,11 +499,8 @@ def test_s7_alexnet_gains(values, wanted):
         (ADAM, {"sr2Net": {"correlation conv4": 0.21, "correlation conv1": 0.5}}, "holds in part"),
         (ADAM, {"sr3Net": {"correlation conv1": 0.3}}, "holds in part"),
         (ADAM | {"sr1Net": 60.0}, {}, "holds in part"),  # beats drop and norm
-        (
-            dict(zip(VARIANTS, (50, 20, 20, 40, 40, 40), strict=True)),
-            {},
-            "does not hold",
-        ),  # three of twelve
+        # three of twelve
+        (dict(zip(VARIANTS, (50, 20, 20, 40, 40, 40), strict=True)), {}, "does not hold"),
     ],
 )
 def test_s8_adam(accuracies, over, wanted):

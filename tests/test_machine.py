@@ -132,6 +132,5 @@ def test_a_processor_without_fast_bfloat16_is_named(monkeypatch, recwarn, suppor
     library = types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
     monkeypatch.setattr(torch.ops, "mkldnn", library)
     assert machine.warn_where_bfloat16_is_slow(torch.device(device)) is warns
-    assert [str(w.message)[:38] for w in recwarn] == [
-        "this processor has no fast bfloat16: a"
-    ] * warns
+    said = ["this processor has no fast bfloat16: a"] if warns else []
+    assert [str(w.message)[:38] for w in recwarn] == said

@@ -361,7 +361,7 @@ def test_a_teacher_of_other_images_is_refused_before_anything_trains(name, value
         ValueError,
         match=rf"{student.name} and {teacher.name}, which relabels it, differ in {name};",
     ):
-        store.ensure([student] + [teacher] * (place == "listed"))
+        store.ensure([student, teacher] if place == "listed" else [student])
     assert not trained and store.find(student) is None
 
 

@@ -76,7 +76,8 @@ def files(folder):
 
 
 def name_of(run, file=None):
-    return "/".join(["quick", run.dataset, run.name, *[file] * bool(file)])
+    folder = f"quick/{run.dataset}/{run.name}"
+    return f"{folder}/{file}" if file else folder
 
 
 def largest():

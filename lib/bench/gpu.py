@@ -30,9 +30,8 @@ STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
 SLICES, CHECKED = 7, 20
 ROW_SECONDS = 120
 COLUMNS = (
-    "part name k precision ms_per_step spread_% network_steps_per_s study_minutes "
-    "share_of_peak_% share_of_bf16_peak_% penalty_overhead_% tflops loss_after_20 "
-    "peak_memory_gb setup_s problem"
+    "part name k precision ms_per_step spread_% network_steps_per_s study_minutes share_of_peak_% "
+    "share_of_bf16_peak_% penalty_overhead_% tflops loss_after_20 peak_memory_gb setup_s problem"
 ).split()
 
 

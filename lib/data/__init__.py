@@ -246,9 +246,8 @@ def subset(
     if n_validation < 0 or n_measure < 0 or n_train < 1 or n_train + held_out > total:
         raise ValueError(
             f"cannot take n_train={n_train}, n_validation={n_validation}, n_measure={n_measure} "
-            f"from {total} images: "
-            "n_train must be at least 1, the others at least 0, and their sum at most the number "
-            "of images"
+            f"from {total} images: n_train must be at least 1, the others at least 0, and their "
+            "sum at most the number of images"
         )
     order = stratified_permutation(split.labels)
     validation_at, measure_at = total - held_out, total - n_measure
@@ -351,8 +350,8 @@ def source_of(name: str, root: Path) -> _Source:
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
     raise ValueError(
         f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "
-        "looked for as "
-        f"{root}/<name>.zip or {root}/<name>/, in it train/<class>/* and test/<class>/* (or val)"
+        f"looked for as {root}/<name>.zip or {root}/<name>/, in it train/<class>/* and "
+        "test/<class>/* (or val)"
     )
 
 
@@ -497,8 +496,7 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
     shape = list(data.scale(data.train.images[:1]).shape[1:])
     print(
         f"{name}: {len(data.train):,} training and {len(data.test):,} test images of "
-        f"{data.num_classes} classes, "
-        f"{shape}, sha256 {data.sha256[:16]}…"
+        f"{data.num_classes} classes, {shape}, sha256 {data.sha256[:16]}…"
     )
 
 

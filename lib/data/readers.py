@@ -172,8 +172,8 @@ def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
         if (found := hashlib.sha256(np.ascontiguousarray(images)).hexdigest()) != published:
             raise DataError(
                 f"{files[0] if is_archive else files[0].parent} holds other images than the "
-                "published ones, or holds them in "
-                f"another order: their SHA-256 is {found}, not {published}"
+                f"published ones, or holds them in another order: their SHA-256 is {found}, not "
+                f"{published}"
             )
         arrays += [images.transpose(0, 3, 1, 2), labels]  # [N, H, W, C] → [N, C, H, W]
     return (*arrays, class_names)
@@ -348,8 +348,8 @@ def read_folder(files: list[Path]) -> Arrays:
     if not train or not test or len(tops) > 1:
         raise DataError(
             f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in "
-            "test/<class>/ (or val), below "
-            f"{len(tops)} top folders; there must be some in both, below one top folder at most"
+            f"test/<class>/ (or val), below {len(tops)} top folders; there must be some in both, "
+            "below one top folder at most"
         )
     classes = sorted({label for label, _ in train})
     if strange := sorted({label for label, _ in test} - set(classes)):
@@ -389,8 +389,7 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
         if pixels.shape != size:
             raise DataError(
                 f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but "
-                f"{first} is "
-                f"{size[1]}×{size[0]}; all images must share one size"
+                f"{first} is {size[1]}×{size[0]}; all images must share one size"
             )
         images[at] = pixels.transpose(2, 0, 1)
     labels = [np.array([row[0] for row in part]) for part in rows]
@@ -450,17 +449,16 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     if len(found) < classes:
         raise DataNotFoundError(
             f"classes={classes} were asked for (200 by default), but only {len(found)} of the "
-            f"first {classes} in wnids.txt "
-            f"were found in {', '.join(map(str, files))}: ask for fewer, or add the archive that "
-            "holds the rest"
+            f"first {classes} in wnids.txt were found in {', '.join(map(str, files))}: ask for "
+            "fewer, or add the archive that holds the rest"
         )
     absent = [name for wnid in found for name in val[wnid] if name not in where]
     counts = sorted(len(train[wnid]) for wnid in found)
     if absent or counts[0] != counts[-1]:
         raise DataError(
             f"{', '.join(map(str, files))} is incomplete: {len(absent)} validation images are "
-            "missing, and classes have "
-            f"{counts[0]} to {counts[-1]} training images instead of one number"
+            f"missing, and classes have {counts[0]} to {counts[-1]} training images instead of "
+            "one number"
         )
     number = {wnid: index for index, wnid in enumerate(found)}
     rows = []

@@ -422,8 +422,7 @@ def _al2_headline(report: Report) -> str:
     table = pd.DataFrame(rows, columns=["", "data set", "n", *tables.BASELINES.values()])
     return (
         "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → "
-        "with AL2 "
-        "(mean over n seeds ± standard deviation):\n\n"
+        "with AL2 (mean over n seeds ± standard deviation):\n\n"
         + table.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
@@ -475,8 +474,9 @@ def _sparsity_headline(report: Report) -> str:
     )
     return (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± "
-        "standard "
-        f"deviation{both}):\n\n" + frame.to_markdown(index=False, disable_numparse=True) + "\n"
+        f"standard deviation{both}):\n\n"
+        + frame.to_markdown(index=False, disable_numparse=True)
+        + "\n"
     )
 
 
@@ -557,12 +557,10 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
                 "## Headline",
                 headline(report).strip(),
                 "## Claims",
-                "Published and measured pairs read *without → with AL2*. The rules of the verdicts "
-                "stand below. A claim's own "
-                "page says where the paper makes it, how the runs deviate and what was unclear. A "
-                "claim about SparsityReg "
-                "has a row for each reading of it, mean or sum over the batch: the paper does not "
-                "say which.",
+                "Published and measured pairs read *without → with AL2*. The rules of the "
+                "verdicts stand below. A claim's own page says where the paper makes it, how the "
+                "runs deviate and what was unclear. A claim about SparsityReg has a row for each "
+                "reading of it, mean or sum over the batch: the paper does not say which.",
                 judged[columns].to_markdown(index=False),
                 "### Rules",
                 *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],

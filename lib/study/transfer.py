@@ -78,10 +78,9 @@ def export(runs: Iterable[Run], profile: str, folder: Path) -> list[Path]:
     if len(bins) > MOST_FILES or most >= MOST_BYTES:
         raise TransferError(
             f"the {len(sizes)} runs take {sum(sizes.values()) / 2**20:.1f} MiB packed, in "
-            f"{len(bins)} files, the largest run "
-            f"{most / 2**20:.1f} MiB; they have to fit {MOST_FILES} files below "
-            f"{MOST_BYTES / 2**20:g} MiB each. "
-            "Export a part of the profile (--only)"
+            f"{len(bins)} files, the largest run {most / 2**20:.1f} MiB; they have to fit "
+            f"{MOST_FILES} files below {MOST_BYTES / 2**20:g} MiB each. Export a part of the "
+            "profile (--only)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / f"{profile}-{k}.zip" for k in range(1, MOST_FILES + 1)]

@@ -194,8 +194,7 @@ def _a3(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     rule = (
         "four parts, L_r without AL2, last epoch, seed by seed: log10 of BN/DO rounds to ≥ 1, of "
-        "Bare/DO and WD/DO to ≥ 2, and "
-        "WD/Bare > 0.5, every seed"
+        "Bare/DO and WD/DO to ≥ 2, and WD/Bare > 0.5, every seed"
     )
     printed = "; ".join(printed) if dataset == "mnist" else ""
     return Judged(printed, "; ".join(said), min(n), rule, of_parts(held, min(n), len(ratios)))
@@ -241,10 +240,8 @@ def _a4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     )
     rule = (
         f"seven parts, to the two digits that the paper prints: with AL2 ≥ {floor:.4f} − {MARGIN} "
-        "at the seven table epochs, "
-        f"every seed, and a final accuracy above {DEAD} × chance (a dead network is near the "
-        "floor, too); bare, BN, WD without "
-        "AL2 end ≤ 0.02"
+        f"at the seven table epochs, every seed, and a final accuracy above {DEAD} × chance (a "
+        "dead network is near the floor, too); bare, BN, WD without AL2 end ≤ 0.02"
     )
     fewest = min(n, default=0)
     return Judged(printed, "; ".join(said), fewest, rule, of_parts(held, fewest, 7))
@@ -279,11 +276,9 @@ def _a5(runs: pd.DataFrame, dataset: str) -> Judged | None:
         printed.append(f"DO+AL2 − DO at {epoch}: area {area:+.1f}, accuracy {change:+.1f}")
     rule = (
         "four cells: d = (area with AL2 − without), last epoch, times the sign of the accuracy's "
-        "change; and, where the "
-        f"accuracies of DO and DO+AL2 differ by ≤ {SIMILAR} points, a cell each for epochs 300 and "
-        "400: d = their areas' "
-        f"difference; {PAIRED}; without such a cell the claim's second half is untested: in part "
-        "at best"
+        f"change; and, where the accuracies of DO and DO+AL2 differ by ≤ {SIMILAR} points, a cell "
+        f"each for epochs 300 and 400: d = their areas' difference; {PAIRED}; without such a cell "
+        "the claim's second half is untested: in part at best"
     )
     judged = verdict(cells, expected)
     if expected == 4 and judged == "holds":
@@ -355,10 +350,9 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return Judged("", "", 0, "", "not run: a second seed is the control, and there is none")
     rule = (
         "a cell a dropout: the mean over epochs of |mean CCA with the start, with AL2 − without|, "
-        "× 100, by seed, less the "
-        "largest such difference between two seeds, without or with AL2; where a network with AL2 "
-        "ends at no more than "
-        f"{DEAD} × chance, or diverges, the cell does not hold; {PAIRED}"
+        "× 100, by seed, less the largest such difference between two seeds, without or with AL2; "
+        f"where a network with AL2 ends at no more than {DEAD} × chance, or diverges, the cell "
+        f"does not hold; {PAIRED}"
     )
     return Judged(
         "", "; ".join(said), smallest_n(cells), rule, verdict(cells, measured.dropout.nunique())
@@ -408,18 +402,15 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if ("al2", 1.0) not in gains.index:
         return None
     paper = gains["al2", 1.0]
-    said = [
-        f"{kind}: "
-        + ", ".join(
-            f"×{total:g} {mean_text(own, '+.1f')}" for total, own in of_kind.groupby(level="total")
-        )
-        for kind, of_kind in gains.groupby(level="schedule", sort=False)
-    ]
+    said = []
+    for kind, of_kind in gains.groupby(level="schedule", sort=False):
+        by_total = of_kind.groupby(level="total")
+        texts = [f"×{total:g} {mean_text(own, '+.1f')}" for total, own in by_total]
+        said.append(f"{kind}: {', '.join(texts)}")
     rule = (
         "gain over bare, final accuracy, by schedule and Σλ (× that of al2 at the profile's "
-        "speed): every exponential one "
-        f"(al2, geometric) within a factor {NEAR:g} keeps at least half of the gain at ×1, in "
-        "every seed"
+        f"speed): every exponential one (al2, geometric) within a factor {NEAR:g} keeps at least "
+        "half of the gain at ×1, in every seed"
     )
     if (paper <= 0).any():
         why = "not run: AL2 with its own schedule gains nothing here, so there is nothing to keep"
@@ -474,8 +465,8 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     )
     rule = (
         "two cells at 75 % corruption: d = final accuracy of bare trained on the labels that "
-        "bare+AL2 predicts − on the noisy "
-        f"labels, and − on those that bare itself predicts; {PAIRED}"
+        "bare+AL2 predicts − on the noisy labels, and − on those that bare itself predicts; "
+        f"{PAIRED}"
     )
     return Judged("", f"bare trained {said}", smallest_n(cells), rule, verdict(cells, 2))
 

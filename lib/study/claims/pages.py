@@ -93,9 +93,8 @@ CAPTIONS = {
 }
 READING = (
     "`reading` is how SparsityReg joins the images of a batch, mean or sum. The paper does not "
-    "say; with the sum the same λ "
-    "is 64 times as strong. Both were trained, neither is chosen ([notebook "
-    "23](../../../notebooks/23_penalty_readings.ipynb))."
+    "say; with the sum the same λ is 64 times as strong. Both were trained, neither is chosen "
+    "([notebook 23](../../../notebooks/23_penalty_readings.ipynb))."
 )
 # what both papers' frameworks compute in where nothing is said
 PAPERS_PRECISION = {"precision": "float32"}

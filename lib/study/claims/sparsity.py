@@ -168,10 +168,9 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
         moments = {
             row.seed: _moment(row) for row in _overfitting(runs, "vanillaNet", size).itertuples()
         }
-        for seed in (
-            seed for seed in moments if all(seed in curves for curves in relative.values())
-        ):
-            moment = moments[seed]
+        for seed, moment in moments.items():
+            if not all(seed in curves for curves in relative.values()):
+                continue
             if moment is None or (moment != DIVERGED and moment > last):
                 said.append(f"{size}, seed {seed}: does not overfit within {last} epochs")
                 continue
@@ -206,11 +205,10 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
     if not said:
         return None
     rule = (
-        "vanillaNet with SGD, in a window of ± 1/20 of the training (at least 2 epochs) around its "
-        "moment of overfitting, five "
-        "parts a run: entropy falls in conv3, conv4 and fc1 each; their mean fall is more than "
-        "twice that of conv1 and conv2; "
-        "it is faster than the training's average"
+        "vanillaNet with SGD, in a window of ± 1/20 of the training (at least 2 epochs) around "
+        "its moment of overfitting, five parts a run: entropy falls in conv3, conv4 and fc1 each; "
+        "their mean fall is more than twice that of conv1 and conv2; it is faster than the "
+        "training's average"
     )
     judged = (
         of_parts([bool(h) for h in held], min(n))
@@ -243,8 +241,7 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     rule = (
         "a cell a network and size: d = mean over the hidden layers of entropy / ln D, in %, − "
-        "vanillaNet's, last epoch "
-        f"read; {PAIRED}"
+        f"vanillaNet's, last epoch read; {PAIRED}"
     )
     printed = "raised for all layers (section 5)" if dataset in PRINTED else ""
     return Judged(printed, "; ".join(said), smallest_n(cells), rule, verdict(cells, expected))
@@ -276,9 +273,8 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     rule = (
         "a part for vanillaNet and sr1–sr3 of each size, every seed, SGD, all epochs trained: "
-        "vanillaNet has a moment of "
-        "overfitting (the smoothed validation loss ends more than 2 % above its least), sr1–sr3 "
-        "have none"
+        "vanillaNet has a moment of overfitting (the smoothed validation loss ends more than 2 % "
+        "above its least), sr1–sr3 have none"
     )
     printed = (
         "sr1–sr3 never within 200 epochs, vanillaNet at epoch 8 (xxl)" if dataset == HUNDRED else ""
@@ -317,9 +313,8 @@ def _s4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells["vanillaNet hardly"] = differences(least / 3, whole["vanillaNet"])
     rule = (
         "eleven cells: d = gain from s to m and from m to xxl of normNet and sr1–sr3, dropNet's "
-        "gain from s to m and its loss "
-        "from m to xxl, and a third of the least of the four's whole gains − vanillaNet's; "
-        f"{PAIRED}"
+        "gain from s to m and its loss from m to xxl, and a third of the least of the four's "
+        f"whole gains − vanillaNet's; {PAIRED}"
     )
     return Judged(_printed_of(dataset, SIZES), said, smallest_n(cells), rule, verdict(cells, 11))
 
@@ -355,8 +350,8 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
     said.append(", ".join(f"{name} {mean_text(d, '+.1f')}" for name, d in cells.items() if len(d)))
     rule = (
         "a cell a size, and one for Adam where both were trained: d = best accuracy of sr2Net − "
-        "sr1Net; on the set of 100 "
-        f"classes with SGD also sr3Net − the best of the five others; {PAIRED}"
+        "sr1Net; on the set of 100 classes with SGD also sr3Net − the best of the five others; "
+        f"{PAIRED}"
     )
     return Judged(
         _printed_of(dataset, _sizes(runs)),
@@ -390,8 +385,7 @@ def _s6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     printed = _printed(dataset, "s", "sgd", ("vanillaNet", *SR))
     rule = (
         "four parts, best accuracy, SGD: sr1-s and sr2-s do not gain over vanillaNet-s (by the "
-        "rule of a cell), sr3-s does; "
-        "LeNet gains more than 0 and at most 2 points"
+        "rule of a cell), sr3-s does; LeNet gains more than 0 and at most 2 points"
     )
     printed = "; ".join(filter(None, [printed, _table3(dataset, "LeNet")]))
     return Judged(printed, ", ".join(said), min(n), rule, of_parts(held, min(n), 4))
@@ -470,11 +464,9 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     rule = (
         "parts, a size with Adam: after a tenth of the shorter training vanillaNet's entropy "
-        "(conv3, conv4, fc1) is further "
-        "below ln D than with SGD, every seed; each sr network that was trained beats vanillaNet, "
-        "and neither dropNet "
-        "nor normNet (by the rule of a cell); the filters of sr2Net's conv4 end more correlated "
-        "than vanillaNet's (by 0.02 "
+        "(conv3, conv4, fc1) is further below ln D than with SGD, every seed; each sr network "
+        "that was trained beats vanillaNet, and neither dropNet nor normNet (by the rule of a "
+        "cell); the filters of sr2Net's conv4 end more correlated than vanillaNet's (by 0.02 "
         "rms), every seed; in conv1 sr3Net's end below half of sr2Net's, every seed"
     )
     printed = _printed(dataset, "xxl", "adam", VARIANTS)
@@ -510,8 +502,7 @@ def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
         return None
     rule = (
         "a part for sr1Net and sr2Net of each size: in every hidden layer and seed the rms "
-        "correlation ends at most 0.02 "
-        "above vanillaNet's"
+        "correlation ends at most 0.02 above vanillaNet's"
     )
     judged = of_parts(held, min(n), 2 * len(sizes))
     return Judged(
@@ -541,8 +532,7 @@ def _s10(runs: pd.DataFrame, dataset: str) -> Judged | None:
     said = "; ".join(f"{size}: {_accuracies(best, size, 'sgd')}" for size in sizes)
     rule = (
         "nine cells a size, m and xxl (only xxl on sets of other than 100 classes): d = best "
-        "accuracy of sr1, sr2, sr3 − "
-        f"vanilla, drop, norm; {PAIRED}"
+        f"accuracy of sr1, sr2, sr3 − vanilla, drop, norm; {PAIRED}"
     )
     expected = 9 * (2 if dataset == HUNDRED else len(sizes))
     return Judged(

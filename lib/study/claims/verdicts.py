@@ -11,8 +11,7 @@ import pandas as pd
 
 PAIRED = (
     "d paired by seed; a cell holds if n ≥ 3 and mean d > 2·sd/√n, or n = 2 and both d have the "
-    "sign and the smaller is ≥ 1 "
-    "point; all cells: holds, half: in part"
+    "sign and the smaller is ≥ 1 point; all cells: holds, half: in part"
 )
 
 
