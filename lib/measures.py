@@ -242,7 +242,7 @@ def smoothed(curve: Sequence[float]) -> np.ndarray:
     return gaussian_filter1d(np.asarray(curve, dtype=np.float64), sigma=2, mode="nearest")
 
 
-def moment_of_overfitting(losses: Sequence[float]) -> int | None:
+def overfitting_onset(losses: Sequence[float]) -> int | None:
     """The epoch, counted from 1, at which the smoothed validation loss is least.
 
     None unless the loss ends more than 2 % above that: the network has not overfitted (protocol,
@@ -260,7 +260,7 @@ def rise_after_least(losses: Sequence[float]) -> float:
 
     It says how heavy the overfitting is.
 
-    0 where the last epoch's is the least. `losses` and errors: as for `moment_of_overfitting`.
+    0 where the last epoch's is the least. `losses` and errors: as for `overfitting_onset`.
     """
     curve = _smoothed_loss(losses)
     return float(100 * (curve[-1] / curve.min() - 1))

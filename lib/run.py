@@ -466,7 +466,7 @@ class Run:
         step = max(1, min(10, self.epochs // 50))
         return list(range(step, self.epochs + 1, step))
 
-    def point_epochs(self) -> list[int]:
+    def table_epochs(self) -> list[int]:
         """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training
         at the same sevenths.
 

@@ -154,7 +154,7 @@ def _ensure(
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: a row a run and epoch, with `profile` and what
+    """One tidy frame of the runs' metrics: one row per run and epoch, with `profile` and what
     `Run.described` gives.
 
     A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else

@@ -177,7 +177,7 @@ def _train(
     for epoch in range(len(rows) + 1, run.epochs + 1):
         row = {"epoch": epoch}
         row |= yield from step.epoch(epoch, weights[epoch - 1])
-        row |= evaluate(model, data, run, full=epoch in run.point_epochs())
+        row |= evaluate(model, data, run, full=epoch in run.table_epochs())
         if not all(map(math.isfinite, row.values())):
             diverged = epoch
             break
@@ -487,7 +487,7 @@ def measure(
     def add(name: str, value: Tensor) -> None:
         arrays.setdefault(name, []).append(value.cpu())
 
-    if epoch in run.point_epochs():
+    if epoch in run.table_epochs():
         for spec, curve in _ablate(model, data, run, epoch).items():
             add(f"ablation {spec}", curve)
             columns[_area_column(spec)] = measures.ablation_area(curve)

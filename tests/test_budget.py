@@ -150,8 +150,11 @@ def test_folders_that_cannot_be_read_have_no_pace():
 
 
 def test_a_pace_is_that_of_the_same_variant_else_the_slowest_of_the_kind():
-    known = [budget.Pace(replace(CONV, seed=k), HERE, s) for k, s in enumerate((1.0, 2.0, 9.0))]
-    known += [budget.Pace(replace(CONV, batch_norm=True), HERE, 20.0)]
+    known = [
+        budget.SecondsPerEpoch(replace(CONV, seed=k), HERE, s)
+        for k, s in enumerate((1.0, 2.0, 9.0))
+    ]
+    known += [budget.SecondsPerEpoch(replace(CONV, batch_norm=True), HERE, 20.0)]
     assert budget.seconds_per_epoch(replace(CONV, seed=7), known, HERE) == 2.0
     assert budget.seconds_per_epoch(replace(CONV, dropout=0.5), known, HERE) == 20.0
     for other in (
@@ -164,11 +167,13 @@ def test_a_pace_is_that_of_the_same_variant_else_the_slowest_of_the_kind():
 
 
 def test_a_run_is_begun_only_if_it_ends_in_time_unless_it_goes_on_in_slices():
-    known = [budget.Pace(run, HERE, 2.0) for run in (CONV, AL2)]
+    known = [budget.SecondsPerEpoch(run, HERE, 2.0) for run in (CONV, AL2)]
     assert budget.fits(CONV, 3, 6.0, known) and not budget.fits(CONV, 3, 5.9, known)
     assert budget.fits(AL2, 3, 0.1, known) and not budget.fits(AL2, 3, 0.0, known)
     assert budget.fits(CONV, 3, 0.1, []), "nothing tells how long it takes"
-    assert budget.fits(CONV, 3, 0.1, [budget.Pace(CONV, "a GPU", 2.0)]), "nor does another device"
+    assert budget.fits(CONV, 3, 0.1, [budget.SecondsPerEpoch(CONV, "a GPU", 2.0)]), (
+        "nor does another device"
+    )
 
 
 def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
@@ -179,9 +184,9 @@ def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
 
 def test_hours_in_words():
     known = [
-        budget.Pace(CONV, HERE, 1800.0),
-        budget.Pace(AL2, "a GPU", 3600.0),
-        budget.Pace(AL2, "a slow GPU", 7200.0),
+        budget.SecondsPerEpoch(CONV, HERE, 1800.0),
+        budget.SecondsPerEpoch(AL2, "a GPU", 3600.0),
+        budget.SecondsPerEpoch(AL2, "a slow GPU", 7200.0),
     ]
     unheard = replace(CONV, network="lenet", dropout=0.0)
     assert budget.hours([(CONV, 3)], known) == "about 1.5 h"

@@ -128,7 +128,7 @@ def test_a_network_at_chance_does_not_bear_out_a4():
 
 
 def test_a4_and_a6_have_one_reading_of_a_dead_network(monkeypatch):
-    made = courses().assign(test_accuracy=25.0)
+    made = curves().assign(test_accuracy=25.0)
     assert (
         a6(made).verdict == "holds"
         and verdicts_of(frame(gain=dict.fromkeys(GAIN, 0.0)))["A4"] == "holds"
@@ -388,7 +388,7 @@ def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():
 # ---- A6: |difference by AL2| against |difference by seed|, in points of mean CCA
 
 
-def courses(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
+def curves(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
     """Mean CCA with the start falling over 20 epochs; AL2 and another seed shift it by so much, by
     AL2 to either side.
     """
@@ -422,17 +422,17 @@ def a6(made):
     ],
 )
 def test_al2_changes_the_course_if_it_does_so_by_more_than_a_second_seed(made, wanted):
-    assert a6(courses(**made)).verdict == wanted
+    assert a6(curves(**made)).verdict == wanted
 
 
 def test_a6_gives_both_differences_in_points_and_its_rule():
-    row = a6(courses(dropouts=[0.5]))
+    row = a6(curves(dropouts=[0.5]))
     assert row.measured == "dropout 0.5: by AL2 10.0, by another seed at most 2.0"
     assert row.n == 2 and "× 100" in row.rule
 
 
 def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
-    made = courses(dropouts=[0.5])
+    made = curves(dropouts=[0.5])
     apart = made.al2 & (made.seed == 1)
     # with AL2 the seeds differ by 28 points
     made.loc[apart, "mean_cca init"] -= 0.3 * (-1.0) ** made.epoch[apart]
@@ -441,14 +441,14 @@ def test_a6_takes_the_seeds_largest_difference_without_or_with_al2():
 
 
 def test_a6_does_not_count_a_network_at_chance():
-    made = courses()
+    made = curves()
     made.loc[made.al2 & (made.dropout == 0.5) & (made.seed == 1), "test_accuracy"] = 10.1
     row = a6(made)
     assert row.verdict == "holds in part" and row.measured.count("at or near chance") == 1
 
 
 def test_a6_does_not_count_a_network_that_diverged():
-    made = courses()
+    made = curves()
     bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
     made = made[~(bad & (made.epoch > 12))].assign(
         diverged=lambda rows: np.where(bad.loc[rows.index], 13.0, np.nan)
@@ -459,7 +459,7 @@ def test_a6_does_not_count_a_network_that_diverged():
 
 def test_a6_does_not_count_a_dead_network_that_has_no_correlations_any_more():
     for since in (0, 12):  # φ is dead from the start, or from epoch 13 on
-        made = courses()
+        made = curves()
         dead = made.al2 & (made.dropout == 0.5) & (made.seed == 1) & (made.epoch > since)
         made.loc[dead, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
         row = a6(made)
@@ -469,13 +469,13 @@ def test_a6_does_not_count_a_dead_network_that_has_no_correlations_any_more():
             and "nan" not in row.measured
         )
     at_last = made.al2 & (made.dropout == 0.5) & (made.epoch == 20)  # an epoch without CCA
-    made = courses()
+    made = curves()
     made.loc[at_last, ["mean_cca init", "test_accuracy"]] = np.nan, 10.0
     assert a6(made).verdict == "holds in part"
 
 
 def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
-    made = courses(seeds=(0, 1, 2))
+    made = curves(seeds=(0, 1, 2))
     bad = made.al2 & (made.dropout == 0.5) & (made.seed == 1)
     made = made[~bad | (made.epoch == 1)]
     made.loc[bad, ["epoch", "mean_cca init", "test_accuracy"]] = np.nan
@@ -485,7 +485,7 @@ def test_a6_does_not_leave_out_a_network_that_diverged_in_its_first_epoch():
 
 
 def test_a6_needs_a_second_seed_as_its_control():
-    for made in (courses(seeds=[0]), courses()[lambda f: ~(f.al2 & (f.seed == 1))]):
+    for made in (curves(seeds=[0]), curves()[lambda f: ~(f.al2 & (f.seed == 1))]):
         row = a6(made)
         assert (
             row.verdict == "not run: a second seed is the control, and there is none" and row.n == 0
@@ -493,11 +493,9 @@ def test_a6_needs_a_second_seed_as_its_control():
 
 
 def test_a6_is_judged_by_runs_at_75_percent_with_the_measure():
-    more = courses(by_al2=0.0, corruption=0.5)
-    assert a6(pd.concat([courses(), more])).verdict == "holds"
-    assert a6(courses().drop(columns="mean_cca init")).verdict.startswith(
-        "not run: no finished run"
-    )
+    more = curves(by_al2=0.0, corruption=0.5)
+    assert a6(pd.concat([curves(), more])).verdict == "holds"
+    assert a6(curves().drop(columns="mean_cca init")).verdict.startswith("not run: no finished run")
 
 
 @pytest.mark.parametrize(
@@ -510,7 +508,7 @@ def test_a6_is_judged_by_runs_at_75_percent_with_the_measure():
     ],
 )
 def test_a6_refuses_to_average_over_several_settings(settings, field):
-    made = courses()
+    made = curves()
     other = made.assign(**settings, id=made.id + "x")  # as of other runs
     other = other if field != "speed" else other[other.al2]  # it has no effect on the others
     with pytest.raises(ValueError, match=rf"mnist, dropout 0 differ in {field}:"):

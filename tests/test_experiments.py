@@ -10,14 +10,14 @@ from lib.study.experiments import (
     READINGS,
     REGULARISED,
     VARIANTS,
-    across,
+    combined,
     label_randomization,
     lenet_alexnet,
-    options,
     penalty_readings,
     reading_of,
     relabelling,
     schedules,
+    sensitivity,
     sparsity_networks,
 )
 
@@ -137,7 +137,7 @@ SMALL = dict(epochs=80, speed=6.15, n_train=300)
 
 
 def test_options_are_the_default_networks_and_those_with_one_option_changed():
-    runs = options("mnist", seeds=(0, 4), totals=[0.1, 0.3], longer=2, **SMALL)
+    runs = sensitivity("mnist", seeds=(0, 4), totals=[0.1, 0.3], longer=2, **SMALL)
     assert len({run.id for run in runs}) == len(runs) == 2 * (6 + 6 + 4 + 4)
     default = runs[:12]
     changed = [run for run in runs[12:] if run.seed == 4]
@@ -169,7 +169,7 @@ def test_options_are_the_default_networks_and_those_with_one_option_changed():
 
 
 def test_options_spend_the_stated_totals_and_a_longer_training_ends_at_the_same_weight():
-    runs = options("mnist", totals=[0.1, 0.3], longer=3, **SMALL)
+    runs = sensitivity("mnist", totals=[0.1, 0.3], longer=3, **SMALL)
     default = schedule("al2", 80, 6.15)
     weaker = [schedule("al2", 80, run.speed).sum() / default.sum() for run in runs[-4:]]
     assert weaker == pytest.approx([0.1, 0.1, 0.3, 0.3], rel=1e-4)
@@ -179,10 +179,10 @@ def test_options_spend_the_stated_totals_and_a_longer_training_ends_at_the_same_
 
 def test_options_are_tried_on_the_wanted_baselines_and_only_those_that_are_stated():
     assert {
-        run.baseline for run in options("mnist", baselines=["dropout"], totals=[0.3], longer=2)
+        run.baseline for run in sensitivity("mnist", baselines=["dropout"], totals=[0.3], longer=2)
     } == {"dropout"}
-    assert len(options("mnist")) == 6 + 6  # the laws alone
-    long = options("mnist", dropout_epochs=750)
+    assert len(sensitivity("mnist")) == 6 + 6  # the laws alone
+    long = sensitivity("mnist", dropout_epochs=750)
     assert [run.epochs for run in long if run.baseline == "dropout"] == [750, 750, 700, 700]
 
 
@@ -205,7 +205,7 @@ def test_options_are_tried_on_the_wanted_baselines_and_only_those_that_are_state
 )
 def test_options_refuses_what_its_runs_differ_in_and_options_that_are_none(settings, message):
     with pytest.raises(ValueError, match=message):
-        options("digits", **{"epochs": 50, "speed": 3.4} | settings)
+        sensitivity("digits", **{"epochs": 50, "speed": 3.4} | settings)
 
 
 def test_relabelling_is_two_teachers_their_students_and_clean_labels_for_each_seed():
@@ -576,7 +576,7 @@ SHORT = {
 
 
 def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control():
-    runs = across("mnist", clean_dataset="cifar10", seeds=(0, 4), corruption=0.5, **SHORT)
+    runs = combined("mnist", clean_dataset="cifar10", seeds=(0, 4), corruption=0.5, **SHORT)
     assert len({run.id for run in runs}) == len(runs) == 18
     assert [run.seed for run in runs] == [0] * 5 + [4] * 5 + [0] * 4 + [4] * 4
     noisy = runs[:10]
@@ -607,14 +607,14 @@ def test_each_test_has_the_four_networks_for_each_seed_and_the_first_a_control()
 
 
 def test_without_a_set_for_the_second_test_the_first_is_alone():
-    both = across("mnist", clean_dataset="digits", seeds=(0, 4), **SHORT)
-    alone = across("mnist", clean_dataset=None, seeds=(0, 4), **SHORT)
+    both = combined("mnist", clean_dataset="digits", seeds=(0, 4), **SHORT)
+    alone = combined("mnist", clean_dataset=None, seeds=(0, 4), **SHORT)
     assert [run.id for run in alone] == [run.id for run in both[:10]]
 
 
 def test_sparsity_reg_acts_on_the_same_kinds_of_layers_in_both_networks():
     """sr2Net: the last convolutions and the first dense layer."""
-    run = across("mnist", clean_dataset="digits")[3]
+    run = combined("mnist", clean_dataset="digits")[3]
     names = measures.hidden_layers(trainer.build_network(run, 1, 28, 10))
     assert names == ["trunk.conv1", "trunk.conv2", "head.fc1"] and sorted(names[1:]) == list(
         run.sparsity
@@ -640,7 +640,7 @@ def test_the_networks_that_notebook_21_trains_too_are_its_runs():
 
 
 def test_penalised_networks_train_as_long_as_is_read_whatever_the_length_of_the_others():
-    runs = across(
+    runs = combined(
         "mnist",
         clean_dataset="digits",
         **SHORT,
@@ -653,7 +653,7 @@ def test_penalised_networks_train_as_long_as_is_read_whatever_the_length_of_the_
 
 
 def test_settings_reach_their_own_test():
-    runs = across(
+    runs = combined(
         "mnist",
         clean_dataset="digits",
         batch_size=16,
@@ -685,4 +685,4 @@ def test_settings_reach_their_own_test():
 )
 def test_what_would_make_two_of_the_four_one_or_is_unknown_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        across("mnist", clean_dataset="digits", **settings)
+        combined("mnist", clean_dataset="digits", **settings)

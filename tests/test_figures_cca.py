@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from test_claims import a6
-from test_claims import courses as mean_cca_courses
+from test_claims import curves as mean_cca_courses
 
 from lib import measures
 from lib.study import figures
@@ -81,12 +81,12 @@ def test_where_no_channel_is_live_its_line_is_empty():
     assert legend(fig) == ["dead"] and [len(ax.lines[0].get_xdata()) for ax in fig.axes] == [0, 0]
 
 
-# ---- courses
+# ---- curves
 
 
 def test_courses_have_a_row_a_dropout_a_column_a_measure_and_a_line_a_seed():
     frame = made(seeds=(0, 1, 2))
-    fig = drawing.courses(frame, REFERENCE)
+    fig = drawing.curves(frame, REFERENCE)
     assert legend(fig) == ["without AL2", "with AL2", "another start"]
     rows = np.reshape(fig.axes, (2, 4))
     assert [ax.get_title() for ax in rows[0]] == [
@@ -117,7 +117,7 @@ def test_courses_have_a_row_a_dropout_a_column_a_measure_and_a_line_a_seed():
 
 
 def test_one_dropout_has_one_row():
-    fig = drawing.courses(made(dropouts=[0.5]), REFERENCE)
+    fig = drawing.curves(made(dropouts=[0.5]), REFERENCE)
     assert (
         len(fig.axes) == 4
         and fig.axes[0].get_ylabel().startswith("dropout 0.5")
@@ -127,7 +127,7 @@ def test_one_dropout_has_one_row():
 
 def test_the_largest_dropout_is_on_top_in_whatever_order_the_runs_come():
     frame = made(dropouts=[0.0, 0.5])
-    assert drawing.courses(frame, REFERENCE).axes[0].get_ylabel().startswith("dropout 0.5")
+    assert drawing.curves(frame, REFERENCE).axes[0].get_ylabel().startswith("dropout 0.5")
     assert [ax.get_title() for ax in drawing.difference_curves(frame).axes] == [
         "dropout 0.5",
         "dropout 0",
@@ -135,7 +135,7 @@ def test_the_largest_dropout_is_on_top_in_whatever_order_the_runs_come():
 
 
 def test_a_network_whose_loss_became_nan_has_no_line():
-    fig = drawing.courses(without(made(), (0.5, True, 1)), REFERENCE)
+    fig = drawing.curves(without(made(), (0.5, True, 1)), REFERENCE)
     assert (
         drawn(fig.axes[0])[to_rgb(DROPOUT), "-"] == 1 and drawn(fig.axes[4])[to_rgb(BARE), "-"] == 2
     )
@@ -146,7 +146,7 @@ def test_the_course_of_a_network_that_has_no_live_channel_any_more_ends():
     late = (frame.dropout == 0.5) & frame.al2 & (frame.seed == 0) & (frame.epoch > 10)
     frame.loc[late, ["mean_cca init", "svcca init", "pwcca init"]] = np.nan
     frame.loc[late, "dead"] = 50
-    fig = drawing.courses(frame, REFERENCE)
+    fig = drawing.curves(frame, REFERENCE)
     fig.canvas.draw()
     assert [np.isfinite(ax.lines[2].get_ydata()).sum() for ax in fig.axes[:4]] == [10, 10, 10, 20]
     apart = drawing.differences(frame).dropna().groupby(["network", "differing in"]).epoch.max()
@@ -156,7 +156,7 @@ def test_the_course_of_a_network_that_has_no_live_channel_any_more_ends():
 
 def test_runs_that_differ_in_something_else_and_no_runs_are_refused():
     for draw in (
-        lambda frame: drawing.courses(frame, REFERENCE),
+        lambda frame: drawing.curves(frame, REFERENCE),
         drawing.differences,
         drawing.difference_curves,
     ):

@@ -21,7 +21,7 @@ from lib.measures import (
     cumulative_ablation,
     entropy_maps,
     hidden_layers,
-    moment_of_overfitting,
+    overfitting_onset,
     rise_after_least,
     smoothed,
 )
@@ -467,9 +467,9 @@ def test_a_dip_and_a_rise_is_overfitting_from_the_epoch_of_the_dip_on():
     epochs = np.arange(1, 61)
     for dip in (10, 20, 45):
         curve = 1 + 0.001 * (epochs - dip) ** 2
-        assert moment_of_overfitting(curve) == dip
+        assert overfitting_onset(curve) == dip
         noise = 0.004 * (-1.0) ** epochs  # which would move the least value of the curve itself
-        assert abs(moment_of_overfitting(curve + noise) - dip) <= 1
+        assert abs(overfitting_onset(curve + noise) - dip) <= 1
 
 
 def test_the_moment_is_the_least_value_of_the_smoothed_curve():
@@ -480,7 +480,7 @@ def test_the_moment_is_the_least_value_of_the_smoothed_curve():
         smooth = plain_smoothed(curve)
         low = min(range(80), key=smooth.__getitem__)
         expected = low + 1 if smooth[-1] > 1.02 * smooth[low] else None
-        assert moment_of_overfitting(curve) == expected
+        assert overfitting_onset(curve) == expected
         moments.append(expected)
     assert 5 < moments.count(None) < 45
 
@@ -489,7 +489,7 @@ def test_the_moment_is_the_least_value_of_the_smoothed_curve():
     "curve", [np.geomspace(3, 1, 50), [2.0] * 30, [1.5], np.linspace(3, 1, 9).tolist()]
 )
 def test_a_curve_that_does_not_rise_again_has_no_moment(curve):
-    assert moment_of_overfitting(curve) is None
+    assert overfitting_onset(curve) is None
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.015, 0.5, 3.0])
@@ -508,29 +508,29 @@ def test_the_rise_is_a_share_of_the_least_value(rise):
 )
 def test_the_end_has_to_lie_more_than_2_percent_above_the_least(rise, overfits):
     curve = 1 + rise * (np.arange(60) >= 30)
-    assert (moment_of_overfitting(curve) is not None) == overfits
+    assert (overfitting_onset(curve) is not None) == overfits
     assert (
-        moment_of_overfitting(7 * curve) is not None
+        overfitting_onset(7 * curve) is not None
     ) == overfits  # a share of the least value, not an amount
 
 
 def test_a_rise_before_the_end_that_is_undone_does_not_count():
     curve = np.concatenate([np.linspace(2, 1, 20), np.linspace(1, 3, 20), np.linspace(3, 1, 40)])
-    assert moment_of_overfitting(curve) is None
+    assert overfitting_onset(curve) is None
 
 
 def test_of_equal_least_values_the_first_is_the_moment():
     curve = np.concatenate([np.ones(10), np.zeros(40), np.ones(10)])
     # epochs 11 … 50 are 0; eight of them before and after are needed
-    assert moment_of_overfitting(curve) == 19
+    assert overfitting_onset(curve) == 19
 
 
 def test_a_curve_that_only_rises_overfits_from_the_first_epoch():
-    assert moment_of_overfitting(np.linspace(1, 2, 40)) == 1
+    assert overfitting_onset(np.linspace(1, 2, 40)) == 1
 
 
 @pytest.mark.parametrize("curve", [[], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]], 3.0])
 def test_the_moment_of_what_is_no_curve_is_refused(curve):
-    for judge in (moment_of_overfitting, rise_after_least):
+    for judge in (overfitting_onset, rise_after_least):
         with pytest.raises(ValueError, match="one finite value an epoch"):
             judge(curve)

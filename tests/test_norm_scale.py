@@ -11,8 +11,8 @@ from made import stored
 from test_report import assembled
 
 from lib.study import report, tables
-from lib.study.experiments import label_randomization, norm_scales, options
-from lib.study.figures import options as figures_options
+from lib.study.experiments import label_randomization, norm_scales, sensitivity
+from lib.study.figures import sensitivity as figures_sensitivity
 from lib.study.tables import norm_scale
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
@@ -36,7 +36,7 @@ def test_runs_with_scale_1_are_those_of_the_eight_networks_and_the_others_those_
     shared = {"seeds": (0, 1), "epochs": 80, "speed": 6.15, "corruption": 0.75}
     runs = norm_scales("mnist", **shared)
     eight, tried = (
-        {r.id for r in study("mnist", **shared)} for study in (label_randomization, options)
+        {r.id for r in study("mnist", **shared)} for study in (label_randomization, sensitivity)
     )
     assert [r.id in eight for r in runs] == [r.bn_gamma == "ones" for r in runs] and {
         r.id for r in runs
@@ -122,7 +122,7 @@ def test_no_runs_give_no_rows():
 def test_the_figure_has_both_scales_with_and_without_al2_and_the_printed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fig = figures_options.norm_scales(study())
+        fig = figures_sensitivity.norm_scales(study())
         fig.canvas.draw()
     lines = [
         line
@@ -138,7 +138,7 @@ def test_the_figure_has_both_scales_with_and_without_al2_and_the_printed():
     (crosses,) = [line for line in fig.axes[0].lines if line.get_marker() == "x"]
     assert sorted(crosses.get_ydata())[-1] == 95.47 and len(crosses.get_xdata()) == 14
     with pytest.raises(ValueError, match="one profile and dataset"):
-        figures_options.norm_scales(pd.concat([study(), study(corruption=0.5)]))
+        figures_sensitivity.norm_scales(pd.concat([study(), study(corruption=0.5)]))
 
 
 def test_the_report_has_table_and_figure_where_there_are_runs():

@@ -297,12 +297,12 @@ def test_an_unknown_parameter_that_resembles_none_is_refused_too():
     ],
 )
 def test_tables_are_read_at_the_papers_epochs_and_at_the_last(epochs, points):
-    assert Run("mnist", epochs=epochs).point_epochs() == points
+    assert Run("mnist", epochs=epochs).table_epochs() == points
 
 
 @pytest.mark.parametrize("epochs", range(1, 30))
 def test_points_are_epochs_of_the_run_and_end_with_its_last(epochs):
-    points = Run("mnist", epochs=epochs).point_epochs()
+    points = Run("mnist", epochs=epochs).table_epochs()
     assert points == sorted(set(points))
     assert points[0] >= 1 and points[-1] == epochs
 
@@ -544,7 +544,7 @@ def test_a_sparsity_run_survives_json():
 @pytest.mark.parametrize("network", ["convnet_s", "lenet", "alexnet"])
 def test_networks_without_trunk_and_head_have_no_ablations_and_no_points(network):
     run = Run("digits", network=network, ablations=("shared/test",))
-    assert run.ablations == () and run.point_epochs() == []
+    assert run.ablations == () and run.table_epochs() == []
     assert run.with_measures(Run("digits", network=network)).ablations == ()
 
 

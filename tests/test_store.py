@@ -274,7 +274,7 @@ def test_collect_gives_every_finished_run_of_one_profile():
 def test_arrays_hold_the_ablation_curves_of_the_point_epochs():
     store.ensure([BARE])
     stored = store.arrays(BARE)
-    assert list(stored["ablation epochs"]) == BARE.point_epochs()
+    assert list(stored["ablation epochs"]) == BARE.table_epochs()
     area = np.trapezoid(stored["ablation element/train-true"], dx=0.1, axis=1)
     np.testing.assert_allclose(area, store.load([BARE])["ablation_auc"].dropna(), rtol=1e-5)
 

@@ -170,7 +170,7 @@ def test_the_epoch_that_stands_for_one_of_the_papers(published, epochs, expected
 def test_tables_are_read_where_runs_are_measured_whatever_their_length():
     for epochs in range(1, 801):
         assert {tables.epoch_measured(e, epochs) for e in POINTS} <= set(
-            Run("mnist", epochs=epochs).point_epochs()
+            Run("mnist", epochs=epochs).table_epochs()
         )
 
 

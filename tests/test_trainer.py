@@ -230,9 +230,9 @@ def test_lambda_is_constant_in_an_epoch_and_follows_the_schedule_of_the_run():
 
 def test_all_test_images_are_measured_at_point_epochs_only():
     run = replace(BARE, epochs=10)
-    assert run.point_epochs() == [1, 3, 4, 6, 7, 9, 10]
+    assert run.table_epochs() == [1, 3, 4, 6, 7, 9, 10]
     found, expected = trainer.fit([run]), plain_training(run)
-    at_points = found["epoch"].isin(run.point_epochs())
+    at_points = found["epoch"].isin(run.table_epochs())
     assert list(found["test_images"]) == [359 if point else 50 for point in at_points]
     wanted = expected["test_accuracy"].where(at_points, expected["test_accuracy_of_the_first"])
     np.testing.assert_allclose(found["test_accuracy"], wanted, atol=2.01)
@@ -245,9 +245,9 @@ def test_ablation_is_measured_at_point_epochs_only_and_its_curves_are_kept(tmp_p
     )
     found = trainer.fit([run], [tmp_path / run.name])
     measured = found.loc[found["ablation_auc"].notna(), "epoch"]
-    assert list(measured) == run.point_epochs()
+    assert list(measured) == run.table_epochs()
     kept = run_dir.read_arrays(tmp_path / run.name)
-    assert list(kept["ablation epochs"]) == run.point_epochs()
+    assert list(kept["ablation epochs"]) == run.table_epochs()
     for spec in run.ablations:
         column = "ablation_auc" if spec == "element/train-true" else f"ablation_auc {spec}"
         curves = kept[f"ablation {spec}"]  # [points, 11]

@@ -313,7 +313,7 @@ def beside_training(beside: dict[str, Sequence[float]]) -> pd.DataFrame:
     A checkpoint is set against the time between two of them. Evaluation in batches of a size is one
     pass over the test set.
     """
-    points = len(LITE.point_epochs())
+    points = len(LITE.table_epochs())
     often = {
         "evaluation of a curve": (LITE.epochs - points) / LITE.epochs,
         "evaluation on all images": points / LITE.epochs,

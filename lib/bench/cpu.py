@@ -237,7 +237,7 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     optimizer = make_optimizer(run, model)
     steps = TrainStep(model, optimizer, task, run)
     arrays: dict[str, list[Tensor]] = {}
-    point = run.point_epochs()[0]
+    point = run.table_epochs()[0]
     found = {}
 
     def timed(name: str, work: Callable):

@@ -11,7 +11,7 @@ from lib.run import Run
 
 
 @dataclass(frozen=True)
-class Pace:
+class SecondsPerEpoch:
     """What one stored run, finished or under way, says: seconds an epoch, and on which device, in
     which precision.
     """
@@ -21,7 +21,7 @@ class Pace:
     seconds: float
 
 
-def paces() -> list[Pace]:
+def paces() -> list[SecondsPerEpoch]:
     """Those of all stored runs, of every profile. Folders that cannot be read say nothing here."""
     found = []
     files = [
@@ -31,7 +31,7 @@ def paces() -> list[Pace]:
     for folder in sorted({file.parent for file in files}):
         try:
             seconds, device = run_dir.read_pace(folder)
-            found.append(Pace(run_dir.read_run(folder), device, seconds))
+            found.append(SecondsPerEpoch(run_dir.read_run(folder), device, seconds))
         except run_dir.RecordError:
             continue  # whoever needs that run says what is wrong with it
     return found
@@ -46,7 +46,7 @@ def kind(run: Run) -> tuple:
     return run.network, run.dataset, run.image_size, run.classes, run.n_train
 
 
-def seconds_per_epoch(run: Run, known: Iterable[Pace], device: str) -> float | None:
+def seconds_per_epoch(run: Run, known: Iterable[SecondsPerEpoch], device: str) -> float | None:
     """From runs of the same kind on the device: the median of the same variant's, else the
     slowest's; None without any.
     """
@@ -59,7 +59,7 @@ def seconds_per_epoch(run: Run, known: Iterable[Pace], device: str) -> float | N
     return median(same) if same else max((pace.seconds for pace in alike), default=None)
 
 
-def fits(run: Run, epochs: int, seconds: float, known: list[Pace] | None = None) -> bool:
+def fits(run: Run, epochs: int, seconds: float, known: list[SecondsPerEpoch] | None = None) -> bool:
     """Whether so many epochs of a run may be begun with so many seconds left.
 
     The AL2 paper's long trainings go on in slices; any other is begun only if it ends in time, so
@@ -74,7 +74,7 @@ def fits(run: Run, epochs: int, seconds: float, known: list[Pace] | None = None)
     return pace is None or epochs * pace <= seconds
 
 
-def hours(left: Iterable[tuple[Run, int]], known: list[Pace]) -> str:
+def hours(left: Iterable[tuple[Run, int]], known: list[SecondsPerEpoch]) -> str:
     """The time that so many epochs of each run take in one process: "about 1.5 h", "more than 1.5
     h", "hours unknown".
 

@@ -45,13 +45,13 @@ PLANS: dict[str, Callable[..., list[Run]]] = {
     "12_al2_cca": experiments.representations,
     "13_al2_schedules": experiments.schedules,
     "14_al2_relabel": experiments.relabelling,
-    "15_al2_options": experiments.options,
+    "15_al2_options": experiments.sensitivity,
     "16_al2_norm_scale": experiments.norm_scales,
     "20_sparsity_monitor": experiments.sparsity_networks,
     "21_sparsity_networks": experiments.sparsity_networks,
     "22_sparsity_lenet_alexnet": experiments.lenet_alexnet,
     "23_penalty_readings": experiments.penalty_readings,
-    "30_across": experiments.across,
+    "30_across": experiments.combined,
 }
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
 

@@ -143,7 +143,7 @@ def schedules(
     return [Run.from_dict(shared | {"seed": seed} | own) for seed in seeds for own in varied]
 
 
-def options(
+def sensitivity(
     dataset: str,
     *,
     seeds: Sequence[int] = (0,),
@@ -218,9 +218,9 @@ def options(
 def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
     """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1).
 
-    The latter is as PyTorch 1.1 drew it. The runs are among those of `options`.
+    The latter is as PyTorch 1.1 drew it. The runs are among those of `sensitivity`.
     """
-    return options(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
+    return sensitivity(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
 
 
 def relabelling(
@@ -493,7 +493,7 @@ def reading_of(reading: str) -> dict[str, str]:
 AL2_CNN_SPARSITY = ("trunk.conv2", "head.fc1")
 
 
-def across(
+def combined(
     dataset: str,
     *,
     clean_dataset: str | None,

@@ -16,15 +16,15 @@ from lib.run import Run
 from lib.study import campaign, claims, figures, tables
 from lib.study.claims import pages as claim_pages
 from lib.study.experiments import VARIANTS
-from lib.study.figures import across as figures_across
 from lib.study.figures import cca as figures_cca
-from lib.study.figures import options as figures_options
+from lib.study.figures import combined as figures_combined
 from lib.study.figures import schedules as figures_schedules
+from lib.study.figures import sensitivity as figures_sensitivity
 from lib.study.figures import sparsity as figures_sparsity
-from lib.study.tables import across as tables_across
 from lib.study.tables import cca as tables_cca
+from lib.study.tables import combined as tables_combined
 from lib.study.tables import norm_scale
-from lib.study.tables import options as tables_options
+from lib.study.tables import sensitivity as tables_sensitivity
 
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
@@ -104,8 +104,8 @@ def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     overfitting = tables.overfitting(tables.sparsity_runs(frame))
     if len(overfitting):
         found["sparsity_overfitting"] = overfitting
-    options = tables_options.table(frame) if "notebooks" in frame else pd.DataFrame()
-    if len(options) and (options.option != tables_options.DEFAULT).any():
+    options = tables_sensitivity.table(frame) if "notebooks" in frame else pd.DataFrame()
+    if len(options) and (options.option != tables_sensitivity.DEFAULT).any():
         found["al2_options"] = options
     scales = norm_scale.table(frame) if "notebooks" in frame else pd.DataFrame()
     if len(scales):
@@ -178,19 +178,23 @@ def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     """What options of the protocol change at 75 % corruption, where any was tried."""
-    gains = tables_options.gains(report.frame) if "notebooks" in report.frame else pd.DataFrame()
+    gains = (
+        tables_sensitivity.gains(report.frame) if "notebooks" in report.frame else pd.DataFrame()
+    )
     gains = gains[gains.corruption == 0.75] if len(gains) else gains
     found = {}
     for (profile, dataset), own in (
         gains.groupby(["profile", "dataset"], sort=False) if len(gains) else []
     ):
-        if (own.option != tables_options.DEFAULT).any():
-            found[f"al2_options-{profile}-{dataset}"] = lambda own=own: figures_options.gains(own)
+        if (own.option != tables_sensitivity.DEFAULT).any():
+            found[f"al2_options-{profile}-{dataset}"] = lambda own=own: figures_sensitivity.gains(
+                own
+            )
     scales = norm_scale.runs_of(report.frame) if "notebooks" in report.frame else pd.DataFrame()
     for (profile, dataset), own in scales.groupby(["profile", "dataset"]) if len(scales) else []:
         if own.scale.nunique() > 1:
             found[f"al2_norm_scale-{profile}-{dataset}"] = lambda own=own: (
-                figures_options.norm_scales(own)
+                figures_sensitivity.norm_scales(own)
             )
     return found
 
@@ -280,25 +284,25 @@ def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     if "notebooks" not in report.frame:
         return {}
     found: dict[str, Callable[[], Figure]] = {}
-    rows = tables_across.labelled(tables.of_notebook(report.frame, "30_across"))
+    rows = tables_combined.labelled(tables.of_notebook(report.frame, "30_across"))
     if rows.empty:
         return found
     for (test, profile, dataset), own in rows.groupby(["test", "profile", "dataset"]):
-        levels = sorted(own.corruption[own.method != tables_across.CONTROL].unique())
+        levels = sorted(own.corruption[own.method != tables_combined.CONTROL].unique())
         for level in levels:
             name = f"across_{test}-{profile}-{dataset}"
             if len(levels) > 1:
                 name += f"-{100 * level:.0f}"
-            cell = own[(own.corruption == level) | (own.method == tables_across.CONTROL)]
-            if cell.method[cell.method != tables_across.CONTROL].nunique() < len(
-                tables_across.METHODS
+            cell = own[(own.corruption == level) | (own.method == tables_combined.CONTROL)]
+            if cell.method[cell.method != tables_combined.CONTROL].nunique() < len(
+                tables_combined.METHODS
             ):
                 # vanillaNet and sr2Net are other notebooks' runs: drawn when AL2 stands beside them
                 continue
             draw = (
-                figures_across.memorisation
+                figures_combined.memorisation
                 if test == "memorisation"
-                else figures_across.overfitting
+                else figures_combined.overfitting
             )
             found[name] = lambda draw=draw, cell=cell: draw(cell)
     return found

@@ -314,9 +314,9 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     measured = runs[runs["mean_cca init"].notna()]
     cells = {}
     said = []
-    for dropout, courses in measured.groupby("dropout"):
+    for dropout, curves in measured.groupby("dropout"):
         # a dead φ has no correlations, nor has a network that diverged at once: they count, too
-        own = runs[(runs.dropout == dropout) & runs.baseline.isin(courses.baseline)]
+        own = runs[(runs.dropout == dropout) & runs.baseline.isin(curves.baseline)]
         name = f"{dataset}, dropout {dropout:g}"
         by_al2 = own.al2.astype(bool)
         one_setting(own, name, but=("seed", *AL2_FIELDS))
@@ -336,7 +336,7 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Judged | None:
         if alive and others.empty:
             continue
         found = f"by AL2 {changes.mean():.1f}, by another seed at most {others.max():.1f}"
-        found = "no two courses to compare" if others.empty else found
+        found = "no two curves to compare" if others.empty else found
         if alive:
             cells[f"dropout {dropout:g}"] = changes - others.max()
         else:

@@ -62,7 +62,7 @@ def by_channel_and_direction(channels: Curves, directions: Curves) -> Figure:
     return fig
 
 
-def courses(frame: pd.DataFrame, reference: Similarities) -> Figure:
+def curves(frame: pd.DataFrame, reference: Similarities) -> Figure:
     """Mean CCA, SVCCA and PWCCA of φ with its start, against epochs.
 
     And the number of dead channels.

@@ -59,7 +59,7 @@ def outcomes(frame: pd.DataFrame) -> pd.DataFrame:
             networks none is taken.
 
     Returns:
-        a row a run: id, weight_decay, al2, schedule, speed, rate, epochs, seed; total (Σ λ_e, ×
+        one row per run: id, weight_decay, al2, schedule, speed, rate, epochs, seed; total (Σ λ_e, ×
         that of the paper's series) and last_weight (λ in the last epoch), empty without AL2; best,
         best_epoch, stopped, stopped_epoch (`lib.study.tables.stopping`); at the last epoch final
         (test accuracy), held_out (accuracy on the held-out noisy labels), ablation_auc,

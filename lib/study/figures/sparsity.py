@@ -224,7 +224,7 @@ def _moments(losses: pd.DataFrame) -> dict[int, int]:
 
     From validation losses with a column a seed.
     """
-    found = {seed: measures.moment_of_overfitting(losses[seed]) for seed in losses}
+    found = {seed: measures.overfitting_onset(losses[seed]) for seed in losses}
     return {seed: moment for seed, moment in found.items() if moment is not None}
 
 

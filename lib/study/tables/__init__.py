@@ -286,7 +286,7 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `sparsity_runs` gives them.
 
     Returns:
-        a row a run: profile, dataset, size, optimizer, network, regularized, reading, seed, id,
+        one row per run: profile, dataset, size, optimizer, network, regularized, reading, seed, id,
         epochs_read, best, best_epoch, last. Empty `best` and `last` where the loss became NaN by
         then.
     """
@@ -327,9 +327,9 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `sparsity_runs` gives them.
 
     Returns:
-        a row a run: profile, dataset, size, optimizer, network, regularized, reading, epochs, seed,
-        `moment` (the epoch of the least smoothed loss, empty where it does not overfit:
-        `measures.moment_of_overfitting`), `rise` (%, `measures.rise_after_least`). Both empty for a
+        one row per run: profile, dataset, size, optimizer, network, regularized, reading, epochs,
+        seed, `moment` (the epoch of the least smoothed loss, empty where it does not overfit:
+        `measures.overfitting_onset`), `rise` (%, `measures.rise_after_least`). Both empty for a
         run whose loss became NaN, which `diverged` gives the epoch of.
     """
     keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
@@ -338,7 +338,7 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
         losses = run.sort_values("epoch").test_cross_entropy
         diverged = run.diverged.max()
         found = (
-            (measures.moment_of_overfitting(losses), measures.rise_after_least(losses))
+            (measures.overfitting_onset(losses), measures.rise_after_least(losses))
             if np.isnan(diverged)
             else (None, None)
         )
@@ -464,8 +464,8 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
         frame: as `lib.store.load` gives it.
 
     Returns:
-        a row a run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final, best,
-        best_epoch, stopped, stopped_epoch. Where the loss became NaN within the epochs read,
+        one row per run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final,
+        best, best_epoch, stopped, stopped_epoch. Where the loss became NaN within the epochs read,
         `diverged` is true and `final` empty; the others are of its finite epochs, and empty where
         there is none.
     """

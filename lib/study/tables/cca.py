@@ -1,4 +1,4 @@
-"""How far apart courses of canonical correlations are.
+"""How far apart curves of canonical correlations are.
 
 It is what notebook 12 draws and claim A6 is judged by.
 """
@@ -30,7 +30,7 @@ def dropouts(frame: pd.DataFrame) -> list[float]:
 
 
 def differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far apart two courses of mean CCA with the start are (claim A6).
+    """How far apart two curves of mean CCA with the start are (claim A6).
 
     They are of a network with and without AL2, or of two seeds.
 

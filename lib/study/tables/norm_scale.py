@@ -14,7 +14,7 @@ from lib.study.tables import (
     of_notebook,
     published,
 )
-from lib.study.tables.options import UNIFORM
+from lib.study.tables.sensitivity import UNIFORM
 
 SCALES = {"ones": "γ = 1", "uniform": UNIFORM}  # how a run's `bn_gamma` is called
 KEYS = ["profile", "dataset", "corruption", "al2", "scale"]

@@ -1,6 +1,6 @@
 """What options of the protocol change, beside the paper's numbers.
 
-Drawn from `lib.study.tables.options` and `lib.study.tables.norm_scale`.
+Drawn from `lib.study.tables.sensitivity` and `lib.study.tables.norm_scale`.
 """
 
 from itertools import cycle
@@ -14,7 +14,7 @@ from lib.study.figures import AXES, COLOURS, draw_reference, require_one_cell
 from lib.study.tables import AL2_TABLES, BASELINES, DEAD
 from lib.study.tables.norm_scale import SCALES, runs_of
 from lib.study.tables.norm_scale import table as table_of_scales
-from lib.study.tables.options import (
+from lib.study.tables.sensitivity import (
     CELL,
     DEFAULT,
     labelled,
@@ -77,7 +77,7 @@ def gains(pairs: pd.DataFrame) -> Figure:
     return fig
 
 
-def courses(frame: pd.DataFrame) -> Figure:
+def curves(frame: pd.DataFrame) -> Figure:
     """Test accuracy with AL2 against the share of the training that is done.
 
     There is a panel a baseline, a line an option.
@@ -86,7 +86,7 @@ def courses(frame: pd.DataFrame) -> Figure:
     Dotted: chance.
 
     Args:
-        frame: as `lib.study.tables.options.labelled` takes it, of one profile, data set and
+        frame: as `lib.study.tables.sensitivity.labelled` takes it, of one profile, data set and
             corruption level.
 
     Raises:
@@ -127,11 +127,11 @@ def series(frame: pd.DataFrame, baseline: str = "dropout") -> Figure:
     """The λ series of a baseline with AL2 by option, a longer training dashed.
 
     Args:
-        frame: as for `courses`.
+        frame: as for `curves`.
         baseline: whose.
 
     Raises:
-        ValueError: as `courses`.
+        ValueError: as `curves`.
     """
     require_one_cell(labelled(frame), CELL)
     own = weights_by_option(frame, baseline)

@@ -1,6 +1,6 @@
 """Both penalties under both tests (the project's own extension).
 
-What is read out of the runs of `lib.study.experiments.across`.
+What is read out of the runs of `lib.study.experiments.combined`.
 
 The label-randomisation test of the AL2 paper is called *memorisation* here, the overfitting test of
 the targeted-sparsity paper *overfitting*. Entropies are a share of their largest value, ln D, in %,
@@ -97,7 +97,7 @@ def turn(accuracies: Sequence[float]) -> int | None:
 
 
 def of_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a run.
+    """One row per run.
 
     Args:
         rows: as `labelled` gives them, of one corruption level.
@@ -106,7 +106,7 @@ def of_runs(rows: pd.DataFrame) -> pd.DataFrame:
         profile, test, dataset, method, seed; `final` and `best`: test accuracy in %, `best_epoch`
         the first such epoch; `cross_entropy`: of the training images, at the end; `turn`: the epoch
         from which on things get worse, of accuracy (memorisation, see `turn`) or of the validation
-        loss (overfitting, see `measures.moment_of_overfitting`); `crossing`: the first epoch with a
+        loss (overfitting, see `measures.overfitting_onset`); `crossing`: the first epoch with a
         training cross-entropy below the noise floor (memorisation). Missing epochs are NaN, and so
         are all values of a run whose loss became NaN within the epochs read; `diverged` says at
         which epoch.
@@ -140,7 +140,7 @@ def of_runs(rows: pd.DataFrame) -> pd.DataFrame:
                     "crossing": run.epoch[run.cross_entropy < floor].min(),
                 }
             else:
-                values["turn"] = measures.moment_of_overfitting(run.test_cross_entropy)
+                values["turn"] = measures.overfitting_onset(run.test_cross_entropy)
         found.append(values)
     columns = [
         *KEYS,
@@ -156,7 +156,7 @@ def of_runs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
-    """A row a run and layer: how far entropy falls, when, and how long before things get worse.
+    """One row per run and layer: how far entropy falls, when, and how long before things get worse.
 
     Args:
         rows: as `labelled` gives them.

@@ -9,9 +9,9 @@ from made import stored
 from test_report import assembled
 
 from lib.study import claims, report, tables
-from lib.study.experiments import label_randomization, options
-from lib.study.figures import options as figures_options
-from lib.study.tables import options as opt
+from lib.study.experiments import label_randomization, sensitivity
+from lib.study.figures import sensitivity as figures_sensitivity
+from lib.study.tables import sensitivity as opt
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 PLAIN = {"bare": 27.0, "batchnorm": 28.0, "dropout": 37.0}
@@ -36,7 +36,7 @@ def study(
     diverge in epoch 3.
     """
     stated = {"totals": [0.1, 0.3], "longer": 2, "corruption": corruption} | SMALL | settings
-    runs = options(dataset, seeds=seeds, **stated)
+    runs = sensitivity(dataset, seeds=seeds, **stated)
     parts = []
     default = {
         run.id for run in label_randomization(dataset, seeds=seeds, corruption=corruption, **SMALL)
@@ -271,7 +271,7 @@ def test_the_table_for_reading_has_words_and_signs():
 
 
 def test_a_panel_a_baseline_with_a_bar_an_option_a_dot_a_seed_and_both_lines():
-    fig = figures_options.gains(opt.gains(study(rules=[(is_weaker, 40.0)])))
+    fig = figures_sensitivity.gains(opt.gains(study(rules=[(is_weaker, 40.0)])))
     assert [ax.get_title() for ax in fig.axes] == ["Bare", "BN", "DO"]
     ax = fig.axes[2]
     assert [bar.get_height() for bar in ax.patches] == [-26.0, -26.0, 14.0, 14.0, -26.0]
@@ -292,7 +292,7 @@ def test_a_panel_a_baseline_with_a_bar_an_option_a_dot_a_seed_and_both_lines():
 
 def test_a_figure_without_printed_numbers_has_no_published_line_and_a_diverged_pair_is_a_cross():
     made = study(dataset="digits", lost=[lambda run: is_weaker(run) and run.seed == 1])
-    fig = figures_options.gains(opt.gains(made))
+    fig = figures_sensitivity.gains(opt.gains(made))
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
     assert "published gain" not in labels and "diverged" in labels
     assert not [line for ax in fig.axes for line in ax.lines if line.get_linestyle() == ":"]
@@ -313,11 +313,11 @@ def test_a_figure_of_two_levels_or_of_none_is_refused():
     two = pd.concat([study(), study(corruption=0.5)], ignore_index=True)
     for pairs in (opt.gains(two), opt.gains(pd.DataFrame())):
         with pytest.raises(ValueError, match="one profile and dataset and corruption"):
-            figures_options.gains(pairs)
+            figures_sensitivity.gains(pairs)
 
 
 def test_a_course_a_line_an_option_of_networks_with_al2_the_default_black():
-    fig = figures_options.courses(study())
+    fig = figures_sensitivity.curves(study())
     for ax, (baseline, options_of) in zip(fig.axes, TRIED.items(), strict=True):
         lines = [line for line in ax.lines if len(line.get_xdata()) > 2]
         assert [line.get_label() for line in lines] == options_of
@@ -342,12 +342,12 @@ def test_the_series_of_dropout_by_option_and_their_figure():
     assert sums[:3] == pytest.approx([1, 0.1, 0.3], rel=0.02) and weights["epochs × 2"][
         -1
     ] == pytest.approx(weights["default"][-1])
-    (ax,) = figures_options.series(study()).axes
+    (ax,) = figures_sensitivity.series(study()).axes
     assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "-", "--"]
     assert [text.get_text() for text in ax.texts] == list(weights) and ax.get_xlim() == (0, 200)
 
 
-@pytest.mark.parametrize("draw", [figures_options.courses, figures_options.series])
+@pytest.mark.parametrize("draw", [figures_sensitivity.curves, figures_sensitivity.series])
 def test_courses_and_series_of_two_levels_or_of_none_are_refused(draw):
     for frame in (pd.concat([study(), study(corruption=0.5)], ignore_index=True), pd.DataFrame()):
         with pytest.raises(ValueError, match="one profile and dataset and corruption"):

@@ -14,10 +14,10 @@ from test_report import assembled
 from lib import measures, trainer
 from lib.run import Run
 from lib.study import claims, report, tables
-from lib.study.experiments import across as study
-from lib.study.figures import across as figures_across
+from lib.study.experiments import combined as study
+from lib.study.figures import combined as figures_combined
 from lib.study.figures import sparsity as figures_sparsity
-from lib.study.tables import across
+from lib.study.tables import combined
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
 NOISY = ("trunk.conv1", "trunk.conv2", "head.fc1")
@@ -77,7 +77,7 @@ def made(
         method = {(0, 0): "none", (1, 0): "AL2", (0, 1): "SparsityReg", (1, 1): "both"}[
             run.al2, bool(run.sparsity)
         ]
-        method = across.CONTROL if test == "memorisation" and not run.corruption else method
+        method = combined.CONTROL if test == "memorisation" and not run.corruption else method
         columns = {"test_accuracy": peak, "cross_entropy": sinking, "test_cross_entropy": kept}
         columns |= {"activation_l2": 0.5, "ablation_auc": 60.0}
         columns |= dict.fromkeys(NOISY if test == "memorisation" else CLEAN, 0.95) | (
@@ -103,17 +103,17 @@ def made(
 
 
 def test_each_run_has_its_test_and_method():
-    rows = across.labelled(made(seeds=(0,)))
+    rows = combined.labelled(made(seeds=(0,)))
     found = rows.drop_duplicates("id").groupby("test", sort=False).method.agg(list).to_dict()
     assert found == {
-        "memorisation": [*across.METHODS, across.CONTROL],
-        "overfitting": list(across.METHODS),
+        "memorisation": [*combined.METHODS, combined.CONTROL],
+        "overfitting": list(combined.METHODS),
     }
-    assert across.labelled(pd.DataFrame()).empty
+    assert combined.labelled(pd.DataFrame()).empty
 
 
 def test_long_trainings_are_read_as_far_as_the_others():
-    rows = across.labelled(made())
+    rows = combined.labelled(made())
     assert rows.groupby("test").epoch.max().to_dict() == {"memorisation": 30, "overfitting": 20}
     assert len(rows) == 2 * (5 * 30 + 4 * 20)
 
@@ -122,7 +122,7 @@ def test_long_trainings_are_read_as_far_as_the_others():
 def test_filters_are_those_of_the_network_as_built(network):
     model = trainer.build_network(Run("digits", network=network), 1, 32, 10)
     widths = {name: len(model.get_submodule(name).weight) for name in measures.hidden_layers(model)}
-    assert across.filters(network) == widths
+    assert combined.filters(network) == widths
     assert network == "lenet" or widths.items() <= WIDTHS.items()
 
 
@@ -131,10 +131,10 @@ def test_entropy_is_a_share_of_ln_d_from_before_training_on():
     # the order of rows is of no consequence
     run = run[run.id == run.id.iloc[0]].sample(frac=1, random_state=0)
     for layer in NOISY:
-        curve = across.entropy(run, layer)
+        curve = combined.entropy(run, layer)
         assert list(curve.index) == list(range(31))
         assert curve[0] == pytest.approx(99) and curve[1:].to_numpy() == pytest.approx(95)
-    assert across.entropy(run, "fc9").empty
+    assert combined.entropy(run, "fc9").empty
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_entropy_is_a_share_of_ln_d_from_before_training_on():
     ],
 )
 def test_a_fall_is_from_the_highest_value_so_far(values, by, epoch):
-    assert across.fall_epoch(pd.Series(values, index=range(1, len(values) + 1)), by) == epoch
+    assert combined.fall_epoch(pd.Series(values, index=range(1, len(values) + 1)), by) == epoch
 
 
 def test_accuracy_has_turned_where_it_ends_two_points_below_its_peak():
     epochs = np.arange(1, 31)
-    assert across.turn(peak(epochs)) == 10
+    assert combined.turn(peak(epochs)) == 10
     spike = np.where(epochs == 25, 100, peak(epochs))  # one epoch is no peak
-    assert across.turn(spike) == 10
-    assert across.turn(np.minimum(epochs, 20)) is None and across.turn(epochs) is None
-    assert across.turn([]) is None
+    assert combined.turn(spike) == 10
+    assert combined.turn(np.minimum(epochs, 20)) is None and combined.turn(epochs) is None
+    assert combined.turn([]) is None
 
 
 def test_moments_of_a_run_and_the_lead_of_its_entropy():
@@ -169,19 +169,19 @@ def test_moments_of_a_run_and_the_lead_of_its_entropy():
     over |= {
         ("overfitting", "none"): {"test_cross_entropy": rising, "conv4": lambda e: cliff(e, at=7)}
     }
-    rows = across.labelled(made(over=over))
-    runs = across.of_runs(rows).set_index(["test", "method", "seed"])
+    rows = combined.labelled(made(over=over))
+    runs = combined.of_runs(rows).set_index(["test", "method", "seed"])
     assert len(runs) == 18
     names = ["turn", "crossing", "final", "best", "best_epoch"]
     assert runs.loc[("memorisation", "none", 1), names].tolist() == [10, 8, 60, 80, 10]
     assert np.isnan(runs.loc[("memorisation", "AL2", 0), "crossing"])
     # its noise floor is 0
-    assert np.isnan(runs.loc[("memorisation", across.CONTROL, 0), "crossing"])
-    assert runs.loc[("overfitting", "none", 0), "turn"] == measures.moment_of_overfitting(
+    assert np.isnan(runs.loc[("memorisation", combined.CONTROL, 0), "crossing"])
+    assert runs.loc[("overfitting", "none", 0), "turn"] == measures.overfitting_onset(
         rising(np.arange(1, 21))
     )
     assert np.isnan(runs.loc[("overfitting", "AL2", 0), "turn"])
-    layers = across.of_layers(rows).set_index(["test", "method", "seed", "layer"])
+    layers = combined.of_layers(rows).set_index(["test", "method", "seed", "layer"])
     assert len(layers) == 2 * (5 * 3 + 4 * 5)
     found = layers.loc[("memorisation", "none", 0, "trunk.conv2")]
     assert (found.fallen, found.lead) == (13, -3) and found["last"] == pytest.approx(40, abs=0.01)
@@ -190,14 +190,14 @@ def test_moments_of_a_run_and_the_lead_of_its_entropy():
     ).all()
     early = layers.loc[("overfitting", "none", 1, "conv4")]
     assert early.lead == runs.loc[("overfitting", "none", 1), "turn"] - 5 > 0
-    assert across.of_layers(rows, by=45).fallen.notna().sum() == 4
+    assert combined.of_layers(rows, by=45).fallen.notna().sum() == 4
 
 
 def test_a_run_that_diverged_has_no_numbers_and_the_table_says_so():
-    rows = across.labelled(
+    rows = combined.labelled(
         made(diverged={("memorisation", "AL2", 1): 5, ("memorisation", "both", 0): 1})
     )
-    runs = across.of_runs(rows).set_index(["test", "method", "seed"])
+    runs = combined.of_runs(rows).set_index(["test", "method", "seed"])
     assert (
         runs.loc[("memorisation", "AL2", 1)].drop(["profile", "dataset", "diverged"]).isna().all()
     )
@@ -205,14 +205,14 @@ def test_a_run_that_diverged_has_no_numbers_and_the_table_says_so():
         ("memorisation", "AL2", 1): 5,
         ("memorisation", "both", 0): 1,
     }
-    layers = across.of_layers(rows, by=0.001).set_index(["test", "method", "seed"])
+    layers = combined.of_layers(rows, by=0.001).set_index(["test", "method", "seed"])
     assert (
         layers.loc[("memorisation", "AL2", 1), ["highest", "last", "fallen", "lead"]]
         .isna()
         .all(axis=None)
     )
     assert layers.loc[("memorisation", "AL2", 0), ["highest", "last"]].notna().all(axis=None)
-    table = across.accuracies(across.of_runs(rows)).set_index(["test", "method"])
+    table = combined.accuracies(combined.of_runs(rows)).set_index(["test", "method"])
     assert table.loc[("memorisation", "AL2"), ["final", "best", "n"]].tolist() == [
         "diverged",
         "diverged",
@@ -223,12 +223,12 @@ def test_a_run_that_diverged_has_no_numbers_and_the_table_says_so():
         "80.0 ± 0.0",
         2,
     ]
-    for draw in (figures_across.memorisation, figures_across.overfitting):
+    for draw in (figures_combined.memorisation, figures_combined.overfitting):
         draw(rows).canvas.draw()
 
 
 def test_a_divergence_after_the_epochs_read_does_not_count():
-    runs = across.of_runs(across.labelled(made(diverged={("overfitting", "none", 0): 33})))
+    runs = combined.of_runs(combined.labelled(made(diverged={("overfitting", "none", 0): 33})))
     assert runs.final.notna().all() and runs.diverged.isna().all()
 
 
@@ -239,7 +239,7 @@ def test_gains_are_paired_by_seed_and_their_sum_stands_beside_both():
         for test in ("memorisation", "overfitting")
         for m, v in accuracy.items()
     }
-    gained = across.gains(across.of_runs(across.labelled(made(over=over))))
+    gained = combined.gains(combined.of_runs(combined.labelled(made(over=over))))
     assert gained[["test", "seed"]].to_numpy().tolist() == [
         ["memorisation", 0], ["memorisation", 1], ["overfitting", 0], ["overfitting", 1]
     ]  # fmt: skip
@@ -249,20 +249,20 @@ def test_gains_are_paired_by_seed_and_their_sum_stands_beside_both():
 
 
 def test_one_seed_has_no_spread_and_a_missing_network_no_gain():
-    rows = across.labelled(made(seeds=(0,)))
-    runs = across.of_runs(rows[rows.method != "AL2"])
-    assert set(across.accuracies(runs).final) == {"60.0", "70.0"}
-    assert across.gains(runs).AL2.isna().all() and across.gains(runs).both.notna().all()
+    rows = combined.labelled(made(seeds=(0,)))
+    runs = combined.of_runs(rows[rows.method != "AL2"])
+    assert set(combined.accuracies(runs).final) == {"60.0", "70.0"}
+    assert combined.gains(runs).AL2.isna().all() and combined.gains(runs).both.notna().all()
 
 
 def test_two_levels_are_not_mixed():
-    rows = across.labelled(
+    rows = combined.labelled(
         pd.concat([made(seeds=(0,)), made(seeds=(0,), corruption=0.5)], ignore_index=True)
     )
     with pytest.raises(ValueError, match=r"2 runs are .*method none.*one corruption level"):
-        across.of_runs(rows)
+        combined.of_runs(rows)
     with pytest.raises(ValueError, match="one profile, data set, corruption level"):
-        figures_across.memorisation(rows)
+        figures_combined.memorisation(rows)
 
 
 # ---- figures
@@ -290,16 +290,16 @@ def dots(ax):
 
 def test_colours_and_dashes_are_those_of_the_other_figures():
     colours = figures_sparsity.COLOURS
-    assert [figures_across.COLOURS[m] for m in across.METHODS] == [
+    assert [figures_combined.COLOURS[m] for m in combined.METHODS] == [
         *[colours["vanillaNet"]] * 2,
         *[colours["sr2Net"]] * 2,
     ]
     # solid with AL2
-    assert [figures_across.DASHES[m] for m in across.METHODS] == ["--", "-", "--", "-"]
+    assert [figures_combined.DASHES[m] for m in combined.METHODS] == ["--", "-", "--", "-"]
     assert (
         len(
-            {to_rgb(c) for c in figures_across.LAYERS}
-            | {to_rgb(c) for c in figures_across.COLOURS.values()}
+            {to_rgb(c) for c in figures_combined.LAYERS}
+            | {to_rgb(c) for c in figures_combined.COLOURS.values()}
         )
         == 6
     )
@@ -307,17 +307,17 @@ def test_colours_and_dashes_are_those_of_the_other_figures():
 
 def test_memorisation_is_a_column_a_method_with_its_moments():
     over = {("memorisation", "none"): {"trunk.conv2": late}}
-    fig = figures_across.memorisation(across.labelled(made(over=over)))
+    fig = figures_combined.memorisation(combined.labelled(made(over=over)))
     fig.canvas.draw()
     axes = np.array(fig.axes).reshape(3, 5)
-    assert [ax.get_title() for ax in axes[0]] == [*across.METHODS, across.CONTROL]
+    assert [ax.get_title() for ax in axes[0]] == [*combined.METHODS, combined.CONTROL]
     for ax in axes[:, 0]:
         assert [x for x, _ in verticals(ax)] == [8, 8, 10, 10]  # noise floor, peak; two seeds
         assert len({dashes for _, dashes in verticals(ax)}) == 2
     assert dots(axes[2, 0]) == [13, 13] and dots(axes[2, 1]) == []
     assert [x for x, _ in verticals(axes[0, 4])] == [10, 10]
     assert [len(drawn(ax)) for ax in axes[:, 0]] == [1, 1, 3]
-    conv2 = drawn(axes[2, 0])[to_rgb(figures_across.LAYERS[1]), "--"]
+    conv2 = drawn(axes[2, 0])[to_rgb(figures_combined.LAYERS[1]), "--"]
     assert conv2.get_ydata() == pytest.approx(100 * late(np.arange(1, 31)))
     assert (
         fig.get_suptitle()
@@ -326,25 +326,26 @@ def test_memorisation_is_a_column_a_method_with_its_moments():
 
 
 def test_overfitting_is_a_panel_a_measure_with_the_moment_on_each():
-    fig = figures_across.overfitting(
-        across.labelled(made(over={("overfitting", "both"): {"test_cross_entropy": rising}}))
+    fig = figures_combined.overfitting(
+        combined.labelled(made(over={("overfitting", "both"): {"test_cross_entropy": rising}}))
     )
     fig.canvas.draw()
     assert [ax.get_title().split(":")[0] for ax in fig.axes[3:]] == list(CLEAN)
-    moment = measures.moment_of_overfitting(rising(np.arange(1, 21)))
+    moment = measures.overfitting_onset(rising(np.arange(1, 21)))
     for ax in fig.axes:
         assert set(drawn(ax)) - {(to_rgb("0.3"), ":")} == {
-            (to_rgb(figures_across.COLOURS[m]), figures_across.DASHES[m]) for m in across.METHODS
+            (to_rgb(figures_combined.COLOURS[m]), figures_combined.DASHES[m])
+            for m in combined.METHODS
         }
         assert dots(ax) == [moment]
         assert all(line.get_xdata()[-1] == 20 for line in drawn(ax).values())
     assert fig.get_suptitle().startswith("ConvNet-s, digits, true labels")
 
 
-@pytest.mark.parametrize("draw", [figures_across.memorisation, figures_across.overfitting])
+@pytest.mark.parametrize("draw", [figures_combined.memorisation, figures_combined.overfitting])
 def test_nothing_to_draw_is_said(draw):
     with pytest.raises(ValueError, match="nothing to draw: no run of the"):
-        draw(across.labelled(pd.DataFrame()))
+        draw(combined.labelled(pd.DataFrame()))
 
 
 # ---- the report, and the papers' tables and claims

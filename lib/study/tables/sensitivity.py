@@ -1,6 +1,6 @@
 """Do the differences from the AL2 paper hang on our choices?
 
-What is read out of the runs of `lib.study.experiments.options`.
+What is read out of the runs of `lib.study.experiments.sensitivity`.
 
 A row of these runs belongs to an *option*: `default`, or what alone is changed: the law of the
 corruption, the first scale of batch norm, Σ λ_e, or the number of epochs. The *gain* is the final

@@ -1,6 +1,6 @@
 """Figures of both penalties under both tests.
 
-They are drawn from the tidy frames of `lib.study.tables.across.labelled`.
+They are drawn from the tidy frames of `lib.study.tables.combined.labelled`.
 
 Blue without SparsityReg, pink with it, as vanillaNet and sr2Net elsewhere; solid with AL2, dashed
 without, as everywhere.
@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from lib import measures
 from lib.data import noise_floor
 from lib.study.figures import sparsity as figures_sparsity
-from lib.study.tables.across import CONTROL, FALLEN, METHODS, entropy, fall_epoch, filters, of_runs
+from lib.study.tables.combined import (
+    CONTROL,
+    FALLEN,
+    METHODS,
+    entropy,
+    fall_epoch,
+    filters,
+    of_runs,
+)
 
 PLAIN, REGULARISED = (figures_sparsity.COLOURS[name] for name in ("vanillaNet", "sr2Net"))
 COLOURS = dict(zip(METHODS, (PLAIN, PLAIN, REGULARISED, REGULARISED), strict=True)) | {
@@ -33,7 +41,7 @@ def memorisation(rows: pd.DataFrame) -> Figure:
 
     A line is the mean over seeds, a band their range. Vertical lines, one a seed: where the
     training cross-entropy goes below the noise floor (dotted), and where accuracy has its peak
-    (dash-dotted, see `lib.study.tables.across.turn`). Dots: where a layer's entropy has fallen by
+    (dash-dotted, see `lib.study.tables.combined.turn`). Dots: where a layer's entropy has fallen by
     `FALLEN` % of ln D. The horizontal dotted lines are chance and the noise floor.
 
     Args:
@@ -132,7 +140,7 @@ def overfitting(rows: pd.DataFrame) -> Figure:
         losses = _curves(own, "test_cross_entropy")
         if losses.empty:  # every seed diverged in its first epoch
             continue
-        moment = measures.moment_of_overfitting(losses.mean(axis=1))
+        moment = measures.overfitting_onset(losses.mean(axis=1))
         for ax, panel in zip(axes.flat, panels, strict=False):
             curves = _curves(own, panel) if panel in names else _entropies(own, panel)
             if panel == "test_cross_entropy":
