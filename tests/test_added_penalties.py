@@ -12,6 +12,8 @@ from torch import nn
 
 from lib import bundle, losses, paths, run_dir, store, trainer
 from lib.run import Run
+from lib.study import figures, tables
+from lib.study.experiments import label_randomization
 
 RUN = Run(
     "digits",
@@ -187,6 +189,31 @@ def test_a_class_that_other_processes_cannot_import_needs_one_process(monkeypatc
     with pytest.raises(ValueError, match="train with jobs=1"):
         store.ensure(runs, jobs=2)
     store.ensure(runs[:1])
+
+
+# ---- in Table 1
+
+
+def test_it_stands_in_table_1_beside_al2_and_no_claim_reads_it():
+    runs = label_randomization(
+        **{name: getattr(RUN, name) for name in ("dataset", "image_size", "n_train", "batch_size")},
+        epochs=7,
+        test_images=40,
+        penalties=[TOY],
+    )
+    assert len(runs) == 12
+    store.ensure(runs[:3])  # bare: without, with AL2, with the toy
+    frame = store.load(runs[:3])
+    measured = tables.at_published_epochs(frame, ["test_accuracy"])
+    assert list(measured.regulariser.unique()) == ["", "al2", "shrink"]
+    printed = tables.as_printed(measured, "test_accuracy").loc["Bare", 700]
+    assert len(printed.split(" / ")) == 3 and "not run" not in printed
+    beside = tables.beside_published("al2_table1", frame)
+    assert {"", "al2", "shrink"} == set(beside.regulariser[beside.measured.notna()])
+    fig = figures.training_curves(frame)
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert labels[:3] == ["without AL2", "with AL2", "with shrink"]
+    assert set(tables.label_randomization_runs(frame).regulariser) == {"", "al2"}
 
 
 # ---- the core by itself

@@ -371,7 +371,9 @@ def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
     made = pd.concat([made[made.baseline == first], made[made.baseline != first]])
     assert "DO 55.5 → 91.5" in claims.judge(made, ["made"], only=["A1"]).iloc[0].measured
     table = tables.at_published_epochs(made, ["test_accuracy"], [700])
-    assert table[(table.baseline == "dropout") & table.al2].measured.tolist() == [91.5]
+    assert table[(table.baseline == "dropout") & table.regulariser.eq("al2")].measured.tolist() == [
+        91.5
+    ]
 
 
 def test_a_cell_whose_runs_all_diverged_does_not_hold_because_of_the_others():

@@ -8,7 +8,7 @@ from lib.run import Run
 from lib.study import tables
 from lib.study.experiments import VARIANTS, label_randomization, penalty_readings, sparsity_networks
 
-KEYS = ["dataset", "corruption", "baseline", "al2", "epoch", "metric"]
+KEYS = ["dataset", "corruption", "baseline", "regulariser", "epoch", "metric"]
 POINTS = range(100, 701, 100)
 
 
@@ -87,7 +87,8 @@ def test_an_unknown_published_table_is_refused_with_those_there_are():
 )
 def test_the_al2_tables_hold_each_cell_once(name, rows):
     table = tables.published(name)
-    assert list(table.columns) == [*KEYS, "value"]
+    assert set(table.columns) == {*KEYS, "al2", "value"}
+    assert (table.al2 == (table.regulariser == "al2")).all()
     assert len(table) == len(table[KEYS].drop_duplicates()) == rows
     assert table.value.notna().all() and (table.value >= 0).all()
     assert set(table.baseline) == set(tables.BASELINES)
@@ -195,7 +196,7 @@ def test_one_seed_has_no_spread():
     assert measured.sd.isna().all() and set(measured.n) == {1}
 
 
-def test_cells_are_data_set_level_baseline_al2_and_profile():
+def test_cells_are_data_set_level_baseline_regulariser_and_profile():
     parts = [
         tidy(Run("mnist", epochs=7)),
         tidy(Run("digits", epochs=7)),
@@ -320,10 +321,10 @@ def test_measured_values_stand_in_their_own_rows():
     runs = label_randomization("mnist", epochs=7)
     parts = [tidy(run, lambda e, k=k: 10 * k + e) for k, run in enumerate(runs)]
     table = tables.beside_published("al2_table1", frame(*parts))
-    table = table[table.metric == "test_accuracy"].set_index(["baseline", "al2", "epoch"])
+    table = table[table.metric == "test_accuracy"].set_index(["baseline", "regulariser", "epoch"])
     for k, run in enumerate(runs):
         for epoch in POINTS:
-            assert table.measured[run.baseline, run.al2, epoch] == 10 * k + epoch / 100
+            assert table.measured[run.baseline, run.regulariser, epoch] == 10 * k + epoch / 100
 
 
 def test_published_rows_without_any_run_have_measured_empty():
@@ -338,7 +339,7 @@ def test_published_rows_that_only_some_networks_answer_stay():
     assert len(table) == 168
     answered = table[table.measured.notna()]
     assert (
-        set(zip(answered.baseline, answered.al2, strict=True)) == {("bare", False)}
+        set(zip(answered.baseline, answered.regulariser, strict=True)) == {("bare", "")}
         and len(answered) == 21
     )
 
@@ -380,7 +381,11 @@ def test_diverged_stands_in_the_table_as_text():
     runs = frame(tidy(Run("mnist", epochs=7), diverged=4), tidy(Run("mnist", epochs=7, al2=True)))
     table = tables.beside_published("al2_table1", runs)
     bare = (
-        table[(table.baseline == "bare") & ~table.al2 & (table.metric == "test_accuracy")]
+        table[
+            (table.baseline == "bare")
+            & table.regulariser.eq("")
+            & (table.metric == "test_accuracy")
+        ]
         .set_index("epoch")
         .measured
     )

@@ -5,7 +5,7 @@ What a notebook trains, with its parameters as arguments.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -32,6 +32,7 @@ def label_randomization(
     dropout: float = 0.5,
     weight_decay: float = 5e-4,
     dropout_epochs: int | None = None,
+    penalties: Sequence[Mapping[str, Any]] = (),
     **settings: Any,
 ) -> list[Run]:
     """The eight networks of Table 1 for each seed.
@@ -40,7 +41,8 @@ def label_randomization(
 
     `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of
     `Run`. `dropout_epochs` is a length of its own for the dropout networks, whose training Figure 1
-    follows for longer; the tables read the first part.
+    follows for longer; the tables read the first part. Each of `penalties`, a mapping as
+    `Run.penalties` takes them, adds four networks: a regulariser of one's own beside AL2.
     """
     _refuse(settings, "al2 batch_norm seed", "what the eight networks differ in (seeds: a list)")
     if not (dropout > 0 and weight_decay > 0):
@@ -55,9 +57,11 @@ def label_randomization(
         {"dropout": dropout} | longer,
         {"weight_decay": weight_decay},
     ]
+    regularisers = [{"al2": False}, {"al2": True}]
+    regularisers += [{"al2": False, "penalties": [penalty]} for penalty in penalties]
     return [
-        Run.from_dict({"dataset": dataset, "seed": seed, "al2": al2, **settings, **baseline})
-        for seed, baseline, al2 in product(seeds, baselines, (False, True))
+        Run.from_dict({"dataset": dataset, "seed": seed, **settings, **baseline, **regulariser})
+        for seed, baseline, regulariser in product(seeds, baselines, regularisers)
     ]
 
 

@@ -118,7 +118,7 @@ def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {}
     table1, table2 = report.tables["al2_table1"], report.tables["al2_table2"]
     for (profile, dataset, corruption), runs in _cells(
-        tables.label_randomization_runs(report.frame)
+        tables.label_randomization_runs(report.frame, added=True)
     ):
         name = f"al2_curves-{profile}-{dataset}-{100 * corruption:.0f}"
         found[name] = lambda runs=runs: figures.training_curves(runs)

@@ -5,6 +5,7 @@ One colour a baseline throughout; solid with AL2, dashed without.
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,9 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.data import noise_floor
-from lib.study.tables import AL2_TABLES, BASELINES, RELABELLED
+from lib.study.tables import (
+    AL2_TABLES,
+    BASELINES,
+    RELABELLED,
+    regularisers_in,
+    with_regulariser,
+)
 
-COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", 4), strict=True))
+COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", len(BASELINES)), strict=True))
 _RELABELLED_COLOURS = dict(
     zip(
         ("al2", "bare", "clean"),
@@ -72,8 +79,14 @@ def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -
         ax.set_yscale("log")
 
 
+def dashes_of(frame: pd.DataFrame) -> dict[str, Any]:
+    """A line style for each regulariser of Table 1: dashed for none, solid for AL2, then others."""
+    styles = ["--", "-", ":", "-.", (0, (6, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
+    return dict(zip(regularisers_in(frame), cycle(styles)))
+
+
 def training_curves(frame: pd.DataFrame) -> Figure:
-    """Table 1's metrics against epochs, a column a baseline, without and with AL2.
+    """Table 1's metrics against epochs, a column a baseline, a line style a regulariser.
 
     A line is the mean over seeds, a band the range.
 
@@ -81,6 +94,8 @@ def training_curves(frame: pd.DataFrame) -> Figure:
         frame: runs of one data set and one corruption level, as `lib.store.load` gives them.
     """
     require_one_cell(frame)
+    frame = with_regulariser(frame)
+    drawn_as = dashes_of(frame)
     metrics = AL2_TABLES["al2_table1"]
     corruption = frame.corruption.iloc[0]
     classes = int(frame.num_classes.iloc[0])
@@ -99,13 +114,13 @@ def training_curves(frame: pd.DataFrame) -> Figure:
         axes[0, column].set_title(BASELINES[baseline])
         for row, metric in enumerate(metrics):
             ax = axes[row, column]
-            for al2 in (False, True):
-                runs = frame[(frame.baseline == baseline) & (frame.al2 == al2)]
-                _line(ax, runs, metric, COLOURS[baseline], "-" if al2 else "--")
+            for regulariser, dashes in drawn_as.items():
+                runs = frame[(frame.baseline == baseline) & (frame.regulariser == regulariser)]
+                _line(ax, runs, metric, COLOURS[baseline], dashes)
             draw_reference(ax, metric, corruption, classes)
             ax.set_ylabel(AXES[metric] if column == 0 else "")
         axes[-1, column].set_xlabel("epoch")
-    _al2_legend(fig, dotted="noise floor; chance")
+    _al2_legend(fig, dotted="noise floor; chance", drawn_as=drawn_as)
     band = f", {seeds} seeds: mean and range" if seeds > 1 else ", one seed"
     fig.suptitle(f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the labels corrupted{band}")
     return fig
@@ -288,7 +303,8 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
         metric: which of its metrics.
     """
     rows = table[table.metric == metric]
-    paper = rows[rows.published.notna()].drop_duplicates(["baseline", "al2", "epoch"])
+    drawn_as = dashes_of(rows)
+    paper = rows[rows.published.notna()].drop_duplicates(["baseline", "regulariser", "epoch"])
     measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
     cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
     # the sort is stable: profiles stay in their order
@@ -316,11 +332,12 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
             own = measured[(measured.profile == profile) & (measured.dataset == dataset)]
             column = "measured"
             own = own[own.corruption == corruption]
-        for (baseline, al2), line in own.groupby(["baseline", "al2"]):
+        for (baseline, regulariser), line in own.groupby(["baseline", "regulariser"]):
             line = line.sort_values("epoch")
+            dashes = drawn_as[regulariser]
             mean = line[column].astype(float)
             sd = line.sd.astype(float).fillna(0) if column == "measured" else 0
-            ax.plot(line.epoch, mean, color=COLOURS[baseline], ls="-" if al2 else "--", marker=".")
+            ax.plot(line.epoch, mean, color=COLOURS[baseline], ls=dashes, marker=".")
             ax.fill_between(
                 line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0
             )
@@ -335,7 +352,8 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel(AXES.get(metric, metric))
     drawn = set(paper.baseline) | set(measured.baseline)
-    _al2_legend(fig, baselines=[baseline for baseline in BASELINES if baseline in drawn])
+    baselines = [baseline for baseline in BASELINES if baseline in drawn]
+    _al2_legend(fig, baselines=baselines, drawn_as=drawn_as)
     return fig
 
 
@@ -353,12 +371,17 @@ def _line(
     )
 
 
-def _al2_legend(fig: Figure, dotted: str = "", baselines: Sequence[str] = ()) -> None:
+def _al2_legend(
+    fig: Figure,
+    dotted: str = "",
+    baselines: Sequence[str] = (),
+    drawn_as: Mapping[str, Any] | None = None,
+) -> None:
     lines = [plt.Line2D([], [], color=COLOURS[b], label=BASELINES[b], lw=3) for b in baselines]
-    lines += [
-        plt.Line2D([], [], color="0.2", ls="--", label="without AL2"),
-        plt.Line2D([], [], color="0.2", label="with AL2"),
-    ]
+    called = {"": "without AL2", "al2": "with AL2"}
+    for name, dashes in (drawn_as or {"": "--", "al2": "-"}).items():
+        label = called.get(name, f"with {name}")
+        lines.append(plt.Line2D([], [], color="0.2", ls=dashes, label=label))
     if dotted:
         lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
     fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)

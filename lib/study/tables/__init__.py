@@ -13,7 +13,8 @@ from lib.schedules import schedule
 from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
 
 BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
-CELL = ["dataset", "corruption", "baseline", "al2"]  # what a row of the AL2 paper's tables is about
+# what a row of the AL2 paper's tables is about
+CELL = ["dataset", "corruption", "baseline", "regulariser"]
 # what a cell of the other paper's Table 2 is about
 SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]
 SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
@@ -50,7 +51,22 @@ def published(name: str) -> pd.DataFrame:
             f"no published table {name!r}; there are "
             f"{', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}"
         )
-    return pd.read_csv(path)
+    return with_regulariser(pd.read_csv(path))
+
+
+def with_regulariser(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the column `regulariser`, see `Run.regulariser`.
+
+    Frames of stored runs have it; where it is not there it follows from `al2`: "al2" or "".
+    """
+    if "regulariser" in frame or "al2" not in frame:
+        return frame
+    return frame.assign(regulariser=np.where(frame.al2.astype(bool), "al2", ""))
+
+
+def regularisers_in(frame: pd.DataFrame) -> list[str]:
+    """The regularisers of Table 1 in their order: none, AL2, then whatever else the frame has."""
+    return list(dict.fromkeys(["", "al2", *with_regulariser(frame).regulariser]))
 
 
 def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
@@ -66,24 +82,30 @@ def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
     return frame[[notebook in names.split() for names in frame.notebooks]]
 
 
-def label_randomization_runs(frame: pd.DataFrame) -> pd.DataFrame:
+def label_randomization_runs(frame: pd.DataFrame, *, added: bool = False) -> pd.DataFrame:
     """The rows of the paper's eight networks with its own schedule (Tables 1 and 2).
 
-    They are taken from a tidy frame.
+    Args:
+        frame: tidy, as `lib.store.load` gives it.
+        added: whether networks with added penalties (`Run.penalties`) are taken, too. Tables and
+            figures show them beside the papers'; claims speak of the papers' alone.
     """
     frame = of_notebook(frame, "10_al2_label_randomization")
     if frame.empty:
         return frame
     kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
     # frames made by hand may lack what the AL2 paper does not know
-    for name in ("sparsity", "decorrelation", "relabelled_by"):
+    others = ["sparsity", "decorrelation", "relabelled_by"]
+    if not added:
+        others.append("penalties")
+    for name in others:
         kept &= frame[name].fillna("") == "" if name in frame else True
     kept &= (
         (frame.schedule == "al2")
         & (frame.corruption_law == "bernoulli")
         & (frame.bn_gamma == "ones")
     )
-    return frame[kept]
+    return with_regulariser(frame[kept])
 
 
 def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -145,12 +167,13 @@ def at_published_epochs(
         epochs: the paper's epochs, of 700; default 100, 200, … 700.
 
     Returns:
-        columns profile, dataset, corruption, baseline, al2, epoch, metric, epoch_measured,
+        columns profile, dataset, corruption, baseline, regulariser, epoch, metric, epoch_measured,
         measured, sd, n, precision. `measured` is the text "diverged" where the loss of a run had
         become NaN by then; `sd` is empty for n = 1.
     """
     rows = []
     if not frame.empty:
+        frame = with_regulariser(frame)
         lengths = {
             level: epochs_read(runs)
             for level, runs in frame.groupby(["profile", "dataset", "corruption"])
@@ -197,8 +220,8 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     if name not in AL2_TABLES:
         raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
     keys = [*CELL, "epoch", "metric"]
-    paper = published(name).rename(columns={"value": "published"})
-    measured = at_published_epochs(label_randomization_runs(frame), AL2_TABLES[name])
+    paper = published(name).rename(columns={"value": "published"}).drop(columns="al2")
+    measured = at_published_epochs(label_randomization_runs(frame, added=True), AL2_TABLES[name])
     # a row a profile
     table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
@@ -214,7 +237,7 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         "precision",
     ]
     return table.reindex(columns=columns).sort_values(
-        ["dataset", "corruption", "profile", "baseline", "al2", "metric", "epoch"]
+        ["dataset", "corruption", "profile", "baseline", "regulariser", "metric", "epoch"]
     )
 
 
@@ -470,7 +493,7 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
         there is none.
     """
     rows = []
-    of_run = ["profile", *CELL, "seed", "id"]
+    of_run = ["profile", "dataset", "corruption", "baseline", "al2", "seed", "id"]
     for keys, run in frame.groupby(of_run, sort=False):
         diverged = bool((run.diverged <= PAPER_EPOCHS).any())
         run = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch")
@@ -517,7 +540,8 @@ def totals(runs: pd.DataFrame) -> pd.Series:
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
     """One metric laid out like the paper's Tables 1 and 2.
 
-    A row a baseline, a column an epoch, "without / with AL2".
+    A row a baseline, a column an epoch, "without / with AL2", and further regularisers behind
+    them (`regularisers_in`).
 
     Args:
         measured: one data set, level and profile, as `at_published_epochs` gives it, or a published
@@ -525,14 +549,12 @@ def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataF
         metric: which metric.
         digits: digits after the point.
     """
-    rows = measured[measured.metric == metric]
+    rows = with_regulariser(measured[measured.metric == metric])
     column = "measured" if "measured" in rows else "value"
 
     def cell(baseline: str, epoch: int) -> str:
-        values = [
-            rows[(rows.baseline == baseline) & (rows.epoch == epoch) & (rows.al2 == al2)]
-            for al2 in (False, True)
-        ]
+        here = rows[(rows.baseline == baseline) & (rows.epoch == epoch)]
+        values = [here[here.regulariser == name] for name in regularisers_in(rows)]
         return " / ".join(_number(value, column, digits) for value in values)
 
     epochs = sorted(rows.epoch.unique())

@@ -51,9 +51,10 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         parts.append(at_published_epochs(own, METRICS).assign(scale=scale))
     paper = pd.concat(map(published, AL2_TABLES)).rename(columns={"value": "published"})
     found = pd.concat([part for part in parts if len(part)] or parts)
-    found = found.merge(paper, on=[*CELL, "epoch", "metric"], how="left").sort_values(
-        KEYS, kind="stable", ignore_index=True
-    )
+    found = found.assign(al2=found.regulariser == "al2")
+    found = found.merge(
+        paper.drop(columns="al2"), on=[*CELL, "epoch", "metric"], how="left"
+    ).sort_values(KEYS, kind="stable", ignore_index=True)
     return found.reindex(
         columns=[
             *KEYS,
