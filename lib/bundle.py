@@ -76,15 +76,15 @@ def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None 
     Args:
         run: what is to be trained.
         device: where the images and labels go.
-        loaded: images that are on this device already; those that were not are added, so that
-            runs which share their images hold them once.
+        loaded: images that are on this device already; those that were not are added, so that runs
+            which share their images hold them once.
 
     Raises:
         ValueError: if the run does not fit the data (fewer images than asked for, a batch larger
             than the data) or names a layer or a penalty that there is not.
         data.DataError: if the data set is not at hand.
-        LookupError: if the run that relabels the training images has not been trained, or not
-            with its predictions.
+        LookupError: if the run that relabels the training images has not been trained, or not with
+            its predictions.
     """
     loaded = {} if loaded is None else loaded
     key = data_fields(run)
@@ -159,8 +159,8 @@ def attach(run: Run, model: nn.Module) -> "list[tuple[Term, losses.Penalty]]":
     """The terms of the run's loss beside the cross-entropy, each with its penalty, attached.
 
     Raises:
-        ValueError: for a penalty that is not in `losses.PENALTIES`, options that its class does
-            not take, a layer that the network does not have, and two penalties of one metric.
+        ValueError: for a penalty that is not in `losses.PENALTIES`, options that its class does not
+            take, a layer that the network does not have, and two penalties of one metric.
     """
     attached = []
     metrics: set[str] = set()
@@ -205,8 +205,8 @@ RESERVED_METRICS = {
 def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> None:
     """Refuse, with a ValueError, a run that its data or its network cannot serve.
 
-    That is: a batch or a test set larger than there are images, images too small for the network,
-    a layer it does not have, a penalty that nobody registered.
+    That is: a batch or a test set larger than there are images, images too small for the network, a
+    layer it does not have, a penalty that nobody registered.
     """
     if run.batch_size > n_train:
         raise ValueError(
@@ -221,8 +221,9 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
 
 
 def teacher_folder(run: Run) -> Path | None:
-    """The folder of the finished run whose predictions are this run's labels; None where it is not
-    there with them.
+    """The folder of the finished run whose predictions are this run's labels.
+
+    None where it is not there with them.
     """
     folder = run_dir.find(run.dataset, run.relabelled_by)
     if folder is None or not run_dir.is_finished(folder):
@@ -231,8 +232,9 @@ def teacher_folder(run: Run) -> Path | None:
 
 
 def check_teacher(run: Run, teacher: Run) -> None:
-    """Refuse, with a ValueError that names the fields, a teacher that does not train on the images
-    of the run it relabels.
+    """Refuse a teacher that does not train on the images of the run it relabels.
+
+    With a ValueError that names the fields in which they differ.
     """
     different = [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]
     if different:
@@ -243,11 +245,10 @@ def check_teacher(run: Run, teacher: Run) -> None:
 
 
 def pseudo_labels_hash(run: Run) -> str | None:
-    """Hash of the labels that the run's teacher predicts now, as `Bundle.hashes` has it; None
-    where no teacher predicts any.
+    """Hash of the labels that the run's teacher predicts now, as `Bundle.hashes` has it.
 
-    A teacher that is trained again, on another device or in another precision, may predict other
-    labels than it did.
+    None where no teacher predicts any. A teacher that is trained again, on another device or in
+    another precision, may predict other labels than it did.
     """
     if run.relabelled_by is None:
         return None

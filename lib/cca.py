@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 # A channel whose values all lie within this many machine epsilons of each other, relative to the
-# largest, is dead: what is
-# left of it is rounding. Epsilon is that of the array as given, so a channel's own scale plays no
-# part.
+# largest, is dead: what is left of it is rounding. Epsilon is that of the array as given, so the
+# scale of a channel plays no part.
 DEAD_SPREAD = 8
 MAIN = 0.99  # share of the variance that SVCCA keeps (Raghu et al., 2017)
 
@@ -40,12 +39,10 @@ def channel_points(phi: Tensor) -> Tensor:
 def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations:
     """The whole sequence of canonical correlations of two sets of channels.
 
-    Both are taken at the same points (AL2, Eq. 3 and Fig. 1).
-
-    They are the singular values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels
-    (Björck and Golub, 1973): no covariance is formed or inverted, which would cost half of the
-    digits. Invariant to any invertible affine map of the channels. In float64 on the CPU, whatever
-    is given.
+    Both are taken at the same points (AL2, Eq. 3 and Fig. 1). The correlations are the singular
+    values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels (Björck and Golub, 1973):
+    no covariance is formed or inverted, which would cost half of the digits. Invariant to any
+    invertible affine map of the channels. In float64 on the CPU, whatever is given.
 
     Channels count alike whatever their scale, one of 1e-8 beside one of 1. Dead ones, constant but
     for rounding (see DEAD_SPREAD), are dropped and counted. Live ones may depend linearly on each
@@ -81,12 +78,10 @@ def mean_cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
 def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN) -> float:
     """Mean canonical correlation of the main principal directions of x and of y: SVCCA.
 
-    See Raghu et al., 2017.
-
-    Kept on each side are the fewest directions that hold `variance` of the sum of the channels'
-    variances (squared singular values). Channels are centred but keep their scale, or else there
-    were no main directions to speak of: unlike `cca` this is invariant to rotation and to one
-    common scale only.
+    See Raghu et al., 2017. Kept on each side are the fewest directions that hold `variance` of the
+    sum of the channels' variances (squared singular values). Channels are centred but keep their
+    scale, or else there were no main directions to speak of: unlike `cca` this is invariant to
+    rotation and to one common scale only.
 
     Args:
         x: [channels, points].
@@ -111,14 +106,12 @@ def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN
 def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
     """Mean canonical correlation, weighted by how much of x each direction accounts for: PWCCA.
 
-    See Morcos et al., 2018.
-
-    Σ_i α_i ρ_i / Σ_i α_i with α_i = Σ_j |⟨h_i, x_j⟩|, h_i the i-th canonical variate of x (unit
-    length over the points), x_j the centred channel j of x in its own scale. i runs over the
-    coefficients of `cca`: where x has the larger rank, its directions without a partner in y have
-    no weight. Not symmetric; invariant to any invertible affine map of y, and to one common scale
-    of x and shifts of its channels. Arguments and errors as `cca`; NaN where there are no
-    coefficients.
+    See Morcos et al., 2018. It is Σ_i α_i ρ_i / Σ_i α_i with α_i = Σ_j |⟨h_i, x_j⟩|, h_i the i-th
+    canonical variate of x (unit length over the points), x_j the centred channel j of x in its own
+    scale. i runs over the coefficients of `cca`: where x has the larger rank, its directions
+    without a partner in y have no weight. Not symmetric; invariant to any invertible affine map of
+    y, and to one common scale of x and shifts of its channels. Arguments and errors as `cca`; NaN
+    where there are no coefficients.
     """
     x, y = _pair(x, y)
     return _weighted(x, *_correlate(x, _span(x), y, _span(y)))
@@ -162,9 +155,8 @@ class _Channels(NamedTuple):
 
     q: Tensor  # orthonormal columns, float64 [points, C]
     r: Tensor  # [C, C]
-    tolerance: (
-        float  # singular values of unit channels below this share of the largest are rounding
-    )
+    # singular values of unit channels below this share of the largest are rounding
+    tolerance: float
     dropped: int
 
 
@@ -210,8 +202,7 @@ def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
         )
     for _ in range(2):  # the first mean is rounded, which shows where it is far from 0
         points -= points.mean(1, keepdim=True)
-    # Householder's QR is as accurate in a small column as in a large one, so the scale of channels
-    # can wait
+    # Householder's QR is as accurate in a small column as in a large one: scaling can wait
     q, r = torch.linalg.qr(points.T)
     # the rounding of the array given, or that of QR here, which grows with the number of points
     tolerance = len(r) * max(epsilon, math.sqrt(len(q)) * torch.finfo(torch.float64).eps)

@@ -1,5 +1,6 @@
-"""Penalties on activations and filters as pure functions of tensors, their schedules, and a small
-class each to attach them to any network.
+"""Penalties on activations and filters, to attach to any network.
+
+They are pure functions of tensors, with their schedules, and a small class each to attach them.
 
     al2 = ActivationL2(model, "trunk")
     weights = al2_weights(epochs)
@@ -36,19 +37,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Equation 2 of the AL2 paper: λ_0, the factor up to the threshold, the threshold, the factor from
-# there on.
-AL2_START, AL2_FAST, AL2_THRESHOLD, AL2_SLOW = 0.01, 1.1, 5.0, 1.01
+# Equation 2 of the AL2 paper.
+AL2_START = 0.01  # λ_0
+AL2_FAST = 1.1  # the factor up to the threshold
+AL2_THRESHOLD = 5.0
+AL2_SLOW = 1.01  # the factor from there on
 # How the entropies of a batch can be joined, see `SparsityReg`.
 BATCHES = ("mean", "sum")
 # How the filters' correlation can be read, see `decorrelation`.
-CENTRES, PAIRS, REDUCTIONS = ("own", "mean_filter"), ("signed", "abs", "square"), ("sum", "mean")
+CENTRES = ("own", "mean_filter")
+PAIRS = ("signed", "abs", "square")
+REDUCTIONS = ("sum", "mean")
 FILTER_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
-    """λ_e of the AL2 paper (Eq. 2), float64 [num_epochs]: 0.01 first, then × 1.1 while below 5, ×
-    1.01 after that.
+    """λ_e of the AL2 paper (Eq. 2), float64 [num_epochs].
+
+    0.01 first, then × 1.1 while below 5, × 1.01 after that.
 
     Args:
         num_epochs: E; entry e is used in the (e+1)-th epoch.
@@ -72,10 +78,9 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
 
 
 def activation_l2(phi: Tensor) -> Tensor:
-    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar (Eq. 1 and the
-    protocol's reading of it).
+    """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar.
 
-    Half precision is widened.
+    Eq. 1, in the protocol's reading of it. Half precision is widened.
     """
     return phi.to(torch.promote_types(phi.dtype, torch.float32)).square().mean()
 
@@ -94,8 +99,7 @@ _WITHOUT_GRADIENTS = (
 _COPY = "this penalty is a copy, which is attached to no network; attach a new one"
 _REMOVED = "this penalty was removed from its network; attach a new one"
 
-# The uses of a layer that were collected: what was measured of each (a scalar), and its number of
-# samples.
+# The uses of a layer that were collected: of each the scalar measured and its number of samples.
 _Uses = list[tuple[Tensor, int]]
 
 
@@ -229,8 +233,9 @@ class _Passes:
         self.round = _Round(depth=depth)
 
     def read(self, join: Callable[[dict[str, _Uses]], Tensor]) -> Tensor:
-        """What `join` makes of the uses of all layers, by name; the same tensor until there are
-        new ones.
+        """What `join` makes of the uses of all layers, by name.
+
+        The same tensor until there are new ones.
 
         Raises:
             RuntimeError: if there is nothing to read of a layer; says of which and why.
@@ -317,9 +322,10 @@ class ActivationL2:
         self._passes = _Passes(model, [layer], _mean_square, max_unread)
 
     def penalty(self) -> Tensor:
-        """L_r of the passes since the read before, a differentiable scalar: see the top of this
-        file. Of several uses of the layer it is the mean, each counted by its number of samples
-        (its first dimension).
+        """L_r of the passes since the read before, a differentiable scalar.
+
+        See the top of this file. Of several uses of the layer it is the mean, each counted by its
+        number of samples (its first dimension).
 
         Raises:
             RuntimeError: if there is nothing to read (says why); after `remove`; of a copy.
@@ -340,11 +346,11 @@ class ActivationL2:
 
 
 def rfav_entropy(activations: Tensor) -> Tensor:
-    """Entropy of the receptive-field activation vectors, in nats, 0 … ln D (targeted sparsity, Eq.
-    2–4).
+    """Entropy of the receptive-field activation vectors, in nats, 0 … ln D.
 
-    The softmax over a layer's D filters turns the vector of linear outputs at one receptive field
-    into a distribution; low entropy means a sparse vector. exp(entropy) is the perplexity.
+    See targeted sparsity, Eq. 2–4. The softmax over a layer's D filters turns the vector of linear
+    outputs at one receptive field into a distribution; low entropy means a sparse vector.
+    exp(entropy) is the perplexity.
 
     Args:
         activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D]
@@ -366,12 +372,12 @@ def rfav_entropy(activations: Tensor) -> Tensor:
 
 
 class _Entropy(torch.autograd.Function):
-    """H = −Σ p ln p of p = softmax(z) over the last dimension, with a gradient of its own: dH/dz =
-    −(p ln p + H p).
+    """H = −Σ p ln p of p = softmax(z) over the last dimension, with a gradient of its own.
 
-    Written out, it takes two passes over the activations where autograd's chain of operators takes
-    six. It keeps nothing of z, which an in-place ReLU may overwrite. p and p ln p are outputs, so
-    that the gradient can be differentiated again. Forward-mode derivatives are not there.
+    dH/dz = −(p ln p + H p). Written out, it takes two passes over the activations where autograd's
+    chain of operators takes six. It keeps nothing of z, which an in-place ReLU may overwrite. p and
+    p ln p are outputs, so that the gradient can be differentiated again. Forward-mode derivatives
+    are not there.
     """
 
     generate_vmap_rule = True
@@ -379,8 +385,8 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z [..., D] → H [...], p [..., D], p ln p [..., D]; float32 at least."""
-        # log_softmax subtracts the maximum first: logits of ±1e4 stay finite, and p ln p is 0 where
-        # p underflows
+        # log_softmax subtracts the maximum first, so that logits of ±1e4 stay finite; p ln p is 0
+        # where p underflows
         log_p = F.log_softmax(vectors, -1, dtype=torch.promote_types(vectors.dtype, torch.float32))
         p = log_p.exp()
         p_log_p = log_p.mul_(p)
@@ -411,15 +417,17 @@ class _Entropy(torch.autograd.Function):
 
 
 def perplexity(activations: Tensor) -> Tensor:
-    """exp(entropy) of the activation vectors: 1 … D filters that share the answer (targeted
-    sparsity, Eq. 2).
+    """exp(entropy) of the activation vectors: 1 … D filters that share the answer.
+
+    See targeted sparsity, Eq. 2.
     """
     return rfav_entropy(activations).exp()
 
 
 def layer_entropy(layer: nn.Module, output: Tensor) -> Tensor:
-    """`rfav_entropy` of a layer's output. A linear layer has its filters last, [N, …, D],
-    everything else second.
+    """`rfav_entropy` of a layer's output.
+
+    A linear layer has its filters last, [N, …, D], everything else second.
     """
     return rfav_entropy(output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output)
 
@@ -444,9 +452,8 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
             "needed"
         )
     _allowed("centre", centre, CENTRES)
-    filters = weight.flatten(1).to(
-        torch.promote_types(weight.dtype, torch.float32)
-    )  # [D, …] → [D, F]
+    # [D, …] → [D, F]
+    filters = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
     centred = filters - filters.mean(1 if centre == "own" else 0, keepdim=True)
     # rounding of the mean leaves a constant filter up to 4 eps off zero (sums of 9 … 100,000
     # terms): that has no direction
@@ -464,8 +471,9 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
 def decorrelation(
     weight: Tensor, *, centre: str = "own", pairs: str = "signed", reduce: str = "sum"
 ) -> Tensor:
-    """Σ over pairs of filters of their correlation, each pair once: a scalar (targeted sparsity,
-    Eq. 7).
+    """Σ over pairs of filters of their correlation, each pair once: a scalar.
+
+    See targeted sparsity, Eq. 7.
 
     Args:
         weight: [D, …].
@@ -520,9 +528,10 @@ class SparsityReg:
         self._passes = _Passes(model, self.weights, _sum_of_entropies, max_unread)
 
     def penalty(self) -> Tensor:
-        """L_s of the passes since the read before, a differentiable scalar (0 if no layer is
-        regularised): see the top of this file. The mean or the sum is over the samples of all uses
-        of a layer.
+        """L_s of the passes since the read before, a differentiable scalar.
+
+        0 if no layer is regularised; see the top of this file. The mean or the sum is over the
+        samples of all uses of a layer.
 
         Raises:
             RuntimeError: if there is nothing to read of a layer (says of which and why); after
@@ -543,8 +552,9 @@ class SparsityReg:
 
 
 class DecorrReg:
-    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network (Eq. 6 and
-    7).
+    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network.
+
+    See targeted sparsity, Eq. 6 and 7.
 
     Args:
         model: any module.
@@ -598,8 +608,9 @@ class DecorrReg:
 
 
 def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers of a network by name, in the order in which they are
-    registered.
+    """The convolutions and linear layers of a network by name.
+
+    In the order in which they are registered.
     """
     return {
         name: module for name, module in model.named_modules() if isinstance(module, FILTER_LAYERS)
@@ -617,10 +628,8 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
 def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) -> dict[str, float]:
     for name, weight in layers.items():
         if not isinstance(find_layer(model, name), FILTER_LAYERS):
-            found, known = (
-                type(find_layer(model, name)).__name__,
-                ", ".join(filter_layers(model)) or "none",
-            )
+            found = type(find_layer(model, name)).__name__
+            known = ", ".join(filter_layers(model)) or "none"
             raise ValueError(
                 f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}"
             )

@@ -1,5 +1,6 @@
-"""What this machine's processor is and can, and what makes a training step faster on it, with
-PyTorch alone.
+"""What this machine's processor is and can, and what makes a training step faster on it.
+
+With PyTorch alone.
 """
 
 import ctypes
@@ -13,10 +14,11 @@ import torch
 #: Instruction sets that the speed of products hangs on, as Linux calls them.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 CPUINFO = Path("/proc/cpuinfo")  # only Linux has it
-# glibc's numbers for mallopt (malloc.h), and the largest block that its heap will take
-# (DEFAULT_MMAP_THRESHOLD_MAX)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_BLOCK, _KEPT = 32 << 20, 512 << 20
+# glibc's numbers for mallopt (malloc.h)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_BLOCK = 32 << 20  # the largest that its heap will take (DEFAULT_MMAP_THRESHOLD_MAX)
+_KEPT = 512 << 20
 
 
 def processor() -> str:
@@ -42,11 +44,11 @@ def _cpuinfo(key: str) -> str:
 
 @lru_cache(maxsize=1)
 def keep_memory() -> bool:
-    """Let the C library keep up to 512 MiB of freed memory: a step then finds its 1–4 MB
-    activations where the last left them.
+    """Let the C library keep up to 512 MiB of freed memory.
 
-    Otherwise the heap's end goes back to the system and comes again, zeroed page by page, up to two
-    thousand pages a step. No result changes. For the whole process; done once.
+    A step then finds its 1–4 MB activations where the last left them. Otherwise the heap's end goes
+    back to the system and comes again, zeroed page by page, up to two thousand pages a step. No
+    result changes. For the whole process; done once.
 
     Returns:
         whether it was done: only on Linux with glibc.
@@ -68,12 +70,11 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
-    """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop, some ten times
-    slower than float32.
+    """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop.
 
-    oneDNN, PyTorch's library for them, takes bfloat16 on AVX-512 and newer, even where it then
-    computes in float32; with AVX2 alone it does not (`results/bench/epyc_avx2`). Results are the
-    same.
+    They are some ten times slower than float32 then. oneDNN, PyTorch's library for them, takes
+    bfloat16 on AVX-512 and newer, even where it then computes in float32; with AVX2 alone it does
+    not (`results/bench/epyc_avx2`). Results are the same.
 
     Returns:
         whether it warned: never for a GPU.

@@ -21,8 +21,7 @@ from lib.cca import (  # noqa: F401  (canonical correlations are measures, too)
 )
 from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
 
-# ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch's
-# training
+# ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch
 MOST_FILTERS = 1024
 ABLATION_MASKS = ("element", "shared", "channel")
 ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
@@ -44,9 +43,7 @@ def cumulative_ablation(
 ) -> Tensor:
     """Accuracy in % as more and more of φ is set to zero (AL2, section 5.2).
 
-    It is [11], at 0, 10, … 100 %.
-
-    Nothing is rescaled. Take φ in eval mode and give a head in eval mode.
+    It is [11], at 0, 10, … 100 %. Nothing is rescaled. Take φ and the head in eval mode.
 
     Args:
         head: maps φ to logits [N, K].
@@ -192,10 +189,8 @@ def hidden_layers(model: nn.Module) -> list[str]:
 def correlation_rms(weight: Tensor) -> Tensor:
     """Root mean square of the correlations of pairs of filters, a scalar.
 
-    It is 0 for none, 1 where all filters are alike.
-
-    D filters in F dimensions without their mean (F − 1 free ones) cannot have less than about 1 /
-    √(F − 1) where D ≫ F.
+    It is 0 for none, 1 where all filters are alike. D filters in F dimensions, of which F − 1 are
+    free without the mean, cannot have less than about 1 / √(F − 1) where D ≫ F.
     """
     return _rms(filter_correlation(weight.float()))
 
@@ -258,9 +253,8 @@ def overfitting_onset(losses: Sequence[float]) -> int | None:
 def rise_after_least(losses: Sequence[float]) -> float:
     """By how much the smoothed validation loss ends above its least value, in % of that.
 
-    It says how heavy the overfitting is.
-
-    0 where the last epoch's is the least. `losses` and errors: as for `overfitting_onset`.
+    It says how heavy the overfitting is. 0 where the last epoch's is the least. `losses` and
+    errors: as for `overfitting_onset`.
     """
     curve = _smoothed_loss(losses)
     return float(100 * (curve[-1] / curve.min() - 1))

@@ -1,5 +1,6 @@
-"""The papers' networks. Layers carry the papers' names, so that a penalty or a measure can be
-attached by name.
+"""The papers' networks.
+
+Layers carry the papers' names, so that a penalty or a measure can be attached by name.
 """
 
 import math
@@ -17,8 +18,9 @@ NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
 
 
 class Dropout(nn.Module):
-    """Dropout whose coins come from a generator of its own (`.generator`), so that a run can be
-    resumed and compared.
+    """Dropout whose coins come from a generator of its own (`.generator`).
+
+    So a run can be resumed and compared.
 
     Args:
         p: probability of dropping a unit; kept units are scaled by 1 / (1 - p) in training mode.
@@ -32,8 +34,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        # drawn in the logical order of x, whatever its memory format and precision: the same coins
-        # on every layout
+        # drawn in logical order, whatever the memory format and precision of x: the same coins on
+        # every layout, in float32 at least
         dtype = torch.promote_types(x.dtype, torch.float32)
         coins = torch.rand(x.shape, generator=self.generator, device=x.device, dtype=dtype)
         return x * (coins >= self.p) * (1 / (1 - self.p))
@@ -43,12 +45,11 @@ class Dropout(nn.Module):
 
 
 class AL2Trunk(nn.Module):
-    """Trunk φ of the AL2 network: [N, C, S, S] → [N, 50, w, w] (w = 4 for 28×28 input, 5 for
-    32×32).
+    """Trunk φ of the AL2 network: [N, C, S, S] → [N, 50, w, w].
 
-    conv1 5×5 (C → 20), pool, ReLU, conv2 5×5 (20 → 50), [batch norm], pool, ReLU, [dropout].
-    Pooling comes before ReLU: the maximum of rectified values is the rectified maximum, so the
-        function is the paper's, on a quarter of the units.
+    w = 4 for 28×28 input, 5 for 32×32. conv1 5×5 (C → 20), pool, ReLU, conv2 5×5 (20 → 50),
+    [batch norm], pool, ReLU, [dropout]. Pooling comes before ReLU: the maximum of rectified values
+    is the rectified maximum, so the function is the paper's, on a quarter of the units.
     """
 
     def __init__(
@@ -61,17 +62,17 @@ class AL2Trunk(nn.Module):
         self.dropout = Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(
-            F.max_pool2d(self.conv1(images), 2)
-        )  # [N, C, 28, 28] → [N, 20, 24, 24] → [N, 20, 12, 12]
+        # [N, C, 28, 28] → [N, 20, 24, 24] → [N, 20, 12, 12]
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))
         x = self.norm(self.conv2(x))  # → [N, 50, 8, 8]
         x = F.relu(F.max_pool2d(x, 2))  # → [N, 50, 4, 4]
         return self.dropout(x)
 
 
 class AL2CNN(nn.Module):
-    """Network of the AL2 paper (section 4 and the authors' code): trunk φ, then head ψ (fc1, ReLU,
-    fc2).
+    """Network of the AL2 paper (section 4 and the authors' code).
+
+    Trunk φ, then head ψ (fc1, ReLU, fc2).
 
     Args:
         in_channels: C of the images.
@@ -130,8 +131,9 @@ def convnet_filters(size: str) -> dict[str, int]:
 
 
 class ConvNet(nn.Module):
-    """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2 (targeted sparsity, Figure
-    2 and Table 1).
+    """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2.
+
+    As in targeted sparsity, Figure 2 and Table 1.
 
     Args:
         widths: filters of conv1 … conv4, units of fc1.
@@ -181,9 +183,8 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(images)))  # [N, C, S, S] → [N, D1, S, S]
-        x = F.relu(
-            F.max_pool2d(self.norm2(self.conv2(x)), 2)
-        )  # → [N, D2, S/2, S/2]; pooling first is the same, and cheaper
+        # → [N, D2, S/2, S/2]; pooling first is the same, and cheaper
+        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))
         x = F.relu(self.norm3(self.conv3(self.dropout1(x))))  # → [N, D3, S/2, S/2]
         x = F.relu(F.max_pool2d(self.norm4(self.conv4(x)), 2))  # → [N, D4, S/4, S/4]
         phi = self.features(self.dropout2(x))  # → [N, D4·S/4·S/4]
@@ -191,8 +192,9 @@ class ConvNet(nn.Module):
 
 
 class LeNet(nn.Module):
-    """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU (targeted sparsity, Table 3; the
-    protocol's reading).
+    """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU.
+
+    As in targeted sparsity, Table 3, in the protocol's reading.
 
     Raises:
         ValueError: if the images are too small for the layers.
@@ -205,13 +207,12 @@ class LeNet(nn.Module):
             raise ValueError(
                 f"images of {image_size}×{image_size} are too small for LeNet: 16×16 is the least"
             )
-        self.conv1, self.conv2 = nn.Conv2d(in_channels, 6, 5), nn.Conv2d(6, 16, 5)
+        self.conv1 = nn.Conv2d(in_channels, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
         self.features = nn.Flatten()
-        self.fc1, self.fc2, self.fc3 = (
-            nn.Linear(16 * side * side, 120),
-            nn.Linear(120, 84),
-            nn.Linear(84, num_classes),
-        )
+        self.fc1 = nn.Linear(16 * side * side, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [N, C, 32, 32] → [N, 6, 14, 14]
@@ -221,8 +222,9 @@ class LeNet(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """AlexNet for small images: five 3×3 convolutions, padding 1, then fc 4096, 4096, K; no dropout
-    (Table 3).
+    """AlexNet for small images: five 3×3 convolutions, padding 1, then fc 4096, 4096, K.
+
+    No dropout (targeted sparsity, Table 3).
 
     Raises:
         ValueError: if the images are too small for the layers.
@@ -241,7 +243,8 @@ class AlexNet(nn.Module):
         self.conv4 = nn.Conv2d(384, 256, 3, padding=1)
         self.conv5 = nn.Conv2d(256, 256, 3, padding=1)
         self.features = nn.Flatten()
-        self.fc1, self.fc2 = nn.Linear(256 * side * side, 4096), nn.Linear(4096, 4096)
+        self.fc1 = nn.Linear(256 * side * side, 4096)
+        self.fc2 = nn.Linear(4096, 4096)
         self.fc3 = nn.Linear(4096, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -249,9 +252,8 @@ class AlexNet(nn.Module):
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # → [N, 192, 4, 4]
         x = F.relu(self.conv4(F.relu(self.conv3(x))))  # → [N, 384, 4, 4] → [N, 256, 4, 4]
         x = F.relu(F.max_pool2d(self.conv5(x), 2))  # → [N, 256, 2, 2]
-        x = F.relu(
-            self.fc2(F.relu(self.fc1(self.features(x))))
-        )  # → [N, 1024] → [N, 4096] → [N, 4096]
+        # → [N, 1024] → [N, 4096] → [N, 4096]
+        x = F.relu(self.fc2(F.relu(self.fc1(self.features(x)))))
         return self.fc3(x)  # → [N, K]
 
 

@@ -1,5 +1,6 @@
-"""Where things lie. Every path is absolute, so that nothing depends on the folder a notebook or a
-test is started in.
+"""Where things lie.
+
+Every path is absolute, so that nothing depends on the folder a notebook or a test is started in.
 
 Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user
 downloads them), `CACHE_DIR` (their decoded copies, safe to delete) and `RESULTS_DIR` (run folders).
@@ -43,11 +44,10 @@ def results_dir() -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, moved over it when the block ends well and deleted when it
-    does not.
+    """A temporary name beside `target`, moved over it when the block ends well.
 
-    Whoever reads `target` sees the old file or the whole new one, never a part, whenever the writer
-    is killed.
+    It is deleted when the block fails. Whoever reads `target` sees the old file or the whole new
+    one, never a part, whenever the writer is killed.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:

@@ -41,8 +41,7 @@ ALLOWED = {
 }
 
 
-# Seeds from here on are for calibration and screening: no table, claim or figure of results
-# contains them.
+# Seeds from here on are for calibration and screening; no result (table, claim, figure) has them.
 SCREENING_SEED = 100
 
 # The layers that SparsityReg and DecorrReg act on (targeted sparsity, section 4.2).
@@ -78,8 +77,9 @@ def _measured(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained once. Defaults: the bare network of the AL2 paper on 75 % corrupted
-    labels (sections 3 and 4).
+    """One network trained once.
+
+    Defaults: the bare network of the AL2 paper on 75 % corrupted labels (sections 3 and 4).
 
     Args:
         dataset: a name that `lib.data.load` knows, or that of an image folder in `DATA_DIR`.
@@ -120,7 +120,7 @@ class Run:
             order. Kept as JSON texts, which are accepted, too.
         relabelled_by: id of another run, of the same images, whose last predictions replace the
             corrupted training labels (AL2, section 4: relabelling); the validation labels stay as
-                they are. None: trained on the corrupted labels.
+            they are. None: trained on the corrupted labels.
         n_measure: images held out of the training split to measure entropy on; in neither training
             nor validation set.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
@@ -135,7 +135,7 @@ class Run:
             each epoch.
         cca: canonical correlations of φ, of one fixed sample of training images, between
             `cca_epochs()` and a start: "init" (before training) or "epoch1" (after the first epoch,
-                as the AL2 authors' code has it). Of al2_cnn alone.
+            as the AL2 authors' code has it). Of al2_cnn alone.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
         keep_trunk: store the last weights of the trunk alone among the arrays; of al2_cnn alone,
@@ -288,8 +288,9 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
-        """A run from a mapping of field names; an unknown name is refused with the nearest known
-        one.
+        """A run from a mapping of field names.
+
+        An unknown name is refused with the nearest known one.
         """
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
@@ -308,8 +309,10 @@ class Run:
         return self._fields(measured=True)
 
     def described(self) -> dict[str, Any]:
-        """The run as columns of a tidy frame: `id`, `baseline`, `regulariser`, `variant`, every
-        field; layers as one text, "conv3 conv4", penalties as "name(weight=0.1, layer=conv3)".
+        """The run as columns of a tidy frame.
+
+        They are `id`, `baseline`, `regulariser`, `variant` and every field. Layers are one text,
+        "conv3 conv4"; penalties are "name(weight=0.1, layer=conv3)".
         """
         fields = self.to_dict()
         for name, value in fields.items():
@@ -380,8 +383,9 @@ class Run:
 
     @property
     def baseline(self) -> str:
-        """The published tables' name of the network without AL2: bare, batchnorm, dropout,
-        weight_decay, or a sum.
+        """The published tables' name of the network without AL2.
+
+        One of bare, batchnorm, dropout, weight_decay, or a sum.
         """
         on = {
             "batchnorm": self.batch_norm,
@@ -392,18 +396,18 @@ class Run:
 
     @property
     def regulariser(self) -> str:
-        """The penalties by name: "al2", "sparsity", "decorrelation", added ones, or a sum; "" for
-        none.
+        """The penalties by name: "al2", "sparsity", "decorrelation", added ones, or a sum.
+
+        "" for none.
         """
         return "+".join("al2" if term.weight is None else term.name for term in self.terms())
 
     @property
     def variant(self) -> str:
-        """The targeted-sparsity paper's name of a ConvNet: vanillaNet, dropNet, normNet, sr1Net,
-        sr2Net, sr3Net.
+        """The targeted-sparsity paper's name of a ConvNet.
 
-        LeNet and AlexNet keep their names, with `+sr` where they are regularised; what has no name
-        in the paper is spelled out.
+        One of vanillaNet, dropNet, normNet, sr1Net, sr2Net, sr3Net. LeNet and AlexNet keep their
+        names, with `+sr` where they are regularised; what has no name in the paper is spelled out.
         """
         plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
         named = [
@@ -454,21 +458,24 @@ class Run:
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
 
     def heat_map_epochs(self) -> list[int]:
-        """Before training (0, the paper's −1), after the first epochs, and ever more rarely to the
-        last: about a dozen.
+        """The epochs at which heat maps are kept, about a dozen.
+
+        Before training (0, the paper's −1), after the first ones, and ever more rarely to the last.
         """
         return sorted({0} | {round(self.epochs ** (k / 10)) for k in range(11)})
 
     def cca_epochs(self) -> list[int]:
-        """Every tenth epoch, as in Fig. 1 of the AL2 paper; of a short training at least 50 epochs,
-        or all.
+        """Every tenth epoch, as in Fig. 1 of the AL2 paper.
+
+        Of a short training at least 50 epochs, or all.
         """
         step = max(1, min(10, self.epochs // 50))
         return list(range(step, self.epochs + 1, step))
 
     def table_epochs(self) -> list[int]:
-        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700, a shorter training
-        at the same sevenths.
+        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700.
+
+        A shorter training is read at the same sevenths.
 
         All test images and the ablations are measured there, and at the last epoch. The other
         paper's tables read the best epoch of a curve that has to be measured on the same images
@@ -513,8 +520,9 @@ def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the field's type, so that 1 and 1.0 give one id; refuses what is not of it (True
-    is no number).
+    """`value` as the field's type, so that 1 and 1.0 give one id.
+
+    Refuses what is not of that type (True is no number).
     """
     text = str(kind)
     if value is None and "None" in text:

@@ -1,8 +1,9 @@
 """A run's folder: what lies in it, and that it is written whole or not at all.
 
 config.json     what was trained and what was measured on the way
-env.json        versions, device, processor, threads, precision, commit, wall time, hashes of data
-and labels metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
+env.json        versions, device, processor, threads, precision, commit, wall time,
+                hashes of data and labels
+metrics.csv     a row an epoch; moved into place last: a folder that holds it is finished
 measures.npz    arrays: ablation curves, heat maps, histograms, canonical correlations, predictions
 status.json     only where the loss became NaN: {"diverged": epoch}
 checkpoint.pt   only while unfinished
@@ -44,9 +45,8 @@ def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
     """
     name = f"{dataset}/*-{run_id}"
     folders = [f for f in paths.results_dir().glob(f"*/{name}") if f.is_dir()]
-    if not to_write and not any(
-        map(is_finished, folders)
-    ):  # one under way may only be about to gain a measure
+    # one under way may only be about to gain a measure
+    if not to_write and not any(map(is_finished, folders)):
         folders = [
             f for profile in paths.EVIDENCE for f in profile.glob(name) if is_finished(f)
         ] or folders
@@ -58,8 +58,9 @@ def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
 
 
 def begin(folder: Path, run: Run) -> None:
-    """Make the folder and say in it what is going to be trained; a finished folder stays as it is
-    until `finish`.
+    """Make the folder and say in it what is going to be trained.
+
+    A finished folder stays as it is until `finish`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not is_finished(folder):
@@ -67,8 +68,9 @@ def begin(folder: Path, run: Run) -> None:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether the folder says what it holds; one that was made by a process killed right after that
-    does not.
+    """Whether the folder says what it holds.
+
+    One that was made by a process killed right after that does not.
     """
     return (folder / "config.json").exists() or is_finished(folder)
 
@@ -102,7 +104,8 @@ def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[s
     path = folder / "checkpoint.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        run_id, measures = state["id"], state["measured"]
+        run_id = state["id"]
+        measures = state["measured"]
         if absent := CHECKPOINT_KEYS - state.keys():
             raise KeyError(f"no {', '.join(sorted(absent))}")
     except FileNotFoundError:
@@ -121,8 +124,9 @@ def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[s
 
 
 def read_pace(folder: Path) -> tuple[float, str]:
-    """Seconds an epoch of a training, finished or under way, and what it ran on (`ran_on`), ""
-    where it does not say.
+    """Seconds an epoch of a training, finished or under way, and what it ran on.
+
+    The latter as `ran_on` has it, "" where the folder does not say.
 
     Raises:
         RecordError: if the files are not there or damaged.
@@ -157,16 +161,15 @@ def finish(
     diverged: int | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the results of a run, `metrics.csv` last of what is new; then the checkpoint is
-    dropped.
+    """Write the results of a run, `metrics.csv` last of what is new; then drop the checkpoint.
 
     Where a finished run is replaced, to gain a measure or because its labels are others now,
     `env.json` and `config.json` name the labels and the measure only when all else is in place.
     """
-    replaced, status = is_finished(folder), folder / "status.json"
-    if (
-        replaced and _diverged(status) != diverged
-    ):  # killed before the new metrics are there, it has to be trained once more
+    replaced = is_finished(folder)
+    status = folder / "status.json"
+    if replaced and _diverged(status) != diverged:
+        # killed before the new metrics are there, it has to be trained once more
         (folder / "metrics.csv").unlink()
     begin(folder, run)
     if not replaced:
@@ -184,10 +187,8 @@ def finish(
     if replaced:
         _write_json(folder / "env.json", env)
         _write_config(folder, run)
-    for left in [
-        folder / "checkpoint.pt",
-        *folder.glob(".*.part"),
-    ]:  # a killed writer leaves its temporary file
+    # a killed writer leaves its temporary file
+    for left in [folder / "checkpoint.pt", *folder.glob(".*.part")]:
         left.unlink(missing_ok=True)
 
 
@@ -247,8 +248,9 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What `env.json` of a finished run says: versions, device, wall time, hashes, number of
-    classes.
+    """What `env.json` of a finished run says.
+
+    That is: versions, device, wall time, hashes, number of classes.
 
     Raises:
         RecordError: if the file is damaged.
@@ -292,9 +294,8 @@ def _write_config(folder: Path, run: Run) -> None:
 
 
 def _write_torch(path: Path, state: Any) -> None:
-    buffer = (
-        io.BytesIO()
-    )  # torch.save to a path hides that a disk is full behind an error of its own
+    # torch.save to a path hides that a disk is full behind an error of its own
+    buffer = io.BytesIO()
     torch.save(state, buffer)
     with replacing(path) as part:
         part.write_bytes(buffer.getbuffer())

@@ -15,9 +15,8 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     """The series λ_e by name, float64 [num_epochs], in the paper's epochs t = speed · e.
 
     `al2`: Eq. 2 (takes no rate). `geometric`: 0.01 · rate^t. `linear`: 0.01 + rate · t. `constant`:
-        rate. The default rates
-    make `geometric` and `linear` end, and `constant` average, where `al2` does over the paper's 700
-    epochs.
+    rate. The default rates make `geometric` and `linear` end, and `constant` average, where `al2`
+    does over the paper's 700 epochs.
 
     Raises:
         ValueError: for an unknown name, a rate given to `al2`, or a rate that is not positive.
@@ -30,7 +29,8 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
             )
         return weights
     reference = al2_weights(PAPER_EPOCHS)
-    end, span = reference[-1], PAPER_EPOCHS - 1
+    end = reference[-1]
+    span = PAPER_EPOCHS - 1
     defaults = {
         "geometric": (end / AL2_START) ** (1 / span),
         "linear": (end - AL2_START) / span,
@@ -50,20 +50,18 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
 def schedule_of_total(
     name: str, num_epochs: int, total: float, speed: float = 1
 ) -> dict[str, float]:
-    """The one setting of a schedule with which Σ λ_e is `total`: {"speed": …} of `al2`, {"rate": …}
-    of the others.
+    """The one setting of a schedule with which Σ λ_e is `total`.
 
-    To six digits, so that a run that holds it has one id on every machine. Makes schedules of
-    different kinds comparable.
+    {"speed": …} of `al2`, {"rate": …} of the others. To six digits, so that a run that holds it has
+    one id on every machine. Makes schedules of different kinds comparable.
 
     Raises:
         ValueError: as for `schedule`, for a total that is no positive number, and for one that the
             schedule cannot have: with λ_0 = 0.01 first (all but `constant`) and growing it is above
-                0.01 · num_epochs.
+            0.01 · num_epochs.
     """
-    schedule(
-        name, num_epochs, speed
-    )  # refuses an unknown name, no epochs, a speed that is not positive
+    # refuses an unknown name, no epochs, a speed that is not positive
+    schedule(name, num_epochs, speed)
     if not 0 < total < math.inf:
         raise ValueError(f"total is {total}; it has to be a positive number")
     if name == "constant":
@@ -72,7 +70,8 @@ def schedule_of_total(
         key = "speed" if name == "al2" else "rate"
         span = max(num_epochs - 1, 1)  # limits far outside of all use, within floating point
         upper = {"al2": 5000 / span, "geometric": math.exp(200 / (speed * span)), "linear": 1e12}
-        low, high = (1 + 1e-12 if name == "geometric" else 1e-12), upper.get(name, 1.0)
+        low = 1 + 1e-12 if name == "geometric" else 1e-12
+        high = upper.get(name, 1.0)
 
         def excess(log: float) -> float:
             settings = {"speed": speed} | {key: math.exp(log)}

@@ -1,5 +1,6 @@
-"""The run store: a run is a folder. `ensure` trains what is missing, `load` and `collect` read what
-is there.
+"""The run store: a run is a folder.
+
+`ensure` trains what is missing, `load` and `collect` read what is there.
 
     results/<profile>/<dataset>/<network>-<what differs>-<id>/
 
@@ -37,8 +38,9 @@ MayBegin = Callable[[Run, int, float], bool]
 
 
 def find(run: Run) -> Path | None:
-    """The folder of a run, finished or under way, in any profile; None if there is none. Raises as
-    `run_dir.find`.
+    """The folder of a run, finished or under way, in any profile; None if there is none.
+
+    Raises as `run_dir.find`.
     """
     return run_dir.find(run.dataset, run.id)
 
@@ -59,8 +61,9 @@ def ensure(
     deadline: float | None = None,
     may_begin: MayBegin | None = None,
 ) -> None:
-    """Train the runs that are missing, or that lack a measure now asked for. What it leaves behind
-    is on the disk.
+    """Train the runs that are missing, or that lack a measure now asked for.
+
+    What it leaves behind is on the disk.
 
     Every run is checked against its data, and every folder is read, before anything trains. A run
     that another process is training is waited for, not trained twice. Runs that are relabelled by
@@ -120,8 +123,10 @@ def _while_there_is_time(run: Run, epochs: int, seconds: float) -> bool:
 
 
 def _ready(missing: Sequence[Run]) -> list[Run]:
-    """Those that wait for no other. A teacher that is trained again, for a measure that it lacks,
-    comes before those that it relabels, too.
+    """Those that wait for no other.
+
+    A teacher that is trained again, for a measure that it lacks, comes before those that it
+    relabels, too.
     """
     ids = {run.id for run in missing}
     ready = []
@@ -154,11 +159,10 @@ def _ensure(
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: one row per run and epoch, with `profile` and what
-    `Run.described` gives.
+    """One tidy frame of the runs' metrics: one row per run and epoch.
 
-    A run whose loss became NaN has its rows up to the last finite epoch, and in `diverged` (else
-    NaN) the one after it.
+    With `profile` and what `Run.described` gives. A run whose loss became NaN has its rows up to
+    the last finite epoch, and in `diverged` (else NaN) the one after it.
 
     Raises:
         LookupError: if a run has not been trained; the message says which and what to do.
@@ -183,8 +187,9 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def collect(profile: str) -> pd.DataFrame:
-    """The same frame for every finished run of a profile; empty, without columns, where there is
-    none.
+    """The frame of `load` for every finished run of a profile.
+
+    Empty, without columns, where there is none.
     """
     folders = sorted(f.parent for f in (paths.results_dir() / profile).glob("*/*/metrics.csv"))
     frames = [_tidy(folder) for folder in folders]
@@ -192,8 +197,9 @@ def collect(profile: str) -> pd.DataFrame:
 
 
 def available(runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are finished, also where `ensure` would train them again (for a
-    measure, or for other labels).
+    """Those of the runs that are finished.
+
+    Also where `ensure` would train them again (for a measure, or for other labels).
     """
     return [
         run for run in runs if (folder := find(run)) is not None and run_dir.is_finished(folder)
@@ -203,8 +209,7 @@ def available(runs: Sequence[Run]) -> list[Run]:
 def epochs_left(run: Run) -> int:
     """How many epochs a run lacks: those after its checkpoint.
 
-    None if it is finished with its measures, and none if it can never be trained
-    (`is_without_labels`).
+    0 if it is finished with its measures, or if it can never be trained (`is_without_labels`).
     """
     if _is_done(run) or is_without_labels(run):
         return 0
@@ -218,8 +223,9 @@ def epochs_left(run: Run) -> int:
 
 
 def is_without_labels(run: Run) -> bool:
-    """Whether a run can never be trained, because the loss of the one that relabels it became
-    NaN.
+    """Whether a run can never be trained, for want of labels.
+
+    So it is if the loss of the run that relabels it became NaN.
     """
     folder = run_dir.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
     return (
@@ -230,16 +236,17 @@ def is_without_labels(run: Run) -> bool:
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
-    """The arrays measured in a finished run, by name; of E epochs, which end earlier in a run that
-    diverged.
+    """The arrays measured in a finished run, by name.
 
-    `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`, `entropy
-    before training` [1, layers] and for each hidden layer `correlations <layer>` [1 + E, 200], the
-    first before training; with `heat_maps`, `heat map epochs` [points] and for each hidden layer
-    `heat maps <layer>` [points, images, A, B] in float16 (of a linear layer [points, images]); with
-    `cca`, for each start `cca epochs <start>` [points], `cca <start>` [points, 50] (NaN behind the
-    last coefficient) and `cca dropped <start>` [points, 2]; with `keep_trunk`, the weights `trunk
-    <parameter>`; with `predictions`, `predictions` [N_train].
+    They are of E epochs, which end earlier in a run that diverged.
+
+    `ablation <mask>/<images>` [points, 11], `ablation epochs` [points]; with `entropy`,
+    `entropy before training` [1, layers] and for each hidden layer `correlations <layer>`
+    [1 + E, 200], the first before training; with `heat_maps`, `heat map epochs` [points] and for
+    each hidden layer `heat maps <layer>` [points, images, A, B] in float16 (of a linear layer
+    [points, images]); with `cca`, for each start `cca epochs <start>` [points], `cca <start>`
+    [points, 50] (NaN behind the last coefficient) and `cca dropped <start>` [points, 2]; with
+    `keep_trunk`, the weights `trunk <parameter>`; with `predictions`, `predictions` [N_train].
 
     Raises:
         LookupError: if the run has not been trained.
@@ -271,8 +278,9 @@ def _tidy(folder: Path) -> pd.DataFrame:
 
 
 def _is_done(run: Run) -> bool:
-    """Whether a run is finished with every measure asked for, on the labels it would be given now;
-    damaged folders raise.
+    """Whether a run is finished with its measures, on the labels it would be given now.
+
+    That is: with every measure asked for. Damaged folders raise.
 
     A run that is relabelled by another one is not done if that teacher has been trained again and
     predicts other labels than those whose hash the run recorded. Where either hash is missing (no
@@ -301,10 +309,10 @@ def _train_all(
     may_begin: MayBegin,
     together: int = 1,
 ) -> None:
-    """Train the runs, so many at a time; those that another process is training are waited for,
-    without a deadline.
+    """Train the runs, so many at a time.
 
-    `advance` is told of each number of epochs that are done.
+    Those that another process is training are waited for, without a deadline. `advance` is told of
+    each number of epochs that are done.
     """
     busy: list[Run] = []
     while group := list(islice(runs, together)):
@@ -331,8 +339,9 @@ def _train(
     *,
     block: bool,
 ) -> list[Run]:
-    """Train runs under their locks, but those that another process has finished meanwhile; gives
-    those that one still holds.
+    """Train runs under their locks; gives those that another process still holds.
+
+    Those that another process has finished meanwhile are not trained.
     """
     done: Counter[str] = Counter()  # epochs by run
 
@@ -368,8 +377,9 @@ def _train_in_processes(
     deadline: float | None,
     may_begin: MayBegin,
 ) -> None:
-    """Each process takes the next run that nobody has taken; the first error ends them all and is
-    raised here.
+    """Train the runs in processes, each of which takes the next run that nobody has taken.
+
+    The first error ends them all and is raised here.
     """
     context = multiprocessing.get_context("spawn")
     taken = context.Value("i", 0)
@@ -467,8 +477,9 @@ def _work(
 
 @contextlib.contextmanager
 def lock(run: Run, *, block: bool) -> Iterator[bool]:
-    """Hold the run's lock, or say that another process does; the system frees it however its holder
-    ends.
+    """Hold the run's lock, or say that another process does.
+
+    The system frees it however its holder ends.
     """
     folder = paths.results_dir() / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -482,15 +493,16 @@ def lock(run: Run, *, block: bool) -> Iterator[bool]:
 
 
 def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
-    """Refuse runs whose labels come from a run that is neither stored with its predictions nor
-    trained here, with them.
+    """Refuse, with a ValueError, runs that would have no labels, or those of other images.
 
-    And those whose labels come from a run of other images.
+    That is: runs whose labels come from a run that is neither stored with its predictions nor
+    trained here, with them; and those whose labels come from a run of other images.
     """
     for run in missing:
         if run.relabelled_by is None:
             continue
-        teacher, folder = asked.get(run.relabelled_by), bundle.teacher_folder(run)
+        teacher = asked.get(run.relabelled_by)
+        folder = bundle.teacher_folder(run)
         if folder is not None:
             teacher = run_dir.read_run(folder)
         elif not (teacher and teacher.predictions):

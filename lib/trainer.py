@@ -72,15 +72,15 @@ def fit(
         precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and
             all that is measured beside the training stay float32 (on a GPU its convolutions are
             TF32 then), and so does the arithmetic of losses and penalties, on activations that are
-            rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in the precision
-            it was begun in.
-        callback: called with run, network and epoch before training (epoch 0) and after each
-            epoch, for example to log to TensorBoard (`lib.monitor`) or to show progress. It must
-            not change the network.
-        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one,
+            rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in the precision it
+            was begun in.
+        callback: called with run, network and epoch before training (epoch 0) and after each epoch,
+            for example to log to TensorBoard (`lib.monitor`) or to show progress. It must not
+            change the network.
+        deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one.
             None: train to the end.
-        side_by_side: whether the runs take their steps in turns, all at once, or one run is
-            trained after another; each gives the same results. None: side by side on a GPU.
+        side_by_side: whether the runs take their steps in turns, all at once, or one run is trained
+            after another; each gives the same results. None: side by side on a GPU.
 
     Raises:
         ValueError: if a run does not fit its data, for an unknown precision, and for a device that
@@ -232,25 +232,26 @@ def _train(
 def _take_turns(
     trainings: Sequence[Training], device: torch.device, turns: int
 ) -> list[pd.DataFrame]:
-    """Let each training make a turn after the other, on a GPU each on a stream of its own, until
-    all have ended.
+    """Let each training make a turn after the other, until all have ended.
 
-    They begin spread over so many turns, an epoch of the first of them, so that not all are
-    evaluated, and wait for the host, at once. At a deadline those that have not begun still train
-    one epoch, and keep a checkpoint like the others.
+    On a GPU each has a stream of its own. They begin spread over so many turns, an epoch of the
+    first of them, so that not all are evaluated, and wait for the host, at once. At a deadline
+    those that have not begun still train one epoch, and keep a checkpoint like the others.
     """
 
     def stream() -> AbstractContextManager:
         if device.type != "cuda":
             return nullcontext()
         own = torch.cuda.Stream(device)
-        own.wait_stream(
-            torch.cuda.current_stream(device)
-        )  # what was put on the device before is there
+        # what was put on the device before is there
+        own.wait_stream(torch.cuda.current_stream(device))
         return torch.cuda.stream(own)
 
-    places, frames = [stream() for _ in trainings], {}
-    going, late, round_ = dict(enumerate(trainings)), None, 0
+    places = [stream() for _ in trainings]
+    frames = {}
+    going = dict(enumerate(trainings))
+    late = None
+    round_ = 0
     while going:
         begun = [k for k in going if k * turns <= round_ * len(trainings)]
         round_ += 1
@@ -273,8 +274,9 @@ def _take_turns(
 
 
 def build_network(run: Run, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """The network that `run` names, with its initial weights: the same in all networks of a seed,
-    where they share them. See `models.build`.
+    """The network that `run` names, with its initial weights; see `models.build`.
+
+    Networks of one seed have the same weights where they share them.
     """
     uniform = run.bn_gamma == "uniform"
     return models.build(
@@ -354,8 +356,9 @@ class TrainStep:
         self.static_batch: Tensor | None = None  # numbers of the images of a recorded step [B]
 
     def epoch(self, epoch: int, weight: float) -> Iterator[None]:
-        """A pass over the training images, which stops after each step so that other networks can
-        take theirs.
+        """A pass over the training images, which stops after each step.
+
+        So other networks can take their steps in between.
 
         Args:
             epoch: 1 for the first; order of images and dropout masks depend on it.
@@ -411,8 +414,9 @@ class TrainStep:
             self._step(self.static_batch)
 
     def _step(self, batch: Tensor) -> None:
-        """One step on the images with these numbers, int64 [B]; all that stays is changed in
-        place.
+        """One step on the images with these numbers, int64 [B].
+
+        All that stays is changed in place.
         """
         x = self.data.train.images[batch]  # [B, C, H, W]
         y = self.data.train.labels[batch]  # [B]
@@ -452,10 +456,10 @@ def train_epoch(step: TrainStep, epoch: int, weight: float) -> dict[str, float]:
 
 
 def evaluate(model: nn.Module, data: Bundle, run: Run, *, full: bool) -> dict[str, float]:
-    """Accuracy in % and cross-entropy on (the first) test images and, where some are held out, on
-    the validation images.
+    """Accuracy in % and cross-entropy on (the first) test images and on the validation images.
 
-    NaN where a logit is not finite: the largest of such logits means nothing.
+    The latter where some are held out. NaN where a logit is not finite: the largest of such logits
+    means nothing.
     """
     count = len(data.test) if full or run.test_images is None else run.test_images
     values: dict[str, float] = {"test_images": count}
@@ -477,10 +481,10 @@ def measure(
     arrays: dict[str, list[Tensor]],
     starts: dict[str, Tensor],
 ) -> dict[str, float]:
-    """What the run asks for beside the curves, after `epoch` (0: before training): columns, and
-    arrays that are added to.
+    """What the run asks for beside the curves, after `epoch` (0: before training).
 
-    `starts` holds φ at the starts that canonical correlations are taken against.
+    It gives columns, and adds to `arrays`. `starts` holds φ at the starts that canonical
+    correlations are taken against.
     """
     columns: dict[str, float] = {}
 
@@ -534,8 +538,9 @@ def measure(
 
 
 def final_arrays(model: nn.Module, data: Bundle, run: Run) -> dict[str, np.ndarray]:
-    """What the run asks for of the trained network itself: `trunk <parameter>` and `predictions`
-    int16 [N_train].
+    """What the run asks for of the trained network itself.
+
+    That is: `trunk <parameter>` and `predictions` int16 [N_train].
     """
     found = {}
     if run.keep_trunk:
@@ -570,8 +575,9 @@ def _ablate(model: nn.Module, data: Bundle, run: Run, epoch: int) -> dict[str, T
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Outputs in eval mode, which it leaves the network in, for images [N, C, H, W], batch by
-    batch; penalties that are attached to the network take no notice.
+    """Outputs for images [N, C, H, W] in eval mode, which it leaves the network in, batch by batch.
+
+    Penalties that are attached to the network take no notice.
     """
     model.eval()
     batches = images.split(EVAL_BATCHES.get(images.device.type, 500))
@@ -610,8 +616,9 @@ def metric_names(
 
 
 def _correlated(model: nn.Module) -> list[str]:
-    """Hidden layers whose filters' correlations are measured: all of the ConvNets', but not
-    AlexNet's 4,096 units.
+    """Hidden layers whose filters' correlations are measured.
+
+    All of the ConvNets', but not AlexNet's 4,096 units.
     """
     return [
         name
@@ -629,8 +636,9 @@ def _area_column(spec: str) -> str:
 
 
 def default_device() -> str:
-    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu"; a ValueError if `$DEVICE` is
-    not there.
+    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu".
+
+    A ValueError if `$DEVICE` is not there.
     """
     if asked := os.environ.get("DEVICE"):
         return checked_device(asked)
@@ -654,8 +662,9 @@ def checked_device(asked: str | torch.device) -> str:
 
 
 def default_precision(asked: str | None = None) -> str:
-    """The one asked for, else `$PRECISION`, else "float32"; a ValueError for one that is not in
-    PRECISIONS.
+    """The precision asked for, else `$PRECISION`, else "float32".
+
+    A ValueError for one that is not in PRECISIONS.
     """
     precision = asked or os.environ.get("PRECISION") or PRECISIONS[0]
     if precision not in PRECISIONS:
@@ -664,8 +673,9 @@ def default_precision(asked: str | None = None) -> str:
 
 
 def device_name(device: str | torch.device | None = None) -> str:
-    """The name of a device (None: the default one) in a run's record: the GPU's model, or the
-    processor's kind.
+    """The name of a device (None: the default one) in a run's record.
+
+    That is the GPU's model, or the processor's kind.
     """
     device = torch.device(device or default_device())
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -685,7 +695,9 @@ class _ProcessSettings:
 
     @contextmanager
     def hold(self, device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
-        """Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three
+        """Hold the settings while a training on this device lasts.
+
+        Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three
         bits more, at their speed.
         """
         cudnn = torch.backends.cudnn
@@ -738,8 +750,9 @@ def commit() -> str:
 
 
 def _environment(device: torch.device, version: str) -> dict[str, Any]:
-    """Versions, device, processor and commit, for a run's record. Threads are those of the
-    training.
+    """Versions, device, processor and commit, for a run's record.
+
+    Threads are those of the training.
     """
     return {
         "python": platform.python_version(),
