@@ -3,6 +3,8 @@
 Every check of a run against its data and its network is made here, before anything trains.
 """
 
+import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -155,12 +157,12 @@ def _load(run: Run, device: str | torch.device) -> Images:
     )
 
 
-def attach(run: Run, model: nn.Module) -> "list[tuple[Term, losses.Penalty]]":
+def attach(run: Run, model: nn.Module) -> list[tuple[Term, losses.Penalty]]:
     """The terms of the run's loss beside the cross-entropy, each with its penalty, attached.
 
     Raises:
         ValueError: for a penalty that is not in `losses.PENALTIES`, options that its class does not
-            take, a layer that the network does not have, and two penalties of one metric.
+            take, a layer that the network does not have, and a metric whose name is taken.
     """
     attached = []
     metrics: set[str] = set()
@@ -171,34 +173,52 @@ def attach(run: Run, model: nn.Module) -> "list[tuple[Term, losses.Penalty]]":
                 f"{', '.join(losses.PENALTIES)}: register its class there first"
             )
         kind = losses.PENALTIES[term.name]
+        for needed in ("metric", "penalty", "remove"):
+            if not hasattr(kind, needed):
+                raise ValueError(f"the class of the penalty {term.name!r} has no `{needed}`")
         try:
             penalty = kind(model, **term.options)
-        except TypeError as error:
+        except (TypeError, AttributeError, LookupError, RuntimeError) as error:
             raise ValueError(
                 f"the penalty {term.name!r} cannot be made of {term.options}: {error}"
             ) from error
-        if penalty.metric in metrics | RESERVED_METRICS and term.added:
+        metric = penalty.metric
+        if term.added and not (isinstance(metric, str) and re.fullmatch(r"[a-z]\w*", metric)):
             raise ValueError(
-                f"the penalty {term.name!r} calls its metric {penalty.metric!r}, which is taken; "
-                "its class needs a `metric` of its own"
+                f"the penalty {term.name!r} calls its metric {metric!r}; it has to be a word in "
+                "small letters, such as 'shrinkage'"
             )
-        metrics.add(penalty.metric)
+        if metric in metrics or (term.added and metric in RESERVED_METRICS):
+            raise ValueError(
+                f"the penalty {term.name!r} calls its metric {metric!r}, which is taken: give its "
+                "class a name of its own, or name all layers in one entry"
+            )
+        metrics.add(metric)
         attached.append((term, penalty))
     return attached
 
 
-# columns of every run's metrics: L_r of φ is measured whether it is penalised or not
+# What else a run's frame has for columns. L_r of φ is measured whether it is penalised or not.
 RESERVED_METRICS = {
     "epoch",
     "lambda",
     "test_accuracy",
     "test_cross_entropy",
-    "test_images",
     "train_accuracy",
     "cross_entropy",
     "activation_l2",
     "validation_accuracy",
     "validation_cross_entropy",
+    "ablation_auc",
+    "profile",
+    "id",
+    "baseline",
+    "regulariser",
+    "variant",
+    "num_classes",
+    "precision",
+    "diverged",
+    *(f.name for f in dataclasses.fields(Run)),
 }
 
 
@@ -206,7 +226,7 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
     """Refuse, with a ValueError, a run that its data or its network cannot serve.
 
     That is: a batch or a test set larger than there are images, images too small for the network, a
-    layer it does not have, a penalty that nobody registered.
+    layer it does not have, a penalty that nobody registered or that is no differentiable scalar.
     """
     if run.batch_size > n_train:
         raise ValueError(
@@ -216,8 +236,36 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
         raise ValueError(
             f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images"
         )
-    with torch.device("meta"):  # xxl networks are large: their shapes are enough here
-        attach(run, models.architecture(run.network, *shape, **run.network_options()))
+    # xxl networks are large: their shapes are enough, but for classes that nobody here has tried
+    tried = run.penalties != ()
+    if tried:
+        model = models.build(run.network, *shape, **run.network_options())
+    else:
+        with torch.device("meta"):
+            model = models.architecture(run.network, *shape, **run.network_options())
+    attached = attach(run, model)
+    if tried:
+        channels, side, _ = shape
+        noise = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+        model(noise)
+        for term, penalty in attached:
+            _check_value(term, penalty.penalty())
+
+
+def _check_value(term: Term, value: object) -> None:
+    if not isinstance(value, Tensor):
+        found = f"a {type(value).__name__}"
+    elif value.dim():
+        found = f"a tensor of shape {tuple(value.shape)}"
+    elif not value.requires_grad:
+        found = "a tensor without gradients, which would change nothing"
+    elif not torch.isfinite(value):
+        found = f"{value.item()} for a new network"
+    else:
+        return
+    raise ValueError(
+        f".penalty() of {term.name!r} gives {found}; it has to be a differentiable scalar"
+    )
 
 
 def teacher_folder(run: Run) -> Path | None:

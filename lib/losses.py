@@ -31,6 +31,7 @@ Which passes `.penalty()` of ActivationL2 and SparsityReg speaks of:
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -655,10 +656,28 @@ def _allowed(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(known)}")
 
 
-# The penalties by the name that a run or a configuration calls them. To add one, write a class with
-# `metric` (the name of its value in a log), a constructor `(model, **options)`, `.penalty()` (a
-# differentiable scalar) and `.remove()`, and enter it here.
-PENALTIES: dict[str, type] = {
+class Penalty(Protocol):
+    """What a penalty is to whoever trains with it; it needs no base class.
+
+    It keeps nothing from one step to the next: a training that is resumed makes it anew, of the
+    initial weights, and a step that is recorded on a GPU runs its code once. What it draws at
+    random has to come from a generator of its own.
+    """
+
+    metric: str  # the name of its value in a log: a word in small letters
+
+    def __init__(self, model: nn.Module, **options: Any) -> None: ...
+
+    def penalty(self) -> Tensor:
+        """A differentiable scalar, of the passes since the read before or of the weights."""
+
+    def remove(self) -> None:
+        """Detach from the network."""
+
+
+# The penalties by the name that a run or a configuration calls them. To add one, write a class like
+# `Penalty` and enter it here.
+PENALTIES: dict[str, type[Penalty]] = {
     "activation_l2": ActivationL2,
     "sparsity": SparsityReg,
     "decorrelation": DecorrReg,

@@ -15,6 +15,8 @@ from lib.losses import filter_layers
 
 CONVNETS = ("convnet_s", "convnet_m", "convnet_xxl")
 NETWORKS = ("al2_cnn", *CONVNETS, "lenet", "alexnet")
+NORM_PLACES = ("conv", "block")
+PADDINGS = ("same", "valid")
 
 
 class Dropout(nn.Module):
@@ -282,8 +284,21 @@ def architecture(
         norm_place, padding: of the ConvNets alone, see `ConvNet`.
 
     Raises:
-        ValueError: for an unknown network, and for images that are too small for it.
+        ValueError: for an unknown network or option, one that the network does not have, and for
+            images that are too small for it.
     """
+    if network not in NETWORKS:
+        raise ValueError(f"network is {network!r}; allowed: {', '.join(NETWORKS)}")
+    if network in ("lenet", "alexnet") and (batch_norm or dropout):
+        raise ValueError(f"{network} has neither batch norm nor dropout")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it has to be a probability in [0, 1)")
+    for name, value, allowed in (
+        ("norm_place", norm_place, NORM_PLACES),
+        ("padding", padding, PADDINGS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     shape = in_channels, image_size, num_classes
     if network == "al2_cnn":
         return AL2CNN(*shape, batch_norm=batch_norm, dropout=dropout)
@@ -291,8 +306,6 @@ def architecture(
         return LeNet(*shape)
     if network == "alexnet":
         return AlexNet(*shape)
-    if network not in CONVNETS:
-        raise ValueError(f"network is {network!r}; allowed: {', '.join(NETWORKS)}")
     return ConvNet(
         CONVNET_WIDTHS[network.removeprefix("convnet_")],
         *shape,

@@ -19,7 +19,7 @@ import torch
 
 from lib.losses import BATCHES, CENTRES, PAIRS, REDUCTIONS
 from lib.measures import ABLATION_MASKS
-from lib.models import CONVNETS, NETWORKS, features_layer
+from lib.models import CONVNETS, NETWORKS, NORM_PLACES, PADDINGS, features_layer
 from lib.schedules import PAPER_EPOCHS, SCHEDULES
 
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
@@ -32,8 +32,8 @@ ALLOWED = {
     "corruption_law": ("bernoulli", "exact"),
     "normalize": ("al2", "unit"),
     "bn_gamma": ("ones", "uniform"),
-    "norm_place": ("conv", "block"),
-    "padding": ("same", "valid"),
+    "norm_place": NORM_PLACES,
+    "padding": PADDINGS,
     "sparsity_batch": BATCHES,
     "decorrelation_centre": CENTRES,
     "decorrelation_pairs": PAIRS,
@@ -569,7 +569,7 @@ def _penalty(entry: Any) -> str | None:
             "such as {'name': 'sparsity', 'weight': 1.0, 'layers': {'conv3': 0.001}}"
         ) from error
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
-        raise ValueError(f"penalties holds the name {name!r}; it has to be a word")
+        raise ValueError(f"penalties holds the name {name!r}; it has to be a word of ASCII letters")
     weight = _coerce("weight", float, weight)
     _check("weight", weight, "a number ≥ 0", 0 <= weight < math.inf)
     if weight == 0:

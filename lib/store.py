@@ -422,9 +422,8 @@ def _classes_to_send(runs: Iterable[Run]) -> dict[str, type]:
     names = {term.name for run in runs for term in run.terms() if term.added}
     classes = {name: losses.PENALTIES[name] for name in sorted(names)}
     for name, kind in classes.items():
-        typed_in = kind.__module__ == "__main__" and not hasattr(
-            sys.modules["__main__"], "__file__"
-        )
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        typed_in = kind.__module__ == "__main__" and not (script and os.path.exists(script))
         try:
             pickle.dumps(kind)
         except (pickle.PicklingError, AttributeError):

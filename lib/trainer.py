@@ -146,6 +146,12 @@ def _train(
     starts: dict[str, Tensor] = {}
     seconds = 0.0
     if state:
+        precision = state.get("precision", PRECISIONS[0])  # one training, one precision
+    if precision == "bfloat16":
+        machine.warn_where_bfloat16_is_slow(device)
+    # a penalty may look at the initial weights: it is attached before others are loaded
+    step = TrainStep(model, optimizer, data, run, precision)
+    if state:
         model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
             # Adam's count of steps has to lie where this device wants it, not where it was begun
@@ -156,12 +162,8 @@ def _train(
         arrays = state["arrays"]
         starts = state["starts"]
         seconds = state["seconds"]
-        precision = state.get("precision", PRECISIONS[0])  # one training, one precision
     elif folder:
         run_dir.begin(folder, run)
-    if precision == "bfloat16":
-        machine.warn_where_bfloat16_is_slow(device)
-    step = TrainStep(model, optimizer, data, run, precision)
     names = metric_names(run, data, model, step.metrics)
     weights = [0.0] * run.epochs
     if run.al2:

@@ -159,6 +159,7 @@ def test_a_penalty_that_cannot_be_one_is_refused(penalty, error, message):
         ({"name": "shrunk"}, "losses.PENALTIES has activation_l2, sparsity, decorrelation, shrink"),
         (TOY | {"layer": "fc7"}, "no layer 'fc7'"),
         (TOY | {"layers": {}}, "cannot be made of"),
+        ({"name": "sparsity", "layers": ["head.fc1"]}, "'sparsity' cannot be made of"),
         ({"name": "activation_l2", "layer": "trunk.conv1"}, "'activation_l2', which is taken"),
     ],
 )
@@ -171,6 +172,55 @@ def test_a_penalty_that_the_network_cannot_have_is_refused_before_anything_train
 def test_two_penalties_of_one_metric_are_refused():
     with pytest.raises(ValueError, match="'shrinkage', which is taken"):
         trainer.fit([replace(RUN, penalties=[TOY, TOY | {"layer": "head.fc2"}])])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        (lambda self: 0, "gives a int"),
+        (lambda self: self.weight.square(), r"gives a tensor of shape \(500, 50\)"),
+        (lambda self: self.weight.detach().mean(), "without gradients"),
+        (lambda self: self.weight.mean() / 0, "inf for a new network"),
+    ],
+)
+def test_a_value_that_is_no_differentiable_scalar_is_refused_by_name(penalty, message, monkeypatch):
+    monkeypatch.setattr(Shrink, "penalty", penalty)
+    with pytest.raises(ValueError, match=rf"'shrink' gives?.*{message}|'shrink' {message}"):
+        store.ensure([RUN, PENALISED])
+    assert store.available([RUN]) == []
+
+
+@pytest.mark.parametrize("metric", ["network", "diverged", "ablation_auc", "entropy conv1", ""])
+def test_a_metric_whose_name_is_taken_or_no_word_is_refused(metric, monkeypatch):
+    monkeypatch.setattr(Shrink, "metric", metric)
+    with pytest.raises(ValueError, match="'shrink' calls its metric"):
+        store.ensure([PENALISED])
+
+
+def test_a_class_that_lacks_something_is_refused(monkeypatch):
+    monkeypatch.delattr(Shrink, "remove")
+    with pytest.raises(ValueError, match="'shrink' has no `remove`"):
+        store.ensure([PENALISED])
+
+
+def test_a_resumed_penalty_sees_the_initial_weights(monkeypatch):
+    """Such as a distance from where the training began."""
+
+    def measured_from_the_start(self, model, layer):
+        self.weight = losses.find_layer(model, layer).weight
+        self.start = self.weight.detach().clone()
+
+    monkeypatch.setattr(Shrink, "__init__", measured_from_the_start)
+    monkeypatch.setattr(
+        Shrink,
+        "penalty",
+        lambda self: (self.weight - self.start).square().mean() + self.weight.sum() * 0,
+    )
+    folder = folder_of(PENALISED)
+    with contextlib.suppress(trainer.OutOfTime):
+        trainer.fit([PENALISED], [folder], deadline=0.0)
+    resumed = trainer.fit([PENALISED], [folder])
+    assert list(resumed.shrinkage) == list(trainer.fit([PENALISED]).shrinkage)
 
 
 def test_a_stored_run_can_be_read_where_nobody_registered_its_penalty(monkeypatch):

@@ -542,3 +542,18 @@ def test_a_network_is_built_from_plain_arguments_and_the_global_generator_is_lef
     assert one.eval()(torch.rand(2, 3, 16, 16)).shape == (2, 7)
     with pytest.raises(ValueError, match="network is 'resnet'; allowed: al2_cnn"):
         models.build("resnet", 3, 32, 10)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        ("convnet_s", {"norm_place": "Conv"}, "norm_place is 'Conv'; allowed: conv, block"),
+        ("convnet_s", {"padding": 1}, "padding is 1; allowed: same, valid"),
+        ("lenet", {"batch_norm": True}, "lenet has neither"),
+        ("alexnet", {"dropout": 0.5}, "alexnet has neither"),
+        ("al2_cnn", {"dropout": 1.0}, "probability in"),
+    ],
+)
+def test_options_that_a_network_cannot_have_are_refused(network, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(network, 3, 32, 10, **options)
