@@ -142,13 +142,13 @@ def pixels(shape: str) -> tuple[Tensor, Tensor]:
     return drawn, torch.randint(classes, (count,), generator=source)
 
 
-def held(shape: str) -> tuple[Tensor, Tensor]:
+def in_memory(shape: str) -> tuple[Tensor, Tensor]:
     """The same as tensors: float [N, 1, S, S] and int64 [N]."""
     drawn, labels = pixels(shape)
     return bench_plain.as_tensor(drawn), labels
 
 
-def made(row: Row) -> Iterator[float]:
+def workload(row: Row) -> Iterator[float]:
     """Train in a row's way.
 
     After each call of `next` what it has done: images × networks, or operations of sgemm.
@@ -161,7 +161,9 @@ def made(row: Row) -> Iterator[float]:
             torch.mm(a, b, out=product)
             yield 2.0 * n**3
     elif row.part == "ours":
-        images, labels = (values[: CALL // row.batch * row.batch] for values in held(row.shape))
+        images, labels = (
+            values[: CALL // row.batch * row.batch] for values in in_memory(row.shape)
+        )
         run = replace(RUN, al2="AL2" in row.what, batch_size=row.batch)
         precision = "bfloat16" if row.what == HALF else "float32"
         _, epoch = bench_rows.trained(run, images, labels, classes, precision)
@@ -173,7 +175,7 @@ def made(row: Row) -> Iterator[float]:
             replace(RUN, al2=True, seed=seed) for seed in range(row.networks // row.processes)
         ]
         asked = bench_rows.Row("al2", row.what, bench_rows.stacked, len(several), shape=row.shape)
-        stack = bench_rows.stacked(asked, CPU, len(held(row.shape)[1]), several=several)
+        stack = bench_rows.stacked(asked, CPU, len(in_memory(row.shape)[1]), several=several)
         while True:
             stack.advance()
             yield row.batch * len(several)
@@ -189,7 +191,7 @@ def made(row: Row) -> Iterator[float]:
 
 def batches(row: Row):
     """An epoch's batches of a plain loop, in the order of the trainer's first epoch."""
-    images, labels = pixels(row.shape) if row.part == "DataLoader" else held(row.shape)
+    images, labels = pixels(row.shape) if row.part == "DataLoader" else in_memory(row.shape)
     order = torch.randperm(len(labels), generator=generator(RUN.seed, "order", 1))
     order = order[: len(order) // row.batch * row.batch]  # full batches alone: each counts the same
     if row.part == "DataLoader":
@@ -205,7 +207,7 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
     `start` waits for the others.
     """
     torch.set_num_threads(row.threads)
-    with closing(made(row)) as work:
+    with closing(workload(row)) as work:
         # first steps; the batches that workers had ready
         for _ in range(1 if row.part == "ours" else 2 * row.workers + 5):
             next(work)
@@ -226,7 +228,7 @@ def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, fl
     """
     torch.set_num_threads(1)
     counts = (40, 8, 48) if tiny else (LITE.n_train, LITE.n_validation, TEST_IMAGES)
-    images, labels = held("tiny" if tiny else "mnist")
+    images, labels = in_memory("tiny" if tiny else "mnist")
     run = replace(LITE, n_train=counts[0], test_images=counts[0])
     splits = [
         Split(images[:n].contiguous(memory_format=torch.channels_last), labels[:n]) for n in counts
@@ -290,7 +292,7 @@ def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, flo
     and the profiler's own.
     """
     torch.set_num_threads(row.threads)
-    with closing(made(row)) as work:
+    with closing(workload(row)) as work:
         for _ in range(3):
             next(work)
         start()

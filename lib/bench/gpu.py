@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from lib import machine, paths, trainer
-from lib.bench.gpu_rows import Made, Row, rows
+from lib.bench.gpu_rows import Row, Workload, rows
 
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
 SLICES, CHECKED = 7, 20
@@ -143,37 +143,39 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
     if row.compiled:
         torch._dynamo.reset()
     started = time.monotonic()
-    made = row.make(row, device, 128 if tiny else 60000)
+    workload = row.make(row, device, 128 if tiny else 60000)
     for _ in range(3):
-        made.advance()
+        workload.advance()
     _wait(device)
     found: dict[str, float] = {}
     # the same batches in every row: a wrong capture, or a precision too low, shows here
-    if made.feed:
-        while int(made.feed.done) < CHECKED:
-            made.advance()
+    if workload.feed:
+        while int(workload.feed.done) < CHECKED:
+            workload.advance()
             _wait(device)
         found["loss_after_20"] = (
-            made.stack.sums[0, 0].item() / int(made.feed.done) / made.feed.order.shape[-1]
+            workload.stack.sums[0, 0].item()
+            / int(workload.feed.done)
+            / workload.feed.order.shape[-1]
         )
     setup = time.monotonic() - started
     begin = time.perf_counter()
-    made.advance()
+    workload.advance()
     _wait(device)
     calls = max(1, int(seconds / SLICES / max(time.perf_counter() - begin, 1e-7)))
     # the first slice only says how many calls fill the next ones
     for _ in range(2 if seconds > 0.1 else 1):
         begin = time.perf_counter()
         for _ in range(calls):
-            made.advance()
+            workload.advance()
         _wait(device)
         calls = max(1, int(seconds / SLICES / ((time.perf_counter() - begin) / calls)))
-    times = [_slice(made, calls, device) / calls / made.steps for _ in range(SLICES)]  # ms
+    times = [_slice(workload, calls, device) / calls / workload.steps for _ in range(SLICES)]  # ms
     ms = statistics.median(times)
     found |= {
         "ms_per_step": ms,
         "spread_%": 100 * (max(times) - min(times)) / ms,
-        "tflops": made.flop / ms / 1e9,
+        "tflops": workload.flop / ms / 1e9,
     }
     if row.part == "al2":
         found["network_steps_per_s"] = row.k / ms * 1000
@@ -182,7 +184,7 @@ def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[
     return found | {"setup_s": round(setup, 1)}
 
 
-def _slice(made: Made, calls: int, device: torch.device) -> float:
+def _slice(workload: Workload, calls: int, device: torch.device) -> float:
     """Milliseconds of so many calls.
 
     Between events on the device, which wait for side streams, too; on a CPU by the clock.
@@ -191,13 +193,13 @@ def _slice(made: Made, calls: int, device: torch.device) -> float:
     if device.type != "cuda":
         begin = time.perf_counter()
         for _ in range(calls):
-            made.advance()
+            workload.advance()
         return 1000 * (time.perf_counter() - begin)
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     first.record()
     for _ in range(calls):
-        made.advance()
-    for stream in made.streams:
+        workload.advance()
+    for stream in workload.streams:
         torch.cuda.current_stream(device).wait_stream(stream)
     last.record()
     _wait(device)

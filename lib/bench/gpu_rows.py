@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass
-class Made:
+class Workload:
     """What a row makes: a function, a step's work, stack and data.
 
     And how many steps (of all k networks) a call of the function takes.
@@ -146,20 +146,20 @@ def rows(tiny: bool = False) -> list[Row]:
     return table
 
 
-def peak(row: Row, device: torch.device, images: int) -> Made:
+def peak(row: Row, device: torch.device, images: int) -> Workload:
     """A large matrix product of random numbers, in the row's precision."""
     n = 8192 if device.type == "cuda" else 128
     a, b = (torch.randn(n, n, device=device).to(PRECISIONS[row.precision]) for _ in range(2))
-    return Made(lambda: a @ b, flop=2 * n**3)
+    return Workload(lambda: a @ b, flop=2 * n**3)
 
 
-def plain(row: Row, device: torch.device, images: int) -> Made:
+def plain(row: Row, device: torch.device, images: int) -> Workload:
     """The trainer's own loop, an epoch of at most 100 steps a call: the bare network with AL2."""
     run = Run("mnist", al2=True)
     shape = SHAPES[row.shape]
     split, labels = _data(row, device, min(images, 6400))
     model, advance = trained(run, split, labels[0], shape[2])
-    return Made(
+    return Workload(
         advance, len(split) // run.batch_size, flops(model, split.shape[1:]) * run.batch_size
     )
 
@@ -202,7 +202,7 @@ def stacked(
     device: torch.device,
     images: int,
     several: Sequence[Run] | None = None,
-) -> Made:
+) -> Workload:
     """k networks in one step, in the way that the row's name says.
 
     The step is captured in a CUDA graph where the name asks for that.
@@ -226,10 +226,10 @@ def stacked(
         * row.k
     )
     advance = lambda: stack.step(forward, *feed.next())  # noqa: E731
-    return Made(_captured(advance) if row.graph else advance, 1, work, stack, feed)
+    return Workload(_captured(advance) if row.graph else advance, 1, work, stack, feed)
 
 
-def side_by_side(row: Row, device: torch.device, images: int) -> Made:
+def side_by_side(row: Row, device: torch.device, images: int) -> Workload:
     """k trainings that take their steps in turns, as `lib.trainer` lets them on a GPU.
 
     A call is one step of each.
@@ -255,10 +255,10 @@ def side_by_side(row: Row, device: torch.device, images: int) -> Made:
         * Run("mnist").batch_size
         * row.k
     )
-    return Made(advance, 1, work, streams=streams)
+    return Workload(advance, 1, work, streams=streams)
 
 
-def sparsity(row: Row, device: torch.device, images: int) -> Made:
+def sparsity(row: Row, device: torch.device, images: int) -> Workload:
     """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties.
 
     bf16 is by autocast, with the penalties in float32.
@@ -298,7 +298,7 @@ def sparsity(row: Row, device: torch.device, images: int) -> Made:
         loss().backward()
         optimizer.step()
 
-    return Made(advance, 1, work)
+    return Workload(advance, 1, work)
 
 
 def flops(model: nn.Module, shape: tuple[int, ...]) -> float:

@@ -164,8 +164,11 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
     """Accuracy against the share of ablated units, a column a mask, a row an epoch.
 
     Args:
-        curves: columns baseline, al2, mask, epoch, ablated (%), accuracy (%), seed.
+        curves: columns baseline, al2 (or regulariser), mask, epoch, ablated (%), accuracy (%),
+            seed.
     """
+    curves = with_regulariser(curves)
+    drawn_as = dashes_of(curves)
     masks = [m for m in MASKS if m in set(curves["mask"])]
     epochs = sorted(curves.epoch.unique())
     fig, axes = plt.subplots(
@@ -181,14 +184,16 @@ def ablation_curves(curves: pd.DataFrame) -> Figure:
     ):
         ax = axes[row, column]
         here = curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
-        for (baseline, al2), own in here.groupby(["baseline", "al2"]):
+        for (baseline, regulariser), own in here.groupby(["baseline", "regulariser"]):
             line = own.groupby("ablated").accuracy.mean()
-            ax.plot(line.index, line, color=COLOURS[baseline], ls="-" if al2 else "--", lw=1.6)
+            dashes = drawn_as[regulariser]
+            ax.plot(line.index, line, color=COLOURS[baseline], ls=dashes, lw=1.6)
         ax.set_title(f"{mask}: {MASKS[mask]}\nepoch {epoch}" if row == 0 else f"epoch {epoch}")
         ax.set_xlabel("units set to zero (%)" if row == len(epochs) - 1 else "")
         ax.set_ylim(0, 101)
     fig.supylabel("accuracy on training images, true labels (%)", fontsize="medium")
-    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(curves.baseline)])
+    baselines = [b for b in BASELINES if b in set(curves.baseline)]
+    _al2_legend(fig, baselines=baselines, drawn_as=drawn_as)
     return fig
 
 
@@ -198,12 +203,15 @@ def ablation_areas(frame: pd.DataFrame) -> Figure:
     It shows mean and range over seeds.
     """
     require_one_cell(frame)
-    measured = frame[frame.ablation_auc.notna()]
+    measured = with_regulariser(frame[frame.ablation_auc.notna()])
+    drawn_as = dashes_of(measured)
     fig, ax = plt.subplots(figsize=(7, 3.4))
-    for (baseline, al2), runs in measured.groupby(["baseline", "al2"]):
-        _line(ax, runs, "ablation_auc", COLOURS[baseline], "-" if al2 else "--", marker="o")
+    for (baseline, regulariser), runs in measured.groupby(["baseline", "regulariser"]):
+        dashes = drawn_as[regulariser]
+        _line(ax, runs, "ablation_auc", COLOURS[baseline], dashes, marker="o")
     ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
-    _al2_legend(fig, baselines=[b for b in BASELINES if b in set(measured.baseline)])
+    baselines = [b for b in BASELINES if b in set(measured.baseline)]
+    _al2_legend(fig, baselines=baselines, drawn_as=drawn_as)
     return fig
 
 
