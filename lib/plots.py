@@ -72,7 +72,7 @@ def heat_map_figure(
     title: str = "",
     figure: Figure | None = None,
 ) -> Figure:
-    """Images beside their entropy maps, a column a layer, each from 0 to ln D.
+    """Images beside their entropy maps, one column per layer, each from 0 to ln D.
 
     As in targeted sparsity, Figures 1 and 4.
 

@@ -415,6 +415,7 @@ class TrainStep:
         with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
             self._step(self.static_batch)
 
+    @torch.enable_grad()
     def _step(self, batch: Tensor) -> None:
         """One step on the images with these numbers, int64 [B].
 

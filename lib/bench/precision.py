@@ -73,7 +73,7 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
 
 
 def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
-    """How far curves lie apart, a row a network.
+    """How far curves lie apart, one row per network.
 
     Root mean squares over epochs, and a difference at the last epoch.
 

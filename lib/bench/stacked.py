@@ -181,7 +181,7 @@ class Feed:
 
     Args:
         images: [N, C, S, S].
-        labels: int64 [k, N], a row a network.
+        labels: int64 [k, N], one row per network.
         batch: images a step; a shorter rest is left out.
         shared: whether all networks take the same images in the same order, as the study's networks
             of a seed do.

@@ -200,7 +200,7 @@ def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 
 
 def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Figure 1 of the AL2 paper, a row a seed, for each profile, data set and dropout.
+    """Figure 1 of the AL2 paper, one row per seed, for each profile, data set and dropout.
 
     And what claim A6 is judged by.
     """
@@ -311,7 +311,7 @@ def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
 def _heat_maps(run: Run) -> Figure:
     """Figure 4 and A.1: entropy maps of the first measuring image.
 
-    There is a row an epoch, a column a convolution.
+    There is a row an epoch, one column per convolution.
     """
     arrays = store.arrays(run)
     found = {

@@ -168,7 +168,7 @@ def picture(name: str, folder: str) -> str:
 def deviations(claim: str, frame: pd.DataFrame) -> str:
     """A table of the settings in which the claim's runs differ from the paper's.
 
-    It has a row a setting, a column a profile.
+    It has one row per setting, one column per profile.
     """
     runs = runs_of(claim, frame)
     if runs.empty:

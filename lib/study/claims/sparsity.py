@@ -73,7 +73,7 @@ def _column(
     column: str,
     most: int = SPARSITY_EPOCHS,
 ) -> pd.DataFrame:
-    """A measured column over epochs, a column a seed.
+    """A measured column over epochs, one column per seed.
 
     It goes as far as every network of the cell was trained, and as the tables read.
 
@@ -107,7 +107,7 @@ def _at_the_end(curves: pd.DataFrame) -> pd.Series:
 
 
 def _overfitting(runs: pd.DataFrame, network: str, size: str) -> pd.DataFrame:
-    """A row a seed with SGD, over all epochs trained.
+    """One row per seed with SGD, over all epochs trained.
 
     It has the `moment` of overfitting and `rise` of the loss, or that it `diverged`.
     """

@@ -86,7 +86,7 @@ def dashes_of(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def training_curves(frame: pd.DataFrame) -> Figure:
-    """Table 1's metrics against epochs, a column a baseline, a line style a regulariser.
+    """Table 1's metrics against epochs, one column per baseline, a line style a regulariser.
 
     A line is the mean over seeds, a band the range.
 
@@ -161,7 +161,7 @@ def relabelling_curves(frame: pd.DataFrame) -> Figure:
 
 
 def ablation_curves(curves: pd.DataFrame) -> Figure:
-    """Accuracy against the share of ablated units, a column a mask, a row an epoch.
+    """Accuracy against the share of ablated units, one column per mask, a row an epoch.
 
     Args:
         curves: columns baseline, al2 (or regulariser), mask, epoch, ablated (%), accuracy (%),
@@ -302,7 +302,7 @@ def canonical_correlations(
 
 
 def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
-    """Measured against published over the paper's epochs, a panel a profile and data set.
+    """Measured against published over the paper's epochs, one panel per profile and data set.
 
     A line is the mean, a band ± standard deviation.
 

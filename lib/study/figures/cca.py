@@ -67,7 +67,7 @@ def curves(frame: pd.DataFrame, reference: Similarities) -> Figure:
 
     And the number of dead channels.
 
-    A row a dropout, the largest first; a line a seed, solid with AL2, dashed without.
+    One row per dropout, the largest first; one line per seed, solid with AL2, dashed without.
 
     Args:
         frame: runs that differ in dropout, AL2 and seed alone, as `lib.store.load` gives them, with
@@ -118,9 +118,9 @@ def curves(frame: pd.DataFrame, reference: Similarities) -> Figure:
 
 
 def difference_curves(frame: pd.DataFrame) -> Figure:
-    """The `differences` of such a frame against epochs, a panel a dropout.
+    """The `differences` of such a frame against epochs, one panel per dropout.
 
-    Those by AL2 are a line a seed, those by another seed grey.
+    Those by AL2 are one line per seed, those by another seed grey.
     """
     apart = differences(frame)
     panels = dropouts(frame)
@@ -143,7 +143,7 @@ def difference_curves(frame: pd.DataFrame) -> Figure:
 
 
 def between_networks(tables: Mapping[float, pd.DataFrame], title: str = "") -> Figure:
-    """The mean CCA of each two networks as a triangle of numbers, a panel a dropout.
+    """The mean CCA of each two networks as a triangle of numbers, one panel per dropout.
 
     Args:
         tables: by dropout: mean CCA [networks, networks], symmetric, of two networks at least, with
@@ -203,7 +203,7 @@ def made_sparse(controls: Mapping[str, pd.DataFrame], trained: pd.DataFrame) -> 
 
     Args:
         controls: by name: columns zeros (%) and `mean CCA`.
-        trained: a row a network: dropout, al2, zeros (%), `mean CCA`. Dots are filled with AL2.
+        trained: one row per network: dropout, al2, zeros (%), `mean CCA`. Dots are filled with AL2.
     """
     fig, ax = plt.subplots(figsize=(8, 3.6))
     for (name, line), dashes in zip(controls.items(), ("--", ":", "-."), strict=False):

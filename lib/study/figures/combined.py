@@ -35,7 +35,7 @@ TURN = "-."
 
 
 def memorisation(rows: pd.DataFrame) -> Figure:
-    """The label-randomisation test, a column a method.
+    """The label-randomisation test, one column per method.
 
     Test accuracy, training cross-entropy and entropies.
 
@@ -177,7 +177,7 @@ def overfitting(rows: pd.DataFrame) -> Figure:
 
 
 def _curves(own: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column a seed over the epochs that all seeds have."""
+    """One column per seed over the epochs that all seeds have."""
     there = own[own.epoch.notna()]
     return (
         there.pivot(index="epoch", columns="seed", values=column).dropna()

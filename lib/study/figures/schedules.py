@@ -118,7 +118,7 @@ def weight_decays(frame: pd.DataFrame) -> Figure:
 
     What it is chosen by, and what each comes to beside bare and bare+AL2.
 
-    A line the mean over seeds, a dot a seed. AL2 is that with the paper's own series (total 1).
+    A line the mean over seeds, one dot per seed. AL2 is that with the paper's own series (total 1).
 
     Args:
         frame: as `outcomes` takes it.
@@ -166,12 +166,12 @@ def weight_decays(frame: pd.DataFrame) -> Figure:
 
 
 def schedules(frame: pd.DataFrame) -> Figure:
-    """Where AL2 ends against the total weight of its series, a line a kind of series.
+    """Where AL2 ends against the total weight of its series, one line per kind of series.
 
     And, last, against its last λ.
 
-    A line the mean over seeds, a dot a seed; the bare network is dashed, the range of its seeds a
-    band.
+    A line the mean over seeds, one dot per seed; the bare network is dashed, the range of its seeds
+    a band.
 
     Args:
         frame: as `outcomes` takes it.
@@ -202,7 +202,7 @@ def schedules(frame: pd.DataFrame) -> Figure:
 
 
 def memorising(frame: pd.DataFrame) -> Figure:
-    """Training cross-entropy against epochs, a panel a total, a line a kind of series.
+    """Training cross-entropy against epochs, one panel per total, one line per kind of series.
 
     Bare is dashed, the noise floor dotted.
 

@@ -30,9 +30,9 @@ DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 3)
 
 
 def gains(pairs: pd.DataFrame) -> Figure:
-    """AL2's gain by option, a panel a baseline.
+    """AL2's gain by option, one panel per baseline.
 
-    A bar is the mean over seeds, a dot a seed, hollow where a network ends dead.
+    A bar is the mean over seeds, one dot per seed, hollow where a network ends dead.
 
     Dashed: the default's mean gain; dotted: the published gain, where the paper prints one. A
     diverged pair is a cross at no gain.
@@ -80,7 +80,7 @@ def gains(pairs: pd.DataFrame) -> Figure:
 def curves(frame: pd.DataFrame) -> Figure:
     """Test accuracy with AL2 against the share of the training that is done.
 
-    There is a panel a baseline, a line an option.
+    There is one panel per baseline, a line an option.
 
     A line is the mean over seeds, black where nothing is changed, the later options the lighter.
     Dotted: chance.

@@ -30,7 +30,7 @@ COLOURS |= {
 
 
 def validation_losses(runs: pd.DataFrame) -> Figure:
-    """Validation loss against epochs, a panel a data set, size and optimiser (Figures 3 and 6).
+    """Validation loss against epochs, one panel per data set, size and optimiser (Figures 3 and 6).
 
     Losses are smoothed, with penalties left out.
 
@@ -62,7 +62,7 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
 
 
 def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
-    """Mean entropy of a layer's activation vectors over training, a panel a layer (Fig. 5).
+    """Mean entropy of a layer's activation vectors over training, one panel per layer (Fig. 5).
 
     The line is the mean over seeds, the band their range, from before training (epoch 0) on; a
     dashed vertical line is the moment of overfitting of each seed that has one; grey dots: ln D.
@@ -97,7 +97,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
 
 
 def correlations(runs: pd.DataFrame) -> Figure:
-    """Root mean square of the filters' correlations over training, a panel a layer.
+    """Root mean square of the filters' correlations over training, one panel per layer.
 
     It is Figures 7 and A.2 in one number an epoch.
     """
@@ -138,7 +138,7 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
 
     A mark for each profile and reading of SparsityReg.
 
-    A panel a cell of the table; a network of which a run diverged has that word in place of its
+    One panel per cell of the table; a network of which a run diverged has that word in place of its
     mark.
 
     Args:
@@ -222,14 +222,14 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
 def _moments(losses: pd.DataFrame) -> dict[int, int]:
     """The moment of overfitting of each seed that has one.
 
-    From validation losses with a column a seed.
+    From validation losses with one column per seed.
     """
     found = {seed: measures.overfitting_onset(losses[seed]) for seed in losses}
     return {seed: moment for seed, moment in found.items() if moment is not None}
 
 
 def _curves(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column a seed that measured it, over the epochs that all of these have.
+    """One column per seed that measured it, over the epochs that all of these have.
 
     It is empty where there are none.
     """

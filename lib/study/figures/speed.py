@@ -65,7 +65,7 @@ def label(row: Mapping) -> str:
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that are compared, with all cores and the study's batch.
 
-    There is a row a way, with columns `label` and the units' medians.
+    There is one row per way, with columns `label` and the units' medians.
 
     Also `low` and `high` of epochs·networks an hour and of the factor. Of the floor only the
     fastest product is kept.
@@ -196,7 +196,7 @@ def profiles(profile: pd.DataFrame) -> Figure:
 def by_purpose(profile: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds a step by what they are for.
 
-    A row is a step in the order of `STEPS`, a column a purpose in that of `OPERATORS`.
+    A row is a step in the order of `STEPS`, one column per purpose in that of `OPERATORS`.
     """
     purposes = [
         next(name for name, pattern in OPERATORS.items() if re.search(pattern, op))
@@ -263,7 +263,7 @@ def processors(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def precisions(curves: pd.DataFrame) -> Figure:
-    """Test accuracy by epoch, a panel a network, a line a seed and precision.
+    """Test accuracy by epoch, one panel per network, one line per seed and precision.
 
     Of what `lib.bench.precision` trained.
     """

@@ -211,7 +211,7 @@ def at_published_epochs(
 def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A published AL2 table with what was measured beside it.
 
-    There is a row a profile for each of its rows, and more.
+    There is one row per profile for each of its rows, and more.
 
     A data set that the paper has no number for (or none at that corruption level) gets rows of its
     own, with `published` empty; a published row that no run answers has `measured` empty.
@@ -540,7 +540,7 @@ def totals(runs: pd.DataFrame) -> pd.Series:
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
     """One metric laid out like the paper's Tables 1 and 2.
 
-    A row a baseline, a column an epoch, "without / with AL2", and further regularisers behind
+    One row per baseline, a column an epoch, "without / with AL2", and further regularisers behind
     them (`regularisers_in`).
 
     Args:

@@ -41,7 +41,7 @@ def differences(frame: pd.DataFrame) -> pd.DataFrame:
             the measures only `mean_cca init` is read.
 
     Returns:
-        a row a comparison and epoch: network (`dropout 0.5`), differing in (of which seeds), by
+        one row per comparison and epoch: network (`dropout 0.5`), differing in (of which seeds), by
         ("AL2", "seed, without AL2", "seed, with AL2"), epoch, points (|difference| × 100). Without
         a row where nothing can be compared.
 

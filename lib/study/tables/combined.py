@@ -185,7 +185,7 @@ def of_layers(rows: pd.DataFrame, by: float = FALLEN) -> pd.DataFrame:
 def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     """Final and best test accuracy in % as text, mean ± standard deviation over the n seeds.
 
-    There is a row a test and method.
+    There is one row per test and method.
 
     Args:
         runs: as `of_runs` gives them.
@@ -207,7 +207,7 @@ def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """What each method adds to the final accuracy of "none", in points, a row a seed.
+    """What each method adds to the final accuracy of "none", in points, one row per seed.
 
     `sum`: AL2's and SparsityReg's together.
 

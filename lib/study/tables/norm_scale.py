@@ -38,7 +38,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         frame: as for `runs_of`.
 
     Returns:
-        a row a profile, dataset, corruption, al2, metric, epoch (the paper's) and scale:
+        one row per profile, dataset, corruption, al2, metric, epoch (the paper's) and scale:
         epoch_measured, measured (mean over n seeds, or "diverged"), sd, n, precision, published
         (empty where the paper prints nothing).
 
@@ -73,7 +73,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def beside(table: pd.DataFrame) -> pd.DataFrame:
     """`table` for reading.
 
-    A row a network, metric and what is published or a scale gave, a column an epoch of the paper's.
+    One row per network, metric and what is published or a scale gave, a column an epoch of the
+    paper's.
 
     Args:
         table: of one profile, data set and corruption level.
