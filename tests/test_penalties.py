@@ -681,26 +681,6 @@ def test_the_filters_correlation_is_not_narrowed_by_autocast(dtype):
     assert losses.filter_correlation(weight.to("meta")).shape == (64, 64)
 
 
-def test_distributed_data_parallel(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        model, other = Net(), Net()
-        penalties = attached(model)
-        parallel = nn.parallel.DistributedDataParallel(model)
-        for step in range(2):
-            x = images(seed=step)
-            loss = parallel(x).sum() + sum(penalty.penalty() for penalty in penalties)
-            loss.backward()
-            logits, l2, sparsity = by_hand(other, x)
-            (logits.sum() + l2 + sparsity).backward()
-        for one, two in zip(model.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, two.grad)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def test_a_layer_that_gives_no_tensor_is_refused_by_name():
     model = nn.Sequential(nn.LSTM(3, 4))
     ActivationL2(model, "0")
