@@ -13,7 +13,7 @@ from scipy.stats import entropy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from lib import measures, trainer
+from lib import bundle, measures, trainer
 from lib.monitor import Monitor, explorer
 from lib.plots import correlation_figure, heat_map_figure
 from lib.run import Run
@@ -290,7 +290,7 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
             weights.append({name: value.clone() for name, value in model.state_dict().items()})
 
     frame = trainer.fit(RUNS, callback=keep)
-    images = trainer.prepare(RUNS[0]).measure.images
+    images = bundle.prepare(RUNS[0]).measure.images
     with Monitor(tmp_path, images[:2], measure_images=images) as monitor:
 
         def watch(run, model, epoch):
