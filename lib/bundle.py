@@ -247,7 +247,9 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
     if tried:
         channels, side, _ = shape
         noise = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-        model(noise)
+        model.eval()  # dropout would draw from the global generator
+        with torch.enable_grad():
+            model(noise)
         for term, penalty in attached:
             _check_value(term, penalty.penalty())
 

@@ -101,8 +101,10 @@ def fit(
     for run in runs:
         key = bundle.data_key(run)
         if key not in bundles:
-            bundles[key] = bundle.prepare(run, device, loaded)
-        bundle.check(run, bundles[key].shape, len(bundles[key].train), len(bundles[key].test))
+            bundles[key] = bundle.prepare(run, device, loaded)  # checks the run, too
+        else:
+            known = bundles[key]
+            bundle.check(run, known.shape, len(known.train), len(known.test))
     if side_by_side is None:
         side_by_side = device.type == "cuda"
     together = len(runs) if side_by_side else 1
