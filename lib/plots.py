@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import PIL.Image
 import seaborn as sns
 from IPython.display import Image
@@ -61,6 +62,59 @@ def small_png(fig: Figure) -> Image:
     picture = Image(png(fig, dpi=fig.dpi, bbox_inches="tight"))
     plt.close(fig)
     return picture
+
+
+def curves(
+    frame: pd.DataFrame,
+    y: str,
+    ax: Axes | None = None,
+    *,
+    x: str = "epoch",
+    hue: str | None = None,
+    palette: Mapping[Any, Any] | None = None,
+    style: str | None = None,
+    dashes: Mapping[Any, Any] | None = None,
+    **options: Any,
+) -> Axes:
+    """A measured column against epochs: a line is the mean over seeds, a band their range.
+
+    What `seaborn.lineplot(errorbar=("pi", 100), legend=False)` draws, in a hundredth of its time:
+    it calls its estimator for each epoch of each line.
+
+    Args:
+        frame: rows as `lib.store.load` gives them, or `load_long` with `y="value"`.
+        y: the column.
+        ax: to draw on; None: pyplot's.
+        x: the other axis.
+        hue, palette: the column that colours tell apart, and the colour of each of its values.
+        style, dashes: the column that dashes tell apart, and seaborn's dashes ("" for a solid line)
+            of each of its values.
+        options: of `Axes.plot`, such as color, lw, marker.
+
+    Raises:
+        ValueError: for a column that the frame has not; the message lists those it has.
+    """
+    for column in filter(None, (x, y, hue, style)):
+        if column not in frame:
+            there = ", ".join(map(str, frame))
+            raise ValueError(f"there is no column {column!r} to draw; the frame has {there}")
+    ax = plt.gca() if ax is None else ax
+    rows = frame[frame[y].notna()]
+    keys = [column for column in (hue, style) if column]
+    for key, own in rows.groupby(keys, sort=False) if keys else [((), rows)]:
+        values = dict(zip(keys, key, strict=True))
+        how = {"lw": 1.6} | options
+        if palette:
+            how["color"] = palette[values[hue]]
+        if dashes and dashes[values[style]]:
+            how["ls"] = (0, dashes[values[style]])
+        over_seeds = own.groupby(x)[y].agg(["mean", "min", "max"]).astype(float)
+        (line,) = ax.plot(over_seeds.index, over_seeds["mean"], **how)
+        if own[x].duplicated().any():
+            band = {"color": line.get_color(), "alpha": 0.2, "lw": 0}
+            ax.fill_between(over_seeds.index, over_seeds["min"], over_seeds["max"], **band)
+    ax.set(xlabel=x, ylabel=y)
+    return ax
 
 
 def heat_map_figure(

@@ -161,14 +161,15 @@ def _ensure(
 def load(runs: Sequence[Run]) -> pd.DataFrame:
     """One tidy frame of the runs' metrics: one row per run and epoch.
 
-    With `profile` and what `Run.described` gives. A run whose loss became NaN has its rows up to
-    the last finite epoch, and in `diverged` (else NaN) the one after it.
+    With `profile` and what `Run.described` gives. Epoch 0, before training, is a row where
+    something was measured there; what was not is empty. A run whose loss became NaN has its rows up
+    to the last finite epoch (at least one, whose metrics are empty), and in `diverged` (else NaN)
+    the epoch after it. A frame of no run has the same columns, but only the metrics of every run.
 
     Raises:
         LookupError: if a run has not been trained; the message says which and what to do.
         RecordError: if a folder is damaged.
     """
-    frames = []
     done = {run.id for run in available(runs)}
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
@@ -181,19 +182,57 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         raise LookupError(
             f"{len(absent)} of {len(runs)} runs are not in the store ({names}): {what}"
         )
-    for run in runs:
-        frames.append(_tidy(find(run)))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _together([_tidy(find(run)) for run in runs])
+
+
+def load_long(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """The frame of `load` with one row per run, epoch, metric and place.
+
+    Args:
+        runs: as `load` takes them.
+        metrics: their names, such as "test_accuracy", "entropy", "ablation_auc"; None: all.
+
+    Returns:
+        the columns of `load` that describe a run, `epoch`, `metric`, `where` (the layer of an
+        entropy or correlation, the mask and images of an ablation, the start of a canonical
+        correlation, else empty), `value`. What was not measured has no row.
+
+    Raises:
+        ValueError: for a metric that none of the runs has; the message lists those there are.
+        LookupError, RecordError: as `load`.
+    """
+    return to_long(load(runs), metrics)
+
+
+def to_long(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """A frame of `load`, or some of its rows, as `load_long` gives it."""
+    columns = frame.columns[frame.columns.get_loc("epoch") + 1 :]
+    names = {column: column.partition(" ")[0] for column in columns}
+    if unknown := sorted(set(metrics or ()) - set(names.values())):
+        raise ValueError(
+            f"no run here has the metric {', '.join(unknown)}; there are "
+            f"{', '.join(dict.fromkeys(names.values()))}"
+        )
+    taken = [column for column, name in names.items() if metrics is None or name in metrics]
+    described = [column for column in frame if column not in names]
+    long = frame.melt(described, taken, var_name="metric", value_name="value")
+    long = long[long.value.notna()]
+    split = long.metric.str.partition(" ")
+    long = long.assign(metric=split[0], where=split[2])
+    return long[[*described, "metric", "where", "value"]].reset_index(drop=True)
 
 
 def collect(profile: str) -> pd.DataFrame:
-    """The frame of `load` for every finished run of a profile.
-
-    Empty, without columns, where there is none.
-    """
+    """The frame of `load` for every finished run of a profile."""
     folders = sorted(f.parent for f in (paths.results_dir() / profile).glob("*/*/metrics.csv"))
-    frames = [_tidy(folder) for folder in folders]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _together([_tidy(folder) for folder in folders])
+
+
+def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    if frames:
+        return pd.concat(frames, ignore_index=True)
+    described = ["profile", *Run("digits").described(), "num_classes", "precision", "diverged"]
+    return pd.DataFrame(columns=[*described, *trainer.METRICS])
 
 
 def available(runs: Sequence[Run]) -> list[Run]:
@@ -259,22 +298,18 @@ def arrays(run: Run) -> dict[str, np.ndarray]:
 def _tidy(folder: Path) -> pd.DataFrame:
     run = run_dir.read_run(folder)
     metrics, diverged = run_dir.read_metrics(folder)
-    fields = {"profile": folder.parent.parent.name, **run.described()}
     said = run_dir.read_environment(folder)
+    fields = {"profile": folder.parent.parent.name, **run.described()}
     fields |= {"num_classes": said.get("num_classes"), "precision": said.get("precision")}
-    if (
-        run.entropy
-        and (before := run_dir.read_arrays(folder).get("entropy before training")) is not None
-    ):
-        layers = [name.removeprefix("entropy ") for name in metrics if name.startswith("entropy ")]
-        fields |= {
-            f"start entropy {layer}": value for layer, value in zip(layers, before[0], strict=True)
-        }
-    described = pd.DataFrame(
-        [fields | {"diverged": float("nan") if diverged is None else float(diverged)}]
-        * max(len(metrics), 1)
-    )
-    return pd.concat([described, metrics.reset_index(drop=True)], axis=1)
+    fields["diverged"] = float("nan") if diverged is None else float(diverged)
+    if run.entropy:
+        before = run_dir.read_arrays(folder).get("entropy before training")  # [1, layers]
+        if before is not None:
+            layers = [name for name in metrics if name.startswith("entropy ")]
+            start = pd.DataFrame({"epoch": [0]} | dict(zip(layers, before.T, strict=True)))
+            metrics = pd.concat([start, metrics], ignore_index=True)[list(metrics)]
+    described = pd.DataFrame([fields] * max(len(metrics), 1))
+    return pd.concat([described, metrics], axis=1)
 
 
 def _is_done(run: Run) -> bool:

@@ -42,6 +42,16 @@ CHECKPOINT_SECONDS = 30
 WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser
 EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
 CCA_IMAGES = 1000  # protocol, section 1
+# what every run has, an epoch each
+METRICS = (
+    "epoch",
+    "test_accuracy",
+    "test_cross_entropy",
+    "test_images",
+    "train_accuracy",
+    "cross_entropy",
+    "activation_l2",
+)
 
 Callback = Callable[[Run, nn.Module, int], None]
 Training = Generator[None, None, pd.DataFrame]  # stops after each step; gives the run's metrics
@@ -598,15 +608,7 @@ def metric_names(
         run, data, model: of the training.
         penalty_metrics: of the run's penalties, `TrainStep.metrics`.
     """
-    names = [
-        "epoch",
-        "test_accuracy",
-        "test_cross_entropy",
-        "test_images",
-        "train_accuracy",
-        "cross_entropy",
-        "activation_l2",
-    ]
+    names = list(METRICS)
     if run.al2:
         names.append("lambda")
     names += [name for name in penalty_metrics if name not in names]

@@ -1,34 +1,35 @@
-"""Work through a profile: train every run that its notebooks state, then render the notebooks from
-the stored runs.
+"""Work through a profile: train every run that its experiments state, then render the notebooks
+that show them.
 
     python -m lib.study.campaign --profile quick          # `make study`
     python -m lib.study.campaign --profile lite --list    # what there is to do
+    python -m lib.study.campaign --profile lite --experiment schedules   # `make experiment`
     python -m lib.study.campaign --profile lite --train-only --only mnist
-    python -m lib.study.campaign --profile paper --budget 540     # `make campaign`: train for nine
-    minutes, go on another time python -m lib.study.campaign --profile paper --export DIR     #
-    carry runs from one machine to another: see `lib.study.transfer` python -m lib.study.campaign
-        --profile paper --import DIR
+    python -m lib.study.campaign --profile paper --budget 540  # nine minutes, then go on later
 
-A profile is `notebooks/params/<profile>.yaml`: under `all`, values for every notebook that has such
-    a parameter; under "1", "2"
-or "3", for the notebooks whose names begin so (the AL2 paper's, the targeted-sparsity paper's, our
-own); under `notebooks`, one entry for each time a notebook is executed. A notebook's parameters but
-`profile`, `jobs` and `interactive` are the arguments of the function that states its runs
-(`PLANS`), so that the notebook and this module cannot disagree.
+A profile is `notebooks/params/<profile>.yaml`. Under `all` stand values for every experiment that
+takes them. Under `experiments`, by the name that `lib.study.experiments` gives it, stand an
+experiment's `settings`, the `notebooks` that show it, and `entries`: the values of each execution,
+which may name `notebooks` of its own. What an entry leaves open is as the parameters cell of its
+first notebook has it, so that the notebook and this module cannot disagree. Under `notebooks` stand
+those that are rendered, too, but show no experiment.
 """
 
 import argparse
 import ast
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,50 +38,44 @@ import yaml
 from lib import paths, run_dir, store
 from lib.data.sources import DataError, DataNotFoundError
 from lib.run import Run
-from lib.study import budget, experiments, transfer
+from lib.study import budget
+from lib.study.experiments import EXPERIMENTS
 
-PLANS: dict[str, Callable[..., list[Run]]] = {
-    "10_al2_label_randomization": experiments.label_randomization,
-    "11_al2_ablation": experiments.label_randomization,
-    "12_al2_cca": experiments.representations,
-    "13_al2_schedules": experiments.schedules,
-    "14_al2_relabel": experiments.relabelling,
-    "15_al2_options": experiments.sensitivity,
-    "16_al2_norm_scale": experiments.norm_scales,
-    "20_sparsity_monitor": experiments.sparsity_networks,
-    "21_sparsity_networks": experiments.sparsity_networks,
-    "22_sparsity_lenet_alexnet": experiments.lenet_alexnet,
-    "23_penalty_readings": experiments.penalty_readings,
-    "30_across": experiments.combined,
-}
-NOT_OF_THE_RUNS = {"profile", "jobs", "interactive"}
+# parameters of a notebook that are no arguments of its experiment
+NOT_OF_THE_RUNS = {"profile", "jobs", "interactive", "save"}
+MARKS = ("dataset", "size", "optimizer", "corruption")  # what sets executions apart
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One execution of one notebook."""
+    """An experiment with its values, and the notebooks that show it; one without name has no runs
+    of its own.
+    """
 
-    notebook: str
+    experiment: str
+    notebooks: tuple[str, ...]
     parameters: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Notebook and what sets this execution apart: the stem of the rendered notebook."""
-        marks = [
-            str(self.parameters[k])
-            for k in ("dataset", "size", "optimizer", "corruption")
-            if k in self.parameters
-        ]
-        return "-".join([self.notebook, *marks])
+        """Experiment (else notebook), and what sets this entry apart."""
+        return self._named(self.experiment or self.notebooks[0])
+
+    def _named(self, what: str) -> str:
+        marks = [str(self.parameters[mark]) for mark in MARKS if mark in self.parameters]
+        return "-".join([what, *marks])
+
+    def rendered(self) -> dict[str, str]:
+        """The stem of each rendered notebook, and the notebook it is made of."""
+        return {self._named(notebook): notebook for notebook in self.notebooks}
 
     def runs(self) -> list[Run]:
-        """The runs that the notebook states with these parameters; none for a notebook that only
-        reads.
-        """
-        if self.notebook not in PLANS:
+        """The runs that the entry states."""
+        if not self.experiment:
             return []
-        values = notebook_parameters(self.notebook) | self.parameters
-        return PLANS[self.notebook](**{k: v for k, v in values.items() if k not in NOT_OF_THE_RUNS})
+        values = notebook_parameters(self.notebooks[0]) | self.parameters
+        arguments = {name: v for name, v in values.items() if name not in NOT_OF_THE_RUNS}
+        return EXPERIMENTS[self.experiment](**arguments)
 
     def is_done(self) -> bool:
         """Whether its runs are finished; those that can never be trained
@@ -88,10 +83,6 @@ class Entry:
         """
         there = {run.id for run in store.available(self.runs())}
         return all(run.id in there or store.is_without_labels(run) for run in self.runs())
-
-    def metrics(self) -> list[Path]:
-        """The metrics of those of its runs that are finished."""
-        return [store.find(r) / "metrics.csv" for r in store.available(self.runs())]
 
 
 @lru_cache
@@ -111,74 +102,101 @@ def notebook_parameters(notebook: str) -> dict[str, Any]:
     return {line.target.id: ast.literal_eval(line.value) for line in lines}
 
 
-def plan(profile: str) -> list[Entry]:
-    """Every notebook execution of a profile, checked: every key is a parameter that a notebook has.
+def plan(profile: str, experiment: str | None = None) -> list[Entry]:
+    """Every entry of a profile, checked: every key is a parameter that its notebook has.
+
+    Args:
+        profile: its name.
+        experiment: the entries of this one alone.
 
     Raises:
-        ValueError: for an unknown profile, notebook or parameter, naming what there is, and for two
-            executions of one name.
+        ValueError: for an unknown profile, experiment, notebook or parameter, naming what there is,
+            and for two renderings of one name.
     """
     path = paths.PARAMS / f"{profile}.yaml"
     if not path.exists():
-        raise ValueError(
-            f"there is no profile {profile!r}; there are "
-            f"{', '.join(sorted(f.stem for f in paths.PARAMS.glob('*.yaml')))}"
-        )
+        known = ", ".join(sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
+        raise ValueError(f"there is no profile {profile!r}; there are {known}")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is no YAML: {error}") from error
-    shaped = isinstance(content, dict) and content.keys() >= {"all", "notebooks"}
-    if not shaped or not all(isinstance(value, dict) for value in content.values()):
+    shaped = isinstance(content, dict) and isinstance(content.get("experiments"), dict)
+    if not shaped or not isinstance(content.get("all"), dict):
+        raise ValueError(f"{path.name} has to hold two mappings, `all` and `experiments`")
+    if strange := content.keys() - {"all", "settings", "experiments", "notebooks"}:
         raise ValueError(
-            f"{path.name} has to hold two mappings, `all` and `notebooks`, and may hold some for "
-            "notebooks by number"
+            f"{path.name} holds {', '.join(map(str, strange))}; allowed are all, settings, "
+            "experiments, notebooks"
         )
-    groups = {str(key): value for key, value in content.items() if key not in ("all", "notebooks")}
-    if strange := [
-        key for key in groups if not any(name.startswith(key) for name in content["notebooks"])
-    ]:
+    if experiment is not None and experiment not in EXPERIMENTS:
         raise ValueError(
-            f"{path.name}: no notebook's name begins with {', '.join(strange)}; there are "
-            f"{', '.join(content['notebooks'])}"
+            f"there is no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}"
         )
     entries: list[Entry] = []
-    unused = {
-        key: {str(name) for name in values}
-        for key, values in (groups | {"": content["all"]}).items()
-    }
-    for notebook, executions in content["notebooks"].items():
-        shared = content["all"] | {"profile": profile}
-        for key, values in groups.items():
-            shared |= values if notebook.startswith(key) else {}
-        known = notebook_parameters(notebook)
-        for key in unused:
-            unused[key] -= known.keys() if notebook.startswith(key) else set()
-        if not isinstance(executions, list) or not all(isinstance(own, dict) for own in executions):
-            raise ValueError(
-                f"{path.name}: {notebook} needs a list of mappings, one an execution ([{{}}] for "
-                "once)"
-            )
-        for own in executions:
+    unused = _Unused(path.name)
+    for name, said in content["experiments"].items():
+        _check_experiment(path.name, name, said)
+        for own in said["entries"]:
+            notebooks = tuple(own.get("notebooks", said.get("notebooks", ())))
+            own = {key: value for key, value in own.items() if key != "notebooks"}
+            if not notebooks:
+                raise ValueError(f"{path.name}: an entry of {name} names no notebook that shows it")
+            known = notebook_parameters(notebooks[0])
             if unknown := own.keys() - known.keys():
                 raise ValueError(
-                    f"{path.name}: {notebook} has no parameter {', '.join(sorted(unknown))}; it "
-                    f"has {', '.join(known)}"
+                    f"{path.name}: {notebooks[0]} has no parameter {', '.join(sorted(unknown))}; "
+                    f"it has {', '.join(known)}"
                 )
-            entries.append(Entry(notebook, {k: v for k, v in shared.items() if k in known} | own))
-    if strange := sorted(set().union(*unused.values())):
-        raise ValueError(
-            f"{path.name}: no notebook that it is for has a parameter {', '.join(strange)}"
-        )
-    if twice := sorted(
-        name for name, count in Counter(entry.name for entry in entries).items() if count > 1
-    ):
+            shared = {}
+            for group in (content["all"], said.get("settings", {})):
+                unused.note(group, known)
+                shared |= {key: value for key, value in group.items() if key in known}
+            entries.append(Entry(name, notebooks, {"profile": profile} | shared | own))
+    unused.check()
+    for notebook in content.get("notebooks", ()):
+        known = notebook_parameters(notebook)
+        entries.append(Entry("", (notebook,), {"profile": profile} if "profile" in known else {}))
+    stems = Counter(stem for entry in entries for stem in entry.rendered())
+    if twice := sorted(stem for stem, count in stems.items() if count > 1):
         raise ValueError(
             f"{path.name}: several executions are called {', '.join(twice)} and would overwrite "
-            "each other; one "
-            "notebook's have to differ in dataset, size, optimizer or corruption"
+            f"each other; one notebook's have to differ in {', '.join(MARKS)}"
         )
-    return entries
+    return [entry for entry in entries if experiment in (None, entry.experiment)]
+
+
+def _check_experiment(file: str, name: str, said: Any) -> None:
+    if name not in EXPERIMENTS:
+        raise ValueError(
+            f"{file}: there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}"
+        )
+    shaped = isinstance(said, dict) and isinstance(said.get("settings", {}), dict)
+    shaped = shaped and said.keys() <= {"settings", "notebooks", "entries"}
+    entries = said.get("entries") if shaped else None
+    if not isinstance(entries, list) or not all(isinstance(own, dict) for own in entries):
+        raise ValueError(
+            f"{file}: {name} needs `entries`, a list of mappings, one an execution ([{{}}] for "
+            "once), and may have `settings`, a mapping, and `notebooks`, a list"
+        )
+
+
+class _Unused:
+    """Values that no notebook takes: a misspelt parameter must not be passed over in silence."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.groups: dict[int, set[str]] = {}  # a YAML alias is the same object
+
+    def note(self, group: dict[str, Any], known: Iterable[str]) -> None:
+        left = self.groups.setdefault(id(group), set(map(str, group)))
+        left -= set(known)
+
+    def check(self) -> None:
+        if strange := sorted(set().union(*self.groups.values())):
+            raise ValueError(
+                f"{self.file}: no notebook that it is for has a parameter {', '.join(strange)}"
+            )
 
 
 def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | None = None) -> bool:
@@ -192,105 +210,108 @@ def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | N
     Returns whether any entry could be trained.
     """
     entries = list(entries)
+    wanted = store.merged(run for entry in entries for run in entry.runs())
     reached = []
-    wanted = _wanted(entries)
-    for entry in entries:
+
+    def ensure(group: Sequence[Entry]) -> None:
+        # what was trained before says how long these take
+        known = budget.paces() if deadline is not None else []
+        runs = [wanted[run.id] for entry in group for run in entry.runs()]
+        may_begin = partial(budget.fits, known=known)
+        store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline, may_begin=may_begin)
+        reached.extend(group)
+
+    # neighbours on the same data sets in one go, so that no process waits at the end of each
+    for _, group in groupby(entries, lambda entry: sorted({run.dataset for run in entry.runs()})):
+        group = list(group)
         try:
-            runs = [wanted[run.id] for run in entry.runs()]
-            # what earlier entries trained says how long these take
-            known = budget.paces() if deadline is not None else []
-            may_begin = partial(budget.fits, known=known)
-            store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline, may_begin=may_begin)
-            reached.append(entry)
+            ensure(group)
         except DataNotFoundError as error:
-            print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
+            for entry in group:
+                print(
+                    f"not run: {entry.name}: data set not reachable: {error}",
+                    file=sys.stderr,
+                )
     return bool(reached)
 
 
-def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
-    """All their runs by id, with the measures that any of them asks for."""
-    return store.merged(run for entry in entries for run in entry.runs())
-
-
 def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
-    """A line for each entry: runs done, epochs that remain and the hours they take in one process;
-    then all distinct runs.
+    """A line for each entry: runs done and epochs that remain; then all distinct runs.
 
     Runs that are not there and never will be, because the one that relabels them diverged, are
     counted apart. With a budget in seconds, last how many runs it will never suffice for.
     """
-    known, entries = budget.paces(), list(entries)
-    groups = [(entry.name, dict.fromkeys(run.id for run in entry.runs())) for entry in entries]
-    left = {i: (run, store.epochs_left(run)) for i, run in _wanted(entries).items()}
-    absent = {i for i, (run, n) in left.items() if n == 0 and not store.available([run])}
+    groups = [(entry.name, entry.runs()) for entry in entries]
+    groups = [(name, [run.id for run in runs], runs) for name, runs in groups if runs]
+    wanted = store.merged(run for *_, runs in groups for run in runs)
+    left = {i: store.epochs_left(run) for i, run in wanted.items()}
+    absent = {i for i, n in left.items() if n == 0 and not store.available([wanted[i]])}
+    if len(groups) > 1:
+        groups.append(("together", list(left), []))
     lines = []
-    for name, runs in [*groups, ("together", left)] if len(groups) > 1 else groups:
-        rest = [left[i][1] for i in runs]
-        never = len(absent & runs.keys())
+    for name, ids, _ in groups:
+        rest = [left[i] for i in dict.fromkeys(ids)]
+        never = len(absent & set(ids))
         line = f"{name}: {rest.count(0) - never} of {len(rest)} runs done"
-        line += f", {never} not run: what relabels them diverged" if never else ""
+        if never:
+            line += f", {never} not run: what relabels them diverged"
         if any(rest):
-            line += f", {sum(rest)} epochs left, {budget.hours([left[i] for i in runs], known)}"
+            line += f", {sum(rest)} epochs left"
         lines.append(line)
-    long = [
-        (run, n)
-        for run, n in left.values()
-        if seconds is not None and n and not budget.fits(run, n, seconds, known)
-    ]
-    if long:
-        lines.append(
-            f"{len(long)} runs would each take longer than a budget of {seconds:g} s: they need a "
-            "longer one, or none"
-        )
+    if seconds is not None:
+        known = budget.paces()
+        long = [i for i, n in left.items() if n and not budget.fits(wanted[i], n, seconds, known)]
+        if long:
+            lines.append(
+                f"{len(long)} runs would each take longer than a budget of {seconds:g} s: they "
+                "need a longer one, or none"
+            )
     return lines
 
 
-def render(entry: Entry, profile: str) -> Path:
-    """Execute a notebook into `results/<profile>/notebooks/`, unless it is newer than all that it
-    is made from.
+def render(entry: Entry, stem: str, profile: str) -> Path:
+    """Execute one of an entry's notebooks into `results/<profile>/notebooks/`, unless it is newer
+    than all that it is made from.
     """
     import papermill  # here: a machine that only trains does without it
 
-    source = paths.ROOT / "notebooks" / f"{entry.notebook}.ipynb"
-    target = paths.results_dir() / profile / "notebooks" / f"{entry.name}.ipynb"
-    values, makes = notebook_parameters(entry.notebook) | entry.parameters, [target]
-    made_from = [
-        source,
-        *paths.PARAMS.glob("*.yaml"),
-        *paths.PUBLISHED.iterdir(),
-        *(paths.ROOT / "lib").rglob("*.py"),
-    ]
-    made_from += entry.metrics()
-    if "bench" in values:
-        made_from += (paths.ROOT / values["bench"]).glob("*")
-    # a report: it reads whatever these profiles state, and writes a folder and perhaps the README
-    if "profiles" in values:
-        made_from += [
-            file for read in values["profiles"] for other in plan(read) for file in other.metrics()
-        ]
-        made_from += [paths.ROOT / "README.md"] * values["readme"]
-        makes.append(paths.results_dir() / values["folder"] / "report.md")
-    if all(made.exists() for made in makes):
-        oldest = min(made.stat().st_mtime for made in makes)
-        if oldest > max(f.stat().st_mtime for f in made_from):
-            return target
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    notebook = entry.rendered()[stem]
+    source = paths.ROOT / "notebooks" / f"{notebook}.ipynb"
+    target = paths.results_dir() / profile / "notebooks" / f"{stem}.ipynb"
+    made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir()]
+    made_from += (paths.ROOT / "lib").rglob("*.py")
+    made_from += (paths.ROOT / "results" / "bench").rglob("*.csv")
+    made_from += [store.find(run) / "metrics.csv" for run in store.available(entry.runs())]
+    made_from += [file for folder in paths.EVIDENCE for file in folder.glob("*/*/metrics.csv")]
+    if target.exists() and target.stat().st_mtime > max(f.stat().st_mtime for f in made_from):
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    known = notebook_parameters(notebook)
     with paths.replacing(target) as part, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # papermill calls the temporary name's ending unknown
-        quiet = [
-            "--IPKernelApp.log_level=ERROR"
-        ]  # the kernel warns that its local connection is not encrypted
+        # papermill calls the temporary name's ending unknown
+        warnings.simplefilter("ignore", UserWarning)
         papermill.execute_notebook(
             str(source),
             str(part),
-            entry.parameters,
+            {name: value for name, value in entry.parameters.items() if name in known},
             kernel_name="python3",
             progress_bar=False,
-            extra_arguments=quiet,
+            # the kernel warns that its local connection is not encrypted
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
     return target
+
+
+def render_all(entries: Iterable[Entry], profile: str, jobs: int) -> None:
+    """Render the notebooks of the entries whose runs are finished, so many at a time."""
+    asked = [(entry, stem) for entry in entries if entry.is_done() for stem in entry.rendered()]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+        rendering = [pool.submit(render, entry, stem, profile) for entry, stem in asked]
+        for done, future in enumerate(rendering, 1):
+            path = os.path.relpath(future.result())
+            print(f"{path} ({done} of {len(asked)})", flush=True)
 
 
 def _seconds(text: str) -> float:
@@ -306,53 +327,29 @@ def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description="Train a profile's runs and render its notebooks.")
     parser.add_argument("--profile", required=True, help="quick, lite or paper")
+    parser.add_argument("--experiment", help="this one alone, by its name")
     parser.add_argument(
         "--jobs",
         type=int,
         default=os.cpu_count(),
-        help="training processes on a CPU (default: all cores)",
+        help="processes on a CPU (default: all cores)",
     )
-    parser.add_argument("--only", default="", help="only executions whose name holds this text")
+    parser.add_argument("--only", default="", help="only entries whose name holds this text")
     parser.add_argument(
         "--budget",
         type=_seconds,
         help="train for so many seconds, render nothing; a later call goes on",
     )
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="show what there is to do (hours in one process) and stop",
-    )
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="pack the stored runs into archives there and stop",
-    )
-    parser.add_argument(
-        "--import",
-        type=Path,
-        metavar="DIR",
-        dest="import_from",
-        help="take over runs packed by --export and stop",
-    )
+    parser.add_argument("--list", action="store_true", help="show what there is to do and stop")
     parser.add_argument("--train-only", action="store_true", help="train, render nothing")
     arguments = parser.parse_args()
-    logging.getLogger("papermill").setLevel(logging.WARNING)
     try:
-        entries = [entry for entry in plan(arguments.profile) if arguments.only in entry.name]
+        entries = plan(arguments.profile, arguments.experiment)
+        entries = [entry for entry in entries if arguments.only in entry.name]
+        if not entries:
+            sys.exit(f"error: the profile {arguments.profile} states no such entry: see --list")
         if arguments.list:
             print(*progress(entries), sep="\n")
-            return
-        if arguments.export:
-            runs = [run for entry in entries for run in entry.runs()]
-            print(*transfer.export(runs, arguments.profile, arguments.export), sep="\n")
-            return
-        if arguments.import_from:
-            done = transfer.take_over(arguments.profile, arguments.import_from)
-            print(f"{len(done.taken)} runs taken over, {len(done.kept)} left as they were")
-            if done.refused:
-                sys.exit("\n".join(f"error: refused: {reason}" for reason in done.refused))
             return
         deadline = None if arguments.budget is None else began + arguments.budget
         if not train(entries, arguments.profile, arguments.jobs, deadline):
@@ -360,17 +357,8 @@ def main() -> None:
         if arguments.budget is not None:
             print(*progress(entries, arguments.budget), sep="\n")
         elif not arguments.train_only:
-            for entry in entries:
-                if entry.is_done():
-                    print(os.path.relpath(render(entry, arguments.profile)))
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        DataError,
-        run_dir.RecordError,
-        transfer.TransferError,
-    ) as error:
+            render_all(entries, arguments.profile, arguments.jobs)
+    except (ValueError, TypeError, OSError, DataError, run_dir.RecordError) as error:
         sys.exit(f"error: {error}")
 
 

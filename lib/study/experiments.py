@@ -5,7 +5,7 @@ What a notebook trains, with its parameters as arguments.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -584,3 +584,21 @@ def _refuse(settings: dict[str, Any], fixed: str, why: str) -> None:
     """ValueError if a setting is given that a study fixes itself; their names apart by blanks."""
     if given := sorted({*fixed.split()} & settings.keys()):
         raise ValueError(f"{', '.join(given)} cannot be set: it is {why}")
+
+
+# by the names that `notebooks/params` and the claims know them by
+EXPERIMENTS: dict[str, Callable[..., list[Run]]] = {
+    experiment.__name__: experiment
+    for experiment in (
+        label_randomization,
+        representations,
+        schedules,
+        relabelling,
+        sensitivity,
+        norm_scales,
+        sparsity_networks,
+        lenet_alexnet,
+        penalty_readings,
+        combined,
+    )
+}

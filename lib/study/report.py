@@ -1,378 +1,93 @@
-"""The report, assembled from stored runs alone.
+"""The report: what notebooks saved of the stored runs, and every claim judged by them.
 
-It is every table and figure of the papers and of our own, and `claims.csv`.
+    python -m lib.study.report              # `make report`
+    python -m lib.study.report --in-place   # `make evidence`
+
+Executes the cells of the notebooks that rest on stored runs (all but those tagged `live`) with
+`save=True`, several notebooks at a time, those whose inputs changed; they write figures and tables
+into `results/report/`. Then `90_report` judges the claims and writes the index. Nothing is trained.
+In place, the outputs of these cells are put into the committed notebooks, too.
 """
 
-from collections.abc import Callable, Sequence
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
-from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
-from lib import models, paths, plots, store
-from lib.run import Run
-from lib.study import campaign, claims, figures, tables
+from lib import paths, store
+from lib.study import campaign, claims, evidence, tables
 from lib.study.claims import pages as claim_pages
-from lib.study.experiments import VARIANTS
-from lib.study.figures import cca as figures_cca
-from lib.study.figures import combined as figures_combined
-from lib.study.figures import schedules as figures_schedules
-from lib.study.figures import sensitivity as figures_sensitivity
-from lib.study.figures import sparsity as figures_sparsity
-from lib.study.tables import cca as tables_cca
-from lib.study.tables import combined as tables_combined
-from lib.study.tables import norm_scale
-from lib.study.tables import sensitivity as tables_sensitivity
+from lib.study.experiments import EXPERIMENTS, VARIANTS
 
+INDEX = "90_report"  # the notebook that judges and writes the index, after all others
 README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
 README_END = "<!-- end of headline.md -->"
-# networks whose filter correlations are drawn
-HISTOGRAMS = ("vanillaNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was assembled.
+    """The stored runs by experiment, what the profiles state and lack, and the claims."""
 
-    The runs by id and their frame, what the profiles state and lack, the tables by name, the
-    claims.
-    """
-
-    frame: pd.DataFrame
-    runs: dict[str, Run]
+    frames: dict[str, pd.DataFrame]
     progress: pd.DataFrame
-    tables: dict[str, pd.DataFrame]
     claims: pd.DataFrame
 
 
 def gather(profiles: Sequence[str]) -> Report:
-    """Read the runs that the profiles' notebooks state, as far as they are finished.
+    """Read the runs that the profiles' experiments state, as far as they are finished.
 
-    A profile is judged by these alone.
-
-    What it gives depends on stored runs and parameters, and not on the data sets that lie on this
-    machine.
+    A profile is judged by these alone. What it gives depends on stored runs and parameters, and not
+    on the data sets that lie on this machine.
 
     Raises:
         ValueError: for an unknown profile.
         RecordError: if a run's folder is damaged.
     """
-    frames = []
+    frames = {name: evidence.load(name, profiles=profiles) for name in EXPERIMENTS}
     progress = []
-    finished = {}
     for profile in profiles:
-        stated: dict[str, Run] = {}
-        notebooks: dict[str, set[str]] = {}
-        for entry in campaign.plan(profile):
-            for run in entry.runs():
-                stated[run.id] = run
-                notebooks.setdefault(run.id, set()).add(entry.notebook)
-        for dataset in dict.fromkeys(r.dataset for r in stated.values()):
-            runs = [r for r in stated.values() if r.dataset == dataset]
-            done = store.available(runs)
-            progress.append([profile, dataset, len(done), len(runs)])
-            finished |= {r.id: r for r in done}
-            if done:
-                frame = store.load(done).assign(profile=profile)
-                frames.append(
-                    frame.assign(notebooks=[" ".join(sorted(notebooks[i])) for i in frame.id])
-                )
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return Report(
-        frame=frame,
-        runs=finished,
-        progress=pd.DataFrame(
-            progress, columns=["profile", "dataset", "runs finished", "runs stated"]
-        ),
-        tables=_tables(frame),
-        claims=claims.judge(frame, profiles),
-    )
+        stated = store.merged(run for entry in campaign.plan(profile) for run in entry.runs())
+        done = {run.id for run in store.available(list(stated.values()))}
+        for dataset in dict.fromkeys(run.dataset for run in stated.values()):
+            own = [run.id for run in stated.values() if run.dataset == dataset]
+            progress.append([profile, dataset, len(done.intersection(own)), len(own)])
+    columns = ["profile", "dataset", "runs finished", "runs stated"]
+    judged = claims.judge(frames, profiles, only=claims.STATEMENTS)
+    return Report(frames, pd.DataFrame(progress, columns=columns), judged)
 
 
-def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The papers' tables with what was measured beside it.
+def write(report: Report) -> None:
+    """Write `claims/*.md`, `claims.csv`, `headline.md` and `report.md`.
 
-    And when losses rise, and what options change, where a run says.
+    Figures and tables that no notebook has saved go.
     """
-    found = {name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
-    found |= {
-        name: tables.sparsity_beside_published(name, frame)
-        for name in ("sparsity_table2", "sparsity_table3")
-    }
-    overfitting = tables.overfitting(tables.sparsity_runs(frame))
-    if len(overfitting):
-        found["sparsity_overfitting"] = overfitting
-    options = tables_sensitivity.table(frame) if "notebooks" in frame else pd.DataFrame()
-    if len(options) and (options.option != tables_sensitivity.DEFAULT).any():
-        found["al2_options"] = options
-    scales = norm_scale.table(frame) if "notebooks" in frame else pd.DataFrame()
-    if len(scales):
-        found["al2_norm_scale"] = scales
-    return found
-
-
-def drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """The report's figures by name, each a function that draws it."""
-    found: dict[str, Callable[[], Figure]] = {}
-    table1, table2 = report.tables["al2_table1"], report.tables["al2_table2"]
-    for (profile, dataset, corruption), runs in _cells(
-        tables.label_randomization_runs(report.frame, added=True)
-    ):
-        name = f"al2_curves-{profile}-{dataset}-{100 * corruption:.0f}"
-        found[name] = lambda runs=runs: figures.training_curves(runs)
-    for profile in report.frame.profile.unique() if len(report.frame) else []:
-        for name, table, metric in (
-            ("al2_table1", table1, "test_accuracy"),
-            ("al2_table2", table2, "ablation_auc"),
-        ):
-            # the published curves whole, whichever profile answers them
-            own = table.assign(measured=table.measured.where(table.profile == profile))
-            found[f"{name}-{profile}"] = lambda own=own, metric=metric: figures.beside_paper(
-                own, metric
-            )
-    found |= (
-        _cca_drawings(report)
-        | _schedule_drawings(report)
-        | _relabelling_drawings(report)
-        | _option_drawings(report)
-    )
-    return found | _sparsity_drawings(report) | _across_drawings(report)
-
-
-def _schedule_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """The study of claim A7 at 75 % corruption.
-
-    As far as there is more than one series, more than one weight decay.
-    """
-    found: dict[str, Callable[[], Figure]] = {}
-    runs = figures_schedules.studied(tables.of_notebook(report.frame, "13_al2_schedules"))
-    runs = runs[runs.corruption == 0.75] if len(runs) else runs
-    for (profile, dataset), own in (
-        runs.groupby(["profile", "dataset"], sort=False) if len(runs) else []
-    ):
-        if own[own.al2].groupby(["schedule", "speed", "rate"], dropna=False).ngroups > 1:
-            found[f"al2_schedules-{profile}-{dataset}"] = lambda own=own: (
-                figures_schedules.schedules(own)
-            )
-        if own.weight_decay[own.weight_decay > 0].nunique() > 1:
-            found[f"al2_weight_decay-{profile}-{dataset}"] = lambda own=own: (
-                figures_schedules.weight_decays(own)
-            )
-    return found
-
-
-def _relabelling_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """The relabelling that the AL2 paper's section 4 remarks on, at 75 % corruption."""
-    runs = tables.relabelling_runs(report.frame)
-    found = {}
-    runs = runs[runs.corruption.isin((0, 0.75))] if len(runs) else runs
-    for (profile, dataset), own in runs.groupby(["profile", "dataset"]) if len(runs) else []:
-        if own.labels.isin(("al2", "bare")).any():
-            found[f"al2_relabel-{profile}-{dataset}"] = lambda own=own: figures.relabelling_curves(
-                own
-            )
-    return found
-
-
-def _option_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """What options of the protocol change at 75 % corruption, where any was tried."""
-    gains = (
-        tables_sensitivity.gains(report.frame) if "notebooks" in report.frame else pd.DataFrame()
-    )
-    gains = gains[gains.corruption == 0.75] if len(gains) else gains
-    found = {}
-    for (profile, dataset), own in (
-        gains.groupby(["profile", "dataset"], sort=False) if len(gains) else []
-    ):
-        if (own.option != tables_sensitivity.DEFAULT).any():
-            found[f"al2_options-{profile}-{dataset}"] = lambda own=own: figures_sensitivity.gains(
-                own
-            )
-    scales = norm_scale.runs_of(report.frame) if "notebooks" in report.frame else pd.DataFrame()
-    for (profile, dataset), own in scales.groupby(["profile", "dataset"]) if len(scales) else []:
-        if own.scale.nunique() > 1:
-            found[f"al2_norm_scale-{profile}-{dataset}"] = lambda own=own: (
-                figures_sensitivity.norm_scales(own)
-            )
-    return found
-
-
-def _cca_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Figure 1 of the AL2 paper, one row per seed, for each profile, data set and dropout.
-
-    And what claim A6 is judged by.
-    """
-    runs = tables.of_notebook(report.frame, "12_al2_cca")
-    found = {}
-    if runs.empty or "mean_cca init" not in runs:
-        return found
-    measured = runs[runs["mean_cca init"].notna() & (runs.corruption == 0.75)]
-    for (profile, dataset, dropout), own in measured.groupby(["profile", "dataset", "dropout"]):
-        title = f"{dataset}, 75 % of the labels corrupted, dropout {dropout:g}, profile {profile}"
-        ids = (
-            own.drop_duplicates("id").sort_values("seed")[["seed", "al2", "id"]].to_numpy().tolist()
-        )
-        found[f"al2_cca-{profile}-{dataset}-{dropout:g}"] = lambda ids=ids, title=title: _sequences(
-            report, ids, title
-        )
-        # AL2's beside a second seed's, the control
-        if tables_cca.differences(own).by.nunique() > 1:
-            name = f"al2_cca_differences-{profile}-{dataset}-{dropout:g}"
-            found[name] = lambda own=own: figures_cca.difference_curves(own)
-    return found
-
-
-def _sequences(report: Report, ids: Sequence[tuple[int, bool, str]], title: str) -> Figure:
-    panels: dict[str, dict[bool, tuple]] = {}
-    for seed, al2, name in ids:
-        arrays = store.arrays(report.runs[name])
-        panels.setdefault(f"seed {seed}", {})[al2] = arrays["cca epochs init"], arrays["cca init"]
-    return figures.canonical_correlations(panels, title=title)
-
-
-def _sparsity_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Figures 3, 5, 6, 7, A.1 and A.2 and Tables 2 and 3 of the targeted-sparsity paper."""
-    found: dict[str, Callable[[], Figure]] = {}
-    for name in ("sparsity_table2", "sparsity_table3"):
-        if report.tables[name].measured.notna().any():
-            found[name] = lambda name=name: figures_sparsity.best_beside_paper(report.tables[name])
-    runs = tables.sparsity_runs(report.frame)
-    runs = runs[runs["size"] != ""] if len(runs) else runs
-    for profile, every in runs.groupby("profile", sort=False) if len(runs) else []:
-        for reading in tables.readings_in(every):
-            own = tables.of_reading(every, reading)
-            name = "-".join(filter(None, ["sparsity_losses", profile, reading]))
-            found[name] = lambda own=own: figures_sparsity.validation_losses(own)
-    for cell, every in (
-        runs.groupby(["profile", "dataset", "size", "optimizer"]) if len(runs) else []
-    ):
-        for run in (report.runs[i] for i in every.id.unique() if i in report.runs):
-            if "heat map epochs" in store.arrays(run):
-                name = "-".join(filter(None, ["sparsity_maps", *cell, run.variant, str(run.seed)]))
-                found[name] = lambda run=run: _heat_maps(run)
-        for reading in tables.readings_in(every):
-            found |= _cell_drawings(
-                report, tables.of_reading(every, reading), "-".join(filter(None, [*cell, reading]))
-            )
-    return found
-
-
-def _cell_drawings(
-    report: Report, runs: pd.DataFrame, mark: str
-) -> dict[str, Callable[[], Figure]]:
-    """Figures 5, 7 and A.2 of one data set, size, optimiser and reading of SparsityReg.
-
-    Their names end in `mark`.
-    """
-    found: dict[str, Callable[[], Figure]] = {}
-    if figures_sparsity.layers_measured(runs, "entropy"):
-        found[f"sparsity_entropy-{mark}"] = lambda: figures_sparsity.entropies(runs)
-    if figures_sparsity.layers_measured(runs, "correlation"):
-        found[f"sparsity_correlation-{mark}"] = lambda: figures_sparsity.correlations(runs)
-        ids = runs.sort_values("seed").drop_duplicates("network").set_index("network").id
-        if drawn := {name: ids[name] for name in HISTOGRAMS if name in ids}:
-            found[f"sparsity_histograms-{mark}"] = lambda: _histograms(
-                {k: report.runs[i] for k, i in drawn.items()}
-            )
-    return found
-
-
-def _across_drawings(report: Report) -> dict[str, Callable[[], Figure]]:
-    """Both penalties under both tests: notebook 30's figures, from its own runs alone."""
-    if "notebooks" not in report.frame:
-        return {}
-    found: dict[str, Callable[[], Figure]] = {}
-    rows = tables_combined.labelled(tables.of_notebook(report.frame, "30_across"))
-    if rows.empty:
-        return found
-    for (test, profile, dataset), own in rows.groupby(["test", "profile", "dataset"]):
-        levels = sorted(own.corruption[own.method != tables_combined.CONTROL].unique())
-        for level in levels:
-            name = f"across_{test}-{profile}-{dataset}"
-            if len(levels) > 1:
-                name += f"-{100 * level:.0f}"
-            cell = own[(own.corruption == level) | (own.method == tables_combined.CONTROL)]
-            if cell.method[cell.method != tables_combined.CONTROL].nunique() < len(
-                tables_combined.METHODS
-            ):
-                # vanillaNet and sr2Net are other notebooks' runs: drawn when AL2 stands beside them
-                continue
-            draw = (
-                figures_combined.memorisation
-                if test == "memorisation"
-                else figures_combined.overfitting
-            )
-            found[name] = lambda draw=draw, cell=cell: draw(cell)
-    return found
-
-
-def _heat_maps(run: Run) -> Figure:
-    """Figure 4 and A.1: entropy maps of the first measuring image.
-
-    There is a row an epoch, one column per convolution.
-    """
-    arrays = store.arrays(run)
-    found = {
-        k.removeprefix("heat maps "): m
-        for k, m in arrays.items()
-        if k.startswith("heat maps ") and m.ndim == 4
-    }
-    filters = models.convnet_filters(run.network.removeprefix("convnet_"))
-    rows = [plots.when(int(epoch)) for epoch in arrays["heat map epochs"]]
-    title = f"{run.variant}, {run.dataset}, {run.optimizer}"
-    return plots.heat_map_figure(
-        None, {k: m[:, 0] for k, m in found.items()}, filters, rows=rows, title=title
-    )
-
-
-def _histograms(runs: dict[str, Run]) -> Figure:
-    """Figure 7 and A.2: conv1, conv4 and fc1 of `HISTOGRAMS`, of each one's first seed."""
-    panels = {}
-    for network, run in runs.items():
-        arrays = store.arrays(run)
-        panels |= {
-            f"{network} {layer}": arrays[f"correlations {layer}"]
-            for layer in ("conv1", "conv4", "fc1")
-        }
-    length = min(map(len, panels.values()))
-    return plots.correlation_figure({name: counts[:length] for name, counts in panels.items()})
-
-
-def write(report: Report, folder: Path) -> None:
-    """Write the report's files; an older report's go.
-
-    They are `tables/*.csv`, `figures/*.png`, `claims/*.md`, `claims.csv`, `headline.md`,
-    `report.md`.
-    """
-    for kind in ("tables", "figures", "claims"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    drawn = drawings(report)
-    for old in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.csv")]:
-        if old.stem not in drawn and old.stem not in report.tables:
-            old.unlink()
-    for name, table in report.tables.items():
-        _write(folder / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
-    for name, draw in drawn.items():
-        fig = draw()
-        with paths.replacing(folder / "figures" / f"{name}.png") as part:
-            part.write_bytes(plots.png(fig))
-        plt.close(fig)
-
-    def page(claim: str) -> str:
-        return claim_pages.page(
-            claim, report.claims, report.frame, sorted(drawn), list(report.tables)
-        )
-
+    folder = evidence.folder()
+    saved = evidence.saved().values()
+    figures = dict(sorted((k, v) for said in saved for k, v in said["figures"].items()))
+    written = dict(sorted((k, v) for said in saved for k, v in said["tables"].items()))
+    for kind, names in (("figures", figures), ("tables", written)):
+        for old in (folder / kind).glob("*.*"):
+            if old.stem not in names:
+                old.unlink()
+    (folder / "claims").mkdir(parents=True, exist_ok=True)
     for claim in claims.STATEMENTS:
-        _write(folder / "claims" / f"{claim}.md", page(claim))
+        page = claim_pages.page(claim, report.claims, report.frames, figures, written)
+        _write(folder / "claims" / f"{claim}.md", page)
     _write(folder / "claims.csv", report.claims.to_csv(index=False))
     _write(folder / "headline.md", headline(report))
-    _write(folder / "report.md", _markdown(report, sorted(drawn)))
+    _write(folder / "report.md", _markdown(report, figures, written))
 
 
-def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> None:
+def quote_in_readme(readme: Path = paths.ROOT / "README.md") -> None:
     """Put `headline.md` between the two marks in the README, so that no number there is typed.
 
     Raises:
@@ -385,8 +100,8 @@ def quote_in_readme(folder: Path, readme: Path = paths.ROOT / "README.md") -> No
             f"{README_END}"
         )
     before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    headline = (folder / "headline.md").read_text().strip()
-    quoting = f"{before}{README_BEGIN}\n{headline}\n{README_END}{after}"
+    quoted = (evidence.folder() / "headline.md").read_text().strip()
+    quoting = f"{before}{README_BEGIN}\n{quoted}\n{README_END}{after}"
     if quoting != text:
         _write(readme, quoting)
 
@@ -412,9 +127,9 @@ def _al2_headline(report: Report) -> str:
             *_arrows(tables.published("al2_table1").rename(columns={"value": "measured"})),
         ]
     ]
-    for (profile, dataset, corruption), runs in _cells(
-        tables.label_randomization_runs(report.frame)
-    ):
+    every = report.frames["label_randomization"]
+    every = every[every.penalties == ""]
+    for (profile, dataset, corruption), runs in every.groupby(["profile", "dataset", "corruption"]):
         if corruption == 0.75:
             seeds = runs.groupby(["baseline", "al2"]).seed.nunique()
             # "1–3" where some networks have fewer
@@ -437,7 +152,8 @@ def _sparsity_headline(report: Report) -> str:
 
     The paper's rows for 100 classes and SGD, then each cell that was measured.
     """
-    table = report.tables["sparsity_table2"]
+    frame = report.frames["sparsity_networks"]
+    table = tables.sparsity_beside_published("sparsity_table2", frame)
     rows = []
     for (dataset, size, optimizer), cell in table[table.published.notna()].groupby(
         tables.SPARSITY_CELL[:3], sort=False
@@ -462,7 +178,7 @@ def _sparsity_headline(report: Report) -> str:
             # "1–3" where some networks have fewer
             n = "–".join(map(str, sorted({int(own.n.min()), int(own.n.max())})))
             rows.append([name, dataset, size, optimizer, n, *printed])
-    for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(report.frame):
+    for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(frame):
         printed = (
             cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
         )
@@ -529,11 +245,7 @@ def _arrows(measured: pd.DataFrame) -> list[str]:
     ]
 
 
-def _cells(frame: pd.DataFrame):
-    return frame.groupby(["profile", "dataset", "corruption"]) if len(frame) else []
-
-
-def _markdown(report: Report, drawn: Sequence[str]) -> str:
+def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) -> str:
     judged = report.claims.copy()
     first = judged.claim.ne(judged.claim.shift())
     judged["statement"] = judged.statement.where(first, "")
@@ -569,9 +281,9 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
                 "### Rules",
                 *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],
                 "## Tables",
-                *[f"- [`tables/{name}.csv`](tables/{name}.csv)" for name in report.tables],
+                *[f"- [`{name}`](tables/{name}.csv): {said}" for name, said in written.items()],
                 "## Figures",
-                *[f"### {name}\n\n{claim_pages.picture(name, 'figures')}" for name in drawn],
+                *[claim_pages.picture(name, said, "figures") for name, said in figures.items()],
             ]
         )
         + "\n"
@@ -581,3 +293,123 @@ def _markdown(report: Report, drawn: Sequence[str]) -> str:
 def _write(path: Path, text: str) -> None:
     with paths.replacing(path) as part:
         part.write_text(text)
+
+
+def execute(notebook: str, *, in_place: bool) -> None:
+    """Execute a notebook's cells but those tagged `live`, with `save=True`.
+
+    Args:
+        notebook: its name.
+        in_place: whether their outputs are put into the notebook.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails.
+    """
+    source = paths.ROOT / "notebooks" / f"{notebook}.ipynb"
+    book = nbformat.read(source, as_version=4)
+    cells = book.cells
+    (parameters,) = [k for k, cell in enumerate(cells) if "parameters" in _tags(cell)]
+    book.cells = cells[: parameters + 1]
+    book.cells.append(nbformat.v4.new_code_cell("save = True"))
+    book.cells += cells[parameters + 1 :]
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    client = NotebookClient(
+        book,
+        timeout=None,
+        kernel_name="python3",
+        # the kernel warns that its local connection is not encrypted
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(source.parent)}},
+    )
+    with client.setup_kernel():
+        for index, cell in enumerate(book.cells):
+            if cell.cell_type != "code" or "live" in _tags(cell):
+                continue
+            count = cell.execution_count
+            client.execute_cell(cell, index)
+            cell.execution_count = count
+            cell.metadata.pop("execution", None)
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    if in_place:
+        del book.cells[parameters + 1]
+        text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+        _write(source, text)
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def inputs(notebook: str) -> str:
+    """A hash of what a notebook's saved figures are made from.
+
+    Its code cells, the modules it imported, the settings of its experiments, the published numbers,
+    and the metrics of the stored runs that it read; "" where it has saved nothing yet.
+    """
+    said = evidence.saved().get(notebook)
+    if said is None:
+        return ""
+    book = nbformat.read(paths.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
+    seen = hashlib.sha256()
+    for cell in book.cells:
+        if cell.cell_type == "code" and "live" not in _tags(cell):
+            seen.update(cell.source.encode())
+    files = [paths.ROOT / name for name in said["modules"]]
+    files += sorted(paths.PARAMS.glob("*.yaml")) + sorted(paths.PUBLISHED.iterdir())
+    for experiment in said["experiments"]:
+        for runs in evidence.finished(experiment).values():
+            files += [store.find(run) / "metrics.csv" for run in runs]
+    for file in files:
+        seen.update(file.read_bytes() if file.exists() else b"gone")
+    return seen.hexdigest()
+
+
+def _rendered(arguments: tuple[str, bool]) -> str:
+    notebook, in_place = arguments
+    execute(notebook, in_place=in_place)
+    return notebook
+
+
+def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
+    """Bring `results/report/` up to date, see the top of this module.
+
+    Args:
+        jobs: notebooks at a time.
+        in_place: whether the notebooks' outputs are brought up to date, too.
+        every: all notebooks, whether their inputs changed or not.
+    """
+    folder = paths.ROOT / "notebooks"
+    names = sorted(file.stem for file in folder.glob("*.ipynb"))
+    names = [name for name in names if "save" in campaign.notebook_parameters(name)]
+    noted = evidence.folder() / "inputs.json"
+    known = json.loads(noted.read_text()) if noted.exists() else {}
+    asked = [n for n in names if n != INDEX and (every or not known.get(n) == inputs(n) != "")]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+        work = pool.map(_rendered, [(name, in_place) for name in asked])
+        for done, name in enumerate(work, 1):
+            known[name] = inputs(name)
+            print(f"{name} ({done} of {len(asked)})", flush=True)
+    for gone in evidence.saved().keys() - set(names):
+        (evidence.folder() / "saved" / f"{gone}.json").unlink()
+    known = {name: known[name] for name in names if name in known}
+    evidence.folder().mkdir(parents=True, exist_ok=True)
+    _write(noted, json.dumps(known, indent=1) + "\n")
+    execute(INDEX, in_place=in_place)
+    print(os.path.relpath(evidence.folder() / "report.md"))
+
+
+def main() -> None:
+    """Command line, see the top of this module."""
+    parser = argparse.ArgumentParser(description="Bring results/report up to date.")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="notebooks at a time")
+    parser.add_argument("--in-place", action="store_true", help="the notebooks' outputs, too")
+    parser.add_argument("--all", action="store_true", help="also where no input changed")
+    arguments = parser.parse_args()
+    make(arguments.jobs, in_place=arguments.in_place, every=arguments.all)
+
+
+if __name__ == "__main__":
+    main()

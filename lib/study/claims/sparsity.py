@@ -7,7 +7,7 @@ are compared as a share of their largest value, ln D, in %, so that layers with 
 weigh more. No cell and no part of a rule holds because of a run whose loss became NaN.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from lib.study.claims.verdicts import (
     PAIRED,
     Judged,
     cell_holds,
+    claim,
     differences,
     of_parts,
     smallest_n,
@@ -26,11 +27,14 @@ from lib.study.experiments import VARIANTS
 from lib.study.tables import (
     DIVERGED,
     SIZES,
+    SPARSITY_CELL,
     SPARSITY_EPOCHS,
     best_accuracies,
     mean_text,
+    one_setting,
     overfitting,
     published,
+    sparsity_runs,
 )
 
 DEEP = ("conv3", "conv4", "fc1")
@@ -39,6 +43,18 @@ SR = ("sr1Net", "sr2Net", "sr3Net")
 COLUMNS = ["network", "seed", "epoch", "epochs", "diverged"]
 PRINTED = ("cifar10", "cifar100", "tiny_imagenet")  # the paper's data sets
 HUNDRED = "cifar100"  # the paper's set of 100 classes
+
+
+def networks(runs: pd.DataFrame) -> pd.DataFrame:
+    """The paper's networks, as printed.
+
+    Raises:
+        ValueError: if runs of one cell differ in more than seed and length.
+    """
+    rows = sparsity_runs(runs)
+    for cell, own in rows.groupby(["profile", *SPARSITY_CELL, "regularized", "reading"]):
+        one_setting(own, cell)
+    return rows
 
 
 def _best(
@@ -149,6 +165,7 @@ def _accuracies(best: pd.DataFrame, size: str, optimizer: str) -> str:
     return ", ".join(f"{name} {mean_text(own)}" for name, own in values.items() if len(own))
 
 
+@claim("S1", "sparsity_networks", select=networks)
 def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held = []
     said = []
@@ -218,6 +235,7 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged("", "; ".join(said), min(n, default=0), rule, judged)
 
 
+@claim("S2", "sparsity_networks", select=networks)
 def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells = {}
     said = []
@@ -247,6 +265,7 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged(printed, "; ".join(said), smallest_n(cells), rule, verdict(cells, expected))
 
 
+@claim("S3", "sparsity_networks", select=networks, by_reading=True)
 def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held = []
     said = []
@@ -286,6 +305,7 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged(printed, said, min(n), rule, of_parts(held, min(n), 4 * len(sizes)))
 
 
+@claim("S4", "sparsity_networks", select=networks, by_reading=True)
 def _s4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     sizes = _sizes(runs)
     best = best_accuracies(runs)
@@ -319,6 +339,7 @@ def _s4(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged(_printed_of(dataset, SIZES), said, smallest_n(cells), rule, verdict(cells, 11))
 
 
+@claim("S5", "sparsity_networks", select=networks, by_reading=True)
 def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
     cells = {}
     said = []
@@ -362,6 +383,7 @@ def _s5(runs: pd.DataFrame, dataset: str) -> Judged | None:
     )
 
 
+@claim("S6", "sparsity_networks", "lenet_alexnet", select=networks, by_reading=True)
 def _s6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held = []
     said = []
@@ -391,6 +413,7 @@ def _s6(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged(printed, ", ".join(said), min(n), rule, of_parts(held, min(n), 4))
 
 
+@claim("S7", "lenet_alexnet", select=networks, by_reading=True)
 def _s7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     best = best_accuracies(runs)
     without, with_sr = (_best(best, "AlexNet", regularized=on) for on in (False, True))
@@ -405,6 +428,7 @@ def _s7(runs: pd.DataFrame, dataset: str) -> Judged | None:
     return Judged(_table3(dataset, "AlexNet"), measured, len(d), rule, verdict({"AlexNet": d}, 1))
 
 
+@claim("S8", "sparsity_networks", select=networks, by_reading=True)
 def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held = {
         "entropy with Adam and SGD": [],
@@ -478,6 +502,7 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Judged | None:
     )
 
 
+@claim("S9", "sparsity_networks", select=networks, by_reading=True)
 def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     held = []
     said = []
@@ -514,6 +539,7 @@ def _s9(runs: pd.DataFrame, dataset: str) -> Judged | None:
     )
 
 
+@claim("S10", "sparsity_networks", select=networks, by_reading=True)
 def _s10(runs: pd.DataFrame, dataset: str) -> Judged | None:
     sizes = _sizes(runs)
     best = best_accuracies(runs)
@@ -548,8 +574,3 @@ def _table3(dataset: str, network: str) -> str:
         .best_accuracy
     )
     return f"{network} {100 * values[False]:.1f} → {100 * values[True]:.1f}" if len(values) else ""
-
-
-RULES: dict[str, Callable[[pd.DataFrame, str], Judged | None]] = {
-    f"S{k}": rule for k, rule in enumerate((_s1, _s2, _s3, _s4, _s5, _s6, _s7, _s8, _s9, _s10), 1)
-}

@@ -3,7 +3,7 @@
 See the protocol, "How a verdict is computed".
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,52 @@ class Judged:
     n: int
     rule: str
     verdict: str
+
+
+Rule = Callable[[pd.DataFrame, str], Judged | None]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How a claim is judged.
+
+    `rule` takes the runs of one profile and data set, and that set's name; it gives None where they
+    do not answer it. `experiments` are those whose runs it reads, `select` what it takes of them.
+    `by_reading`: judged for each way in which SparsityReg joins a batch, since the paper does not
+    say which is meant.
+    """
+
+    rule: Rule
+    experiments: tuple[str, ...]
+    select: Callable[[pd.DataFrame], pd.DataFrame]
+    by_reading: bool
+
+
+CLAIMS: dict[str, Claim] = {}  # by name, in the order of their rules
+
+
+def claim(
+    name: str,
+    *experiments: str,
+    select: Callable[[pd.DataFrame], pd.DataFrame] = lambda runs: runs,
+    by_reading: bool = False,
+) -> Callable[[Rule], Rule]:
+    """Register the rule of a claim whose text stands in `results/published/claims.yaml`.
+
+        @claim("A1", "label_randomization")
+        def _a1(runs, dataset): ...
+
+    Args:
+        name: of the claim.
+        experiments: names in `lib.study.experiments.EXPERIMENTS`; one at least.
+        select, by_reading: see `Claim`.
+    """
+
+    def register(rule: Rule) -> Rule:
+        CLAIMS[name] = Claim(rule, experiments, select, by_reading)
+        return rule
+
+    return register
 
 
 def cell_holds(differences: Iterable[float]) -> bool | None:

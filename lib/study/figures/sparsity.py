@@ -77,7 +77,7 @@ def entropies(runs: pd.DataFrame, layers: Sequence[str] = ()) -> Figure:
     marked = False
     for ax, layer in zip(axes, layers, strict=True):
         for network, own in _by_network(runs):
-            curves = _from_start(own, layer, _curves(own, f"entropy {layer}"))
+            curves = _curves(own, f"entropy {layer}")
             if curves.empty:
                 continue
             _line(ax, curves, COLOURS[network])
@@ -253,18 +253,6 @@ def _title(fig: Figure, runs: pd.DataFrame) -> None:
     first = runs.iloc[0]
     name = _panel_name(first.dataset, first["size"], first.optimizer)
     fig.suptitle(f"{name}, profile {first.profile}, {_seeds(runs)}", fontsize="medium")
-
-
-def _from_start(runs: pd.DataFrame, layer: str, curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves with the entropy before training in front, as epoch 0, where the frame has it."""
-    if f"start entropy {layer}" not in runs or curves.empty:
-        return curves
-    start = (
-        runs.drop_duplicates("seed")
-        .set_index("seed")[f"start entropy {layer}"]
-        .reindex(curves.columns)
-    )
-    return pd.concat([start.rename(0).to_frame().T, curves])
 
 
 def _by_network(runs: pd.DataFrame):

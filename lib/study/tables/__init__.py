@@ -69,45 +69,6 @@ def regularisers_in(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(["", "al2", *with_regulariser(frame).regulariser]))
 
 
-def of_notebook(frame: pd.DataFrame, notebook: str) -> pd.DataFrame:
-    """The rows of runs that a notebook states.
-
-    All rows of a frame that does not say which notebooks state its runs.
-
-    The column `notebooks` names them, apart by blanks (see `lib.study.report.gather`). A notebook's
-    own frame has none.
-    """
-    if frame.empty or "notebooks" not in frame:
-        return frame
-    return frame[[notebook in names.split() for names in frame.notebooks]]
-
-
-def label_randomization_runs(frame: pd.DataFrame, *, added: bool = False) -> pd.DataFrame:
-    """The rows of the paper's eight networks with its own schedule (Tables 1 and 2).
-
-    Args:
-        frame: tidy, as `lib.store.load` gives it.
-        added: whether networks with added penalties (`Run.penalties`) are taken, too. Tables and
-            figures show them beside the papers'; claims speak of the papers' alone.
-    """
-    frame = of_notebook(frame, "10_al2_label_randomization")
-    if frame.empty:
-        return frame
-    kept = (frame.network == "al2_cnn") & frame.baseline.isin(BASELINES)
-    # frames made by hand may lack what the AL2 paper does not know
-    others = ["sparsity", "decorrelation", "relabelled_by"]
-    if not added:
-        others.append("penalties")
-    for name in others:
-        kept &= frame[name].fillna("") == "" if name in frame else True
-    kept &= (
-        (frame.schedule == "al2")
-        & (frame.corruption_law == "bernoulli")
-        & (frame.bn_gamma == "ones")
-    )
-    return with_regulariser(frame[kept])
-
-
 def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the bare networks of the relabelling (AL2, section 4; claim A9).
 
@@ -117,9 +78,6 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
     having been trained on the noisy ones. clean: the true labels. The network bare+AL2 itself,
     trained on the noisy labels, is called teacher.
     """
-    frame = of_notebook(frame, "14_al2_relabel")
-    if frame.empty or "relabelled_by" not in frame:
-        return frame.iloc[:0].assign(labels="")
     rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
     with_al2 = rows.al2.astype(bool)
     noisy = rows.relabelled_by.isna() & (rows.corruption > 0)
@@ -221,7 +179,7 @@ def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
     keys = [*CELL, "epoch", "metric"]
     paper = published(name).rename(columns={"value": "published"}).drop(columns="al2")
-    measured = at_published_epochs(label_randomization_runs(frame, added=True), AL2_TABLES[name])
+    measured = at_published_epochs(frame, AL2_TABLES[name])
     # a row a profile
     table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
@@ -251,8 +209,6 @@ def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
     the last two; `regularized` says whether SparsityReg is on, and `reading` then how it joins a
     batch, "mean" or "sum" (else empty).
     """
-    if frame.empty:
-        return frame
     names = [*VARIANTS, "LeNet", "AlexNet", "LeNet+sr", "AlexNet+sr"]
     kept = (
         (frame.network != "al2_cnn")
@@ -329,9 +285,9 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
     rows = rows.assign(epochs_read=sparsity_epochs_read(rows))
     found = rows.drop_duplicates(["profile", "id"])[[*columns, "epochs_read"]]
-    read = rows[
-        (rows.epoch <= rows.epochs_read) & ~(rows.diverged <= rows.epochs_read)
-    ].sort_values(["profile", "id", "epoch"])
+    counted = rows.test_accuracy.notna() & (rows.epoch <= rows.epochs_read)
+    read = rows[counted & ~(rows.diverged <= rows.epochs_read)]
+    read = read.sort_values(["profile", "id", "epoch"])
     of_run = read.groupby(["profile", "id"]).test_accuracy
     # the first of several
     best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]
@@ -358,7 +314,7 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
     keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
     rows = []
     for key, run in runs.groupby(keys) if len(runs) else []:
-        losses = run.sort_values("epoch").test_cross_entropy
+        losses = run.sort_values("epoch").test_cross_entropy.dropna()
         diverged = run.diverged.max()
         found = (
             (measures.overfitting_onset(losses), measures.rise_after_least(losses))

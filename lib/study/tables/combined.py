@@ -70,9 +70,6 @@ def entropy(run: pd.DataFrame, layer: str) -> pd.Series:
     if f"entropy {layer}" not in run:
         return pd.Series(dtype=float)
     values = run.set_index("epoch")[f"entropy {layer}"].dropna().sort_index()
-    start = run[f"start entropy {layer}"].iloc[0] if f"start entropy {layer}" in run else np.nan
-    if len(values) and np.isfinite(start):
-        values = pd.concat([pd.Series({0.0: start}), values])
     return 100 * values / np.log(filters(run.network.iloc[0])[layer])
 
 

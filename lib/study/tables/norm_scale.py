@@ -11,7 +11,6 @@ from lib.study.tables import (
     DIVERGED,
     at_published_epochs,
     mean_and_sd,
-    of_notebook,
     published,
 )
 from lib.study.tables.sensitivity import UNIFORM
@@ -27,7 +26,7 @@ def runs_of(frame: pd.DataFrame) -> pd.DataFrame:
     Args:
         frame: as `lib.store.load` gives it, of one profile or several.
     """
-    rows = of_notebook(frame, "16_al2_norm_scale")
+    rows = frame
     return rows.assign(scale=rows.bn_gamma.map(SCALES) if len(rows) else [])
 
 

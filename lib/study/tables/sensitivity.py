@@ -19,7 +19,6 @@ from lib.study.tables import (
     at_chance,
     epochs_read,
     mean_and_sd,
-    of_notebook,
     one_setting,
     published,
     weights,
@@ -45,7 +44,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
         campaign the default's series may not be known; runs of which it cannot be told are left
         out.
     """
-    rows = of_notebook(frame, "15_al2_options")
+    rows = frame
     if rows.empty:
         return pd.DataFrame(
             columns=[

@@ -1,0 +1,376 @@
+"""Figures that several of the study's notebooks share, drawn from tidy frames.
+
+One colour a baseline or network throughout; of the AL2 paper's solid with AL2, dashed without.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib import measures, models, plots
+from lib.data import noise_floor
+from lib.study import tables
+from lib.study.experiments import VARIANTS
+from lib.study.tables import BASELINES, regularisers_in
+
+COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", len(BASELINES)), strict=True))
+# blue, green, orange, red, pink, grey: dropout and batch norm as in the AL2 paper's figures
+NETWORK_COLOURS = dict(
+    zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 2, 1, 3, 4, 7)), strict=True)
+)
+# LeNet and AlexNet are never drawn beside the ConvNets: without and with SparsityReg they have
+# vanilla's and sr1's colours
+NETWORK_COLOURS |= {
+    f"{name}{sr}": NETWORK_COLOURS["sr1Net" if sr else "vanillaNet"]
+    for name in ("LeNet", "AlexNet")
+    for sr in ("", "+sr")
+}
+AXES = {
+    "test_accuracy": "test accuracy (%)",
+    "train_accuracy": "training accuracy (%),\ncorrupted labels",
+    "cross_entropy": "training\ncross-entropy (nats)",
+    "activation_l2": "Lᵣ = mean of φ²",
+    "ablation_auc": "area under the\nablation curve (%)",
+    "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
+}
+
+
+def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
+    """ValueError unless the columns `keys` have one combination of values.
+
+    That is what one figure can show.
+    """
+    cells = frame[list(keys)].drop_duplicates()
+    if len(cells) != 1:
+        raise ValueError(f"a figure shows one {' and '.join(keys)}, not {np.array(cells).tolist()}")
+
+
+def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -> None:
+    """What a metric of Table 1 is read against, dotted: chance, or the noise floor.
+
+    L_r falls by decades: a log axis.
+    """
+    references = {"test_accuracy": 100 / classes, "cross_entropy": noise_floor(corruption, classes)}
+    if metric in references:
+        ax.axhline(references[metric], color="0.3", lw=1, ls=":")
+    if metric == "activation_l2":
+        ax.set_yscale("log")
+
+
+def dashes_of(frame: pd.DataFrame) -> dict[str, Any]:
+    """seaborn's dashes of each regulariser of Table 1: none dashed, AL2 solid, then others.
+
+    `line_style` gives what matplotlib calls the same.
+    """
+    dashes = [(3.7, 1.6), "", (1, 1.6), (6.4, 1.6, 1, 1.6), (6, 1, 1, 1, 1, 1), (1, 3), (8, 3)]
+    return dict(zip(regularisers_in(frame), cycle(dashes)))
+
+
+def line_style(dashes: Any) -> Any:
+    """matplotlib's line style for seaborn's dashes."""
+    return (0, dashes) if dashes else "-"
+
+
+def al2_legend(
+    fig: Figure,
+    drawn_as: Mapping[str, Any],
+    baselines: Sequence[str] = (),
+    dotted: str = "",
+) -> None:
+    """The legend below a figure: a colour a baseline, a line style a regulariser, a dotted line."""
+    lines = [plt.Line2D([], [], color=COLOURS[b], label=BASELINES[b], lw=3) for b in baselines]
+    called = {"": "without AL2", "al2": "with AL2"}
+    for name, dashes in drawn_as.items():
+        label = called.get(name, f"with {name}")
+        lines.append(plt.Line2D([], [], color="0.2", ls=line_style(dashes), label=label))
+    if dotted:
+        lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
+    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
+
+
+def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
+    """Measured against published over the paper's epochs, one panel per profile and data set.
+
+    A line is the mean, a band ± standard deviation.
+
+    Args:
+        table: as `lib.study.tables.beside_published` gives it.
+        metric: which of its metrics.
+    """
+    rows = table[table.metric == metric]
+    drawn_as = dashes_of(rows)
+    paper = rows[rows.published.notna()].drop_duplicates(["baseline", "regulariser", "epoch"])
+    measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
+    cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    # the sort is stable: profiles stay in their order
+    answered = sorted(
+        cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75)
+    )
+    panels = [("published", "mnist", 0.75), *answered]
+    width = min(4, len(panels))
+    height = -(-len(panels) // width)
+    fig, axes = plt.subplots(
+        height,
+        width,
+        figsize=(max(7, 3 * width), 2.9 * height),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
+        if profile == "published":
+            own = paper
+            column = "published"
+        else:
+            own = measured[(measured.profile == profile) & (measured.dataset == dataset)]
+            column = "measured"
+            own = own[own.corruption == corruption]
+        for (baseline, regulariser), line in own.groupby(["baseline", "regulariser"]):
+            line = line.sort_values("epoch")
+            style = line_style(drawn_as[regulariser])
+            mean = line[column].astype(float)
+            sd = line.sd.astype(float).fillna(0) if column == "measured" else 0
+            ax.plot(line.epoch, mean, color=COLOURS[baseline], ls=style, marker=".")
+            ax.fill_between(
+                line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0
+            )
+        title = (
+            profile
+            if profile == "published"
+            else f"measured, profile {profile}, n = {int(own.n.min())}"
+        )
+        ax.set_title(f"{title}\n{dataset}, {100 * corruption:.0f} %")
+        ax.set_xlabel("epoch of the paper's 700")
+        ax.xaxis.set_tick_params(labelbottom=True)  # also above a panel that was removed
+    for ax in axes[:, 0]:
+        ax.set_ylabel(AXES.get(metric, metric))
+    drawn = set(paper.baseline) | set(measured.baseline)
+    baselines = [baseline for baseline in BASELINES if baseline in drawn]
+    al2_legend(fig, drawn_as, baselines)
+    return fig
+
+
+def validation_losses(runs: pd.DataFrame) -> Figure:
+    """Validation loss against epochs, one panel per data set, size and optimiser (Figures 3 and 6).
+
+    Losses are smoothed (σ = 2 epochs), with penalties left out. The line is the mean over seeds,
+    the band their range; a dot marks the moment of overfitting of each seed that has one, on its
+    own curve.
+
+    Args:
+        runs: as `lib.study.tables.sparsity_runs` gives them.
+    """
+    runs = runs[runs.test_cross_entropy.notna()].sort_values(["id", "epoch"])
+    smooth = runs.groupby(["profile", "id"]).test_cross_entropy.transform(measures.smoothed)
+    runs = runs.assign(smooth=smooth)
+    panels = list(runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False))
+    fig, axes = grid(len(panels), 3.6, 3.0)
+    marked = False
+    for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
+        plots.curves(panel, "smooth", ax, hue="network", palette=NETWORK_COLOURS)
+        for (network, _), own in panel.groupby(["network", "id"]):
+            moment = measures.overfitting_onset(own.test_cross_entropy)
+            if moment is not None:
+                height = own.smooth[own.epoch == moment]
+                ax.plot(moment, height, "o", color=NETWORK_COLOURS[network], ms=6, mec="white")
+                marked = True
+        ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{profile}, {seeds(panel)}")
+        ax.set(xlabel="epoch", ylabel="validation loss (nats)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    network_legend(fig, runs, "moment of overfitting, each seed" if marked else "")
+    return fig
+
+
+def entropies(runs: pd.DataFrame) -> Figure:
+    """Mean entropy of a layer's activation vectors over training, one panel per layer (Fig. 5).
+
+    The line is the mean over seeds, the band their range, from before training (epoch 0) on; a
+    dashed vertical line is the moment of overfitting of each seed that has one; grey dots: ln D.
+
+    Args:
+        runs: one profile, data set, size and optimiser, as `lib.study.tables.sparsity_runs` gives
+            them.
+    """
+    layers = layers_measured(runs, "entropy")
+    fig, axes = grid(len(layers), 3.0, 2.7)
+    moments = []
+    for (network, _), own in runs.groupby(["network", "id"], sort=False):
+        losses = own.sort_values("epoch").test_cross_entropy.dropna()
+        if (moment := measures.overfitting_onset(losses)) is not None:
+            moments.append((network, moment))
+    for ax, layer in zip(axes, layers, strict=True):
+        plots.curves(runs, f"entropy {layer}", ax, hue="network", palette=NETWORK_COLOURS)
+        for network, moment in moments:
+            ax.axvline(moment, color=NETWORK_COLOURS[network], lw=1.2, ls="--")
+        ax.set_title(layer)
+        if size := runs["size"].iloc[0]:  # a ConvNet
+            highest = math.log(models.convnet_filters(size)[layer])
+            ax.axhline(highest, color="0.3", lw=1, ls=":")
+            ax.set_ylim(0, 1.05 * highest)  # the whole scale: a fall looks as large as it is
+        ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    cell_title(fig, runs)
+    network_legend(fig, runs, "moment of overfitting, each seed" if moments else "", vertical=True)
+    return fig
+
+
+def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
+    """The layers of which any run measured `what`, "entropy" or "correlation".
+
+    Convolutions come first.
+    """
+    names = [
+        c.removeprefix(f"{what} ")
+        for c in runs
+        if c.startswith(f"{what} ") and runs[c].notna().any()
+    ]
+    # frames of several networks mix their columns
+    return sorted(names, key=lambda name: (not name.startswith("conv"), name))
+
+
+def best_beside_paper(table: pd.DataFrame) -> Figure:
+    """Best accuracies of Table 2 or 3 in %, measured and published.
+
+    Measured: a bar ± standard deviation; published: crosses.
+
+    A mark for each profile and reading of SparsityReg.
+
+    One panel per cell of the table; a network of which a run diverged has that word in place of its
+    mark.
+
+    Args:
+        table: as `lib.study.tables.sparsity_beside_published` gives it.
+    """
+    table = table.copy()
+    if "regularized" in table:  # Table 3
+        names = table.network + table.regularized.map({True: "+sr", False: ""})
+        order = ["LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr"]
+        groups = ["dataset"]
+    else:
+        names = table.network
+        order = list(VARIANTS)
+        groups = ["dataset", "size", "optimizer"]
+    table["name"] = names
+    table["series"] = table.profile
+    if "sum" in set(table.reading):  # the mean is what stands alone otherwise
+        table["series"] += table.reading.map({"sum": ", SparsityReg by sum"}).fillna(
+            ", SparsityReg by mean"
+        )
+    panels = sorted(
+        table.groupby(groups),
+        key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]],
+    )
+    fig, axes = grid(len(panels), 3.4, 2.6)
+    # inches, between a panel and the next one's names
+    fig.set_layout_engine("constrained", w_pad=0.12)
+    place = {name: k for k, name in enumerate(order)}
+    marks = dict(zip(table.series.dropna().unique(), "osD^v", strict=False))
+    for ax, (keys, cell) in zip(axes, panels, strict=True):
+        paper = cell[cell.published.notna()].drop_duplicates("name")
+        ax.plot(
+            100 * paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3
+        )
+        ax.locator_params(axis="x", nbins=5)
+        own = cell[cell.measured.notna()]
+        for row in own.itertuples(index=False):
+            colour, y = NETWORK_COLOURS[row.name], place[row.name]
+            if row.measured == tables.DIVERGED:
+                ax.text(
+                    0.02,
+                    y,
+                    tables.DIVERGED,
+                    color=colour,
+                    va="center",
+                    transform=ax.get_yaxis_transform(),
+                )
+                continue
+            mark = marks[row.series]
+            spread = 0 if pd.isna(row.sd) else row.sd
+            # of one network one below the other
+            y += 0.3 * list(marks).index(row.series) / len(marks)
+            ax.errorbar(
+                100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3
+            )
+        profiles = (
+            ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile"))
+            or "not run"
+        )
+        ax.set_title(f"{panel_name(*keys)}\n{profiles}")
+        ax.set(
+            xlabel="best accuracy (%)",
+            yticks=range(len(order)),
+            yticklabels=order,
+            ylim=(len(order) - 0.5, -0.5),
+        )
+    handles = [plt.Line2D([], [], color="0.2", marker="x", ls="", label="published")]
+    for profile, mark in (marks or {"": "o"}).items():
+        label = (
+            f"measured, {profile} (mean ± standard deviation)"
+            if len(marks) > 1
+            else "measured (mean ± standard deviation)"
+        )
+        handles.append(plt.Line2D([], [], color="0.2", marker=mark, ls="", label=label))
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=1 if len(marks) > 1 else 2, frameon=False
+    )
+    return fig
+
+
+def cell_title(fig: Figure, runs: pd.DataFrame) -> None:
+    first = runs.iloc[0]
+    name = panel_name(first.dataset, first["size"], first.optimizer)
+    fig.suptitle(f"{name}, profile {first.profile}, {seeds(runs)}", fontsize="medium")
+
+
+def _by_network(runs: pd.DataFrame):
+    present = set(runs.network)
+    return [(name, runs[runs.network == name]) for name in NETWORK_COLOURS if name in present]
+
+
+def panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
+    words = [dataset]
+    if size:
+        words.append(f"size {size}")
+    if optimizer:
+        words.append({"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer))
+    return ", ".join(words)
+
+
+def seeds(runs: pd.DataFrame) -> str:
+    n = runs.groupby("network").seed.nunique().min()
+    return f"{n} seeds: mean and range" if n > 1 else "one seed"
+
+
+def grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axes]]:
+    if not panels:
+        raise ValueError("there is nothing to draw: no run measured it")
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(max(6.5, width * columns), height * rows + 0.4), squeeze=False
+    )
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    return fig, list(axes.flat[:panels])
+
+
+def network_legend(fig: Figure, runs: pd.DataFrame, mark: str = "", vertical: bool = False) -> None:
+    handles = [
+        plt.Line2D([], [], color=NETWORK_COLOURS[name], label=name, lw=2)
+        for name, _ in _by_network(runs)
+    ]
+    if mark:
+        style = {"ls": "--", "lw": 1.2} if vertical else {"ls": "", "marker": "o"}
+        handles.append(plt.Line2D([], [], color="0.3", label=mark, **style))
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+    )

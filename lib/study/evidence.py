@@ -1,0 +1,142 @@
+"""Stored runs by experiment, and what a notebook saves of them for the report.
+
+A notebook asks for its experiment's runs by name and draws them. With `save=True`, which
+`make report` sets, it leaves figures and tables in `results/report/`, each with its caption; what
+it has left stands in `results/report/saved/<notebook>.json`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from lib import paths, plots, store
+from lib.run import Run
+from lib.study import campaign
+
+PROFILES = ("lite", "paper")  # those whose runs are committed
+_read: set[str] = set()  # the experiments that this process has asked for
+
+
+def stated(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, list[Run]]:
+    """The runs that each profile states for an experiment, each once, with every measure asked for.
+
+    Raises:
+        ValueError: for an unknown experiment or profile.
+    """
+    _read.add(experiment)
+    found = {}
+    for profile in profiles:
+        entries = campaign.plan(profile, experiment)
+        found[profile] = list(store.merged(run for e in entries for run in e.runs()).values())
+    return found
+
+
+def finished(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, list[Run]]:
+    """Those of the stated runs that are stored, by profile."""
+    return {name: store.available(runs) for name, runs in stated(experiment, profiles).items()}
+
+
+def load(*experiments: str, profiles: Iterable[str] = PROFILES) -> pd.DataFrame:
+    """One frame of the stored runs of some experiments, as `store.load` gives it.
+
+    `profile` is the one that states a run, whichever trained it. A run of several experiments is
+    there once.
+    """
+    frames = []
+    for profile in profiles:
+        runs = {}
+        for experiment in experiments:
+            runs |= {run.id: run for run in finished(experiment, [profile])[profile]}
+        frames.append(store.load(list(runs.values())).assign(profile=profile))
+    full = [frame for frame in frames if len(frame)]
+    return pd.concat(full, ignore_index=True) if full else store.load([])
+
+
+class Report:
+    """Where a notebook puts the figures and tables that the report shows.
+
+    Args:
+        notebook: its name.
+        save: whether anything is written; without it figures are only shown.
+    """
+
+    def __init__(self, notebook: str, save: bool) -> None:
+        self.notebook = notebook
+        self.save = save
+        self.figures: dict[str, str] = {}
+        self.tables: dict[str, str] = {}
+
+    def figure(
+        self,
+        name: str,
+        caption: str,
+        draw: Callable[..., Figure],
+        *arguments: Any,
+        show: bool = True,
+    ) -> None:
+        """Show a figure as a small picture, and write it under its name where the report is saved.
+
+        Args:
+            name: of its file: what it shows, then of what, apart by hyphens.
+            caption: a sentence or two: what is drawn, and what lines and bands are.
+            draw: makes the figure from the arguments; called only if it is shown or saved.
+            arguments: of `draw`.
+            show: whether the notebook shows it, too.
+        """
+        if not (show or self.save):
+            return
+        fig = draw(*arguments)
+        if self.save:
+            self._write(folder() / "figures" / f"{name}.png", plots.png(fig))
+            self.figures[name] = caption
+            self._note()
+        if show:
+            display(plots.small_png(fig))
+        plt.close(fig)
+
+    def table(self, name: str, caption: str, table: pd.DataFrame) -> None:
+        """Write a table as CSV under its name, where the report is saved."""
+        if self.save:
+            text = table.to_csv(index=False, float_format="%.6g")
+            self._write(folder() / "tables" / f"{name}.csv", text.encode())
+            self.tables[name] = caption
+            self._note()
+
+    def _note(self) -> None:
+        modules = {
+            Path(module.__file__).relative_to(paths.ROOT).as_posix()
+            for name, module in list(sys.modules.items())
+            if name.startswith("lib.") and getattr(module, "__file__", None)
+        }
+        said = {
+            "experiments": sorted(_read),
+            "figures": self.figures,
+            "modules": sorted(modules),
+            "tables": self.tables,
+        }
+        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        self._write(folder() / "saved" / f"{self.notebook}.json", text.encode())
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with paths.replacing(path) as part:
+            part.write_bytes(content)
+
+
+def folder() -> Path:
+    """Where the report lies."""
+    return paths.results_dir() / "report"
+
+
+def saved() -> dict[str, dict[str, Any]]:
+    """By notebook what it has saved: figures and tables with their captions, and what it read."""
+    files = sorted((folder() / "saved").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
