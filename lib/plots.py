@@ -28,7 +28,8 @@ GAP = 1.08  # from the top of a picture to that of the one below, in heights
 
 
 def style() -> None:
-    """The look of all figures; call it once in a notebook."""
+    """The look of all figures and tables; call it once in a notebook."""
+    pd.set_option("display.max_colwidth", 120)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     plt.rcParams.update(
         {
