@@ -34,12 +34,16 @@ paper: setup  ## the papers' own settings (best on a GPU; resumable; PRECISION=b
 study lite paper:
 	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS)
 
+.PHONY: experiment
+experiment: setup  ## train one experiment of a profile and render its notebooks: make experiment NAME=schedules PROFILE=lite
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --experiment "$(NAME)" --jobs $(JOBS)
+
 .PHONY: campaign
 campaign: setup  ## train a profile in slices of so many seconds: make campaign PROFILE=paper BUDGET=540 (no BUDGET: to the end)
 	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET))
 
 .PHONY: plan
-plan: setup  ## what a profile states, how much of it is done and how long the rest takes: make plan PROFILE=lite
+plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite
 	$(PY) -m lib.study.campaign --profile $(PROFILE) --list
 
 .PHONY: bench
@@ -50,9 +54,11 @@ bench: setup  ## time the trainer beside plain loops and the floor, into results
 precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data)
 	$(PY) -m lib.bench.precision --jobs $(JOBS) $(OPTIONS)
 
-.PHONY: report
-report: setup  ## assemble results/report (and the README's table) from the committed lite and paper runs
-	$(PY) -m lib.study.campaign --profile report --jobs 1
+.PHONY: report evidence
+report: setup  ## bring results/report (and the README's table) up to date with the stored runs of lite and paper; trains nothing
+	$(PY) -m lib.study.report --jobs $(JOBS)
+evidence: setup  ## the same, and the outputs of the notebooks' cells that rest on stored runs: after runs were committed
+	$(PY) -m lib.study.report --jobs $(JOBS) --in-place
 
 .PHONY: check
 check: setup  ## OK or FAIL, and what to do: Python, packages, processor or GPU, data sets, disk, git
@@ -62,14 +68,19 @@ check: setup  ## OK or FAIL, and what to do: Python, packages, processor or GPU,
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 	$(PY) -m lib.data $(DATASET)
 
-.PHONY: test test-lib test-notebooks
-test: test-lib test-notebooks  ## pytest and nbval, against an empty results folder
-test-lib: setup  ## pytest alone
-	$(PY) -m pytest tests
-test-notebooks: setup  ## nbval alone: the quick runs are trained, then every notebook is compared with its committed outputs
+# two test processes, each of one thread
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: test test-lib test-notebooks test-slow
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (10 minutes on two cores)
+test-lib: setup  ## pytest without the tests marked slow (2 minutes)
+	$(PYTEST) -m "not slow" tests
+test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	RESULTS_DIR=$$folder $(PY) -m lib.study.campaign --profile quick --train-only --jobs $(JOBS); \
-	RESULTS_DIR=$$folder $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
+	RESULTS_DIR=$$folder $(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
+test-slow: setup  ## the rest of pytest: what trains for longer, starts processes, or calls every command of this file
+	$(PY) -m pytest -m slow tests
 
 .PHONY: notebooks
 notebooks: setup  ## execute the committed notebooks in place with their quick settings, and strip the noise

@@ -62,11 +62,10 @@ def always(monkeypatch):
 @pytest.fixture
 def entries(monkeypatch):
     """A profile of two entries that state AL2 and CONV."""
-    monkeypatch.setattr(
-        campaign.Entry, "runs", lambda self: [AL2] if self.notebook == "10_one" else [AL2, CONV]
-    )
-    plan = [campaign.Entry("10_one", {}), campaign.Entry("20_two", {})]
-    monkeypatch.setattr(campaign, "plan", lambda profile: plan)
+    stated = {"schedules": [AL2], "combined": [AL2, CONV]}
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: stated[self.experiment])
+    plan = [campaign.Entry(name, ("10_one",), {}) for name in stated]
+    monkeypatch.setattr(campaign, "plan", lambda profile, experiment: plan)
     return plan
 
 
@@ -182,30 +181,15 @@ def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
     assert store.available([CONV, AL2]) == [AL2] and store.find(CONV) is None
 
 
-def test_hours_in_words():
-    known = [
-        budget.SecondsPerEpoch(CONV, HERE, 1800.0),
-        budget.SecondsPerEpoch(AL2, "a GPU", 3600.0),
-        budget.SecondsPerEpoch(AL2, "a slow GPU", 7200.0),
-    ]
-    unheard = replace(CONV, network="lenet", dropout=0.0)
-    assert budget.hours([(CONV, 3)], known) == "about 1.5 h"
-    assert budget.hours([(CONV, 3), (unheard, 0)], known) == "about 1.5 h"
-    assert budget.hours([(CONV, 3), (unheard, 1)], known) == "more than 1.5 h"
-    assert budget.hours([(unheard, 1)], known) == "hours unknown"
-    assert budget.hours([(CONV, 1), (AL2, 2)], known) == "about 2.5 h (as on a GPU)"
-
-
 # ---- the command line
 
 
-def test_the_list_gives_runs_epochs_and_hours_for_each_entry(entries, monkeypatch, capsys):
-    remember(replace(CONV, seed=9), 600.0)
+def test_the_list_gives_runs_and_epochs_for_each_entry(entries, monkeypatch, capsys):
     call(monkeypatch, "--list")
     assert capsys.readouterr().out.splitlines() == [
-        "10_one: 0 of 1 runs done, 3 epochs left, hours unknown",
-        "20_two: 0 of 2 runs done, 6 epochs left, more than 0.5 h",
-        "together: 0 of 2 runs done, 6 epochs left, more than 0.5 h",
+        "schedules: 0 of 1 runs done, 3 epochs left",
+        "combined: 0 of 2 runs done, 6 epochs left",
+        "together: 0 of 2 runs done, 6 epochs left",
     ]
     assert not (paths.results_dir() / "quick").exists()
 
@@ -214,11 +198,13 @@ def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(
     entries, monkeypatch, capsys
 ):
     remember(replace(CONV, seed=9), 1e7)
-    monkeypatch.setattr(campaign, "render", lambda *_: pytest.fail("rendered"))
+    monkeypatch.setattr(campaign, "render_all", lambda *_: pytest.fail("rendered"))
     call(monkeypatch, "--budget", "1000")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "10_one: 1 of 1 runs done"
-    assert lines[1].startswith("20_two: 1 of 2 runs done, 3 epochs left, about ")
+    assert lines[:2] == [
+        "schedules: 1 of 1 runs done",
+        "combined: 1 of 2 runs done, 3 epochs left",
+    ]
     assert (
         lines[-1]
         == "1 runs would each take longer than a budget of 1000 s: they need a longer one, or none"
@@ -226,9 +212,9 @@ def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(
 
 
 def test_a_budget_that_ends_leaves_a_checkpoint_and_ends_well(entries, monkeypatch, capsys, always):
-    monkeypatch.setattr(campaign, "plan", lambda profile: entries[:1])
+    monkeypatch.setattr(campaign, "plan", lambda profile, experiment: entries[:1])
     call(monkeypatch, "--budget", "1e-9")
-    assert capsys.readouterr().out.startswith("10_one: 0 of 1 runs done, 2 epochs left, about ")
+    assert capsys.readouterr().out == "schedules: 0 of 1 runs done, 2 epochs left\n"
     assert {f.name for f in folder_of(AL2, "quick").iterdir()} == {"config.json", "checkpoint.pt"}
 
 

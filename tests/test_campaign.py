@@ -1,5 +1,5 @@
-"""Profiles: groups of values by the beginning of a notebook's name, names of executions, and the
-committed ones.
+"""Profiles: what an experiment's entries state, what is refused, and the committed ones; then how
+a campaign trains them.
 """
 
 import pytest
@@ -9,6 +9,7 @@ from lib import paths
 from lib.data import load
 from lib.run import Run
 from lib.study import campaign
+from lib.study.experiments import EXPERIMENTS
 
 NOTEBOOKS = {
     "10_one": {"profile": "quick", "epochs": 50, "dataset": "digits", "dropout": 0.5},
@@ -16,155 +17,137 @@ NOTEBOOKS = {
     "20_three": {"profile": "quick", "epochs": 9, "size": "s", "dataset": "digits"},
     "00_zero": {"profile": "quick"},
 }
+TEXT = """
+all: {epochs: 1}
+settings: {al2: &al2 {epochs: 2, dropout: 0.1}}
+experiments:
+  label_randomization:
+    settings: *al2
+    notebooks: [10_one]
+    entries: [{}, {epochs: 4, dataset: mnist, notebooks: [10_one, 11_two]}]
+  schedules: {settings: *al2, notebooks: [11_two], entries: [{dataset: mnist, corruption: 0.5}]}
+  sparsity_networks: {notebooks: [20_three], entries: [{}]}
+notebooks: [00_zero]
+"""
 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     """The plan of a profile from its text, for notebooks with the parameters above."""
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    monkeypatch.setattr(campaign, "notebook_parameters", NOTEBOOKS.__getitem__)
+    known = {name: values | {"corruption": 0.75} for name, values in NOTEBOOKS.items()}
+    monkeypatch.setattr(campaign, "notebook_parameters", known.__getitem__)
 
-    def planned(text):
+    def planned(text, experiment=None):
         (tmp_path / "mine.yaml").write_text(text)
-        return campaign.plan("mine")
+        return campaign.plan("mine", experiment)
 
     return planned
 
 
-ALL = (
-    "notebooks: {00_zero: [{}], 10_one: [{}, {epochs: 4, dataset: mnist}], 11_two: [{}], "
-    "20_three: [{}]}\n"
-)
-
-
-def epochs_of(entries):
-    return [(entry.notebook, entry.parameters.get("epochs")) for entry in entries]
-
-
-def test_a_group_s_values_go_before_those_of_all_and_an_execution_s_before_both(plan):
-    entries = plan(ALL + 'all: {epochs: 1}\n"1": {epochs: 2}\n"11": {epochs: 3}\n')
-    assert epochs_of(entries) == [
+def test_an_entry_s_values_go_before_its_experiment_s_and_those_before_all(plan):
+    entries = plan(TEXT)
+    assert [(entry.name, entry.parameters.get("epochs")) for entry in entries] == [
+        ("label_randomization", 2),
+        ("label_randomization-mnist", 4),
+        ("schedules-mnist-0.5", 2),
+        ("sparsity_networks", 1),
         ("00_zero", None),
-        ("10_one", 2),
-        ("10_one", 4),
-        ("11_two", 3),
-        ("20_three", 1),
     ]
     assert all(entry.parameters["profile"] == "mine" for entry in entries)
+    # 11_two has no dropout; 10_one, whose settings these are, too, has
+    assert "dropout" not in entries[2].parameters
 
 
-def test_the_values_of_all_are_for_whatever_notebook_has_such_a_parameter(plan):
-    entries = plan(ALL + "all: {epochs: 1, size: m}\n")
-    assert [set(entry.parameters) - {"profile"} for entry in entries] == [
-        set(), {"epochs"}, {"epochs", "dataset"}, {"epochs"}, {"epochs", "size"}
-    ]  # fmt: skip
+def test_an_entry_is_rendered_by_its_own_notebooks_under_names_that_set_it_apart(plan):
+    entries = plan(TEXT)
+    assert entries[0].rendered() == {"10_one": "10_one"}
+    assert entries[1].rendered() == {"10_one-mnist": "10_one", "11_two-mnist": "11_two"}
+    assert entries[-1].rendered() == {"00_zero": "00_zero"} and entries[-1].runs() == []
 
 
-def test_a_group_s_number_needs_no_quotes(plan):
-    assert epochs_of(plan(ALL + "all: {}\n2: {epochs: 7}\n"))[-1] == ("20_three", 7)
+def test_one_experiment_s_entries_can_be_asked_for_by_its_name(plan):
+    assert [entry.name for entry in plan(TEXT, "schedules")] == ["schedules-mnist-0.5"]
+    with pytest.raises(ValueError, match="no experiment 'schedule'; there are label_randomization"):
+        plan(TEXT, "schedule")
 
 
-@pytest.mark.parametrize("group", ["3", "one", "10_two", "12"])
-def test_a_group_that_no_notebook_belongs_to_is_refused(plan, group):
-    with pytest.raises(
-        ValueError,
-        match=rf"mine\.yaml: no notebook's name begins with {group}; there are 00_zero, 10_one",
-    ):
-        plan(ALL + f'all: {{}}\n"{group}": {{epochs: 2}}\n')
+ONE = "all: {}\nexperiments: {schedules: {notebooks: [11_two], entries: [{}]}}\n"
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        'all: {}\n"1": {size: m}\n',  # only 20 has it
-        'all: {size: s}\n"1": {size: m}\n',  # and `all` gives it to 20
-        'all: {}\n"2": {size: s}\n"1": {size: m}\n',
-        'all: {}\n"0": {size: m}\n',
-        "all: {sise: m}\n",
+        ("[1]", "has to hold two mappings, `all` and `experiments`"),
+        ("all: {}\nexperiments: [a]", "has to hold two mappings"),
+        ("all: {\n", "is no YAML"),
+        (ONE + "more: {}", "holds more; allowed are all, settings, experiments, notebooks"),
+        ("all: {}\nexperiments: {nine: {entries: []}}", "no experiment 'nine'; there are label"),
+        (ONE.replace("[{}]", "{}"), "schedules needs `entries`, a list of mappings"),
+        (ONE.replace("[{}]", "[3]"), "schedules needs `entries`, a list of mappings"),
+        (ONE.replace("entries", "entry"), "schedules needs `entries`"),
+        (ONE.replace("11_two", ""), "an entry of schedules names no notebook"),
+        (ONE.replace("{}]", "{sise: m}]"), "11_two has no parameter sise; it has profile, epochs"),
+        (ONE.replace("all: {}", "all: {sise: m}"), "no notebook .* has a parameter sise"),
+        (ONE.replace("{notebooks", "{settings: {size: m}, notebooks"), "has a parameter size"),
+        (ONE.replace("[{}]", "[{}, {epochs: 3}]"), "several executions are called 11_two and"),
     ],
 )
-def test_a_value_that_no_notebook_of_its_group_has_is_refused(plan, text):
-    with pytest.raises(
-        ValueError, match=r"mine\.yaml: no notebook that it is for has a parameter si[sz]e"
-    ):
-        plan(ALL + text)
-
-
-@pytest.mark.parametrize("text", ['all: {}\n"1": 3\n', 'all: {}\n"1": [epochs]\n', "all: {}\n1:\n"])
-def test_a_group_that_is_no_mapping_is_refused(plan, text):
-    with pytest.raises(ValueError, match=r"mine\.yaml has to hold two mappings"):
-        plan(ALL + text)
-
-
-@pytest.mark.parametrize(
-    "executions", ["[{}, {}]", "[{epochs: 3}, {epochs: 4}]", "[{dataset: mnist}, {dataset: mnist}]"]
-)
-def test_executions_that_would_overwrite_each_other_are_refused(plan, executions):
-    with pytest.raises(
-        ValueError,
-        match=r"mine\.yaml: several executions are called 11_two.* and would overwrite each other",
-    ):
-        plan(f"all: {{}}\nnotebooks: {{11_two: {executions}}}\n")
-
-
-def test_an_execution_is_named_by_what_sets_it_apart():
-    entry = campaign.Entry(
-        "21_x",
-        {"epochs": 3, "optimizer": "adam", "dataset": "mnist", "size": "m", "corruption": 0.5},
-    )
-    assert entry.name == "21_x-mnist-m-adam-0.5"
+def test_what_a_profile_cannot_mean_is_refused(plan, text, message):
+    with pytest.raises(ValueError, match=rf"mine\.yaml:? .*{message}"):
+        plan(text)
 
 
 @pytest.mark.parametrize("name", sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
-def test_a_committed_profile_states_valid_runs_under_names_of_their_own(name):
+def test_a_committed_profile_states_valid_runs_of_known_experiments(name):
     entries = campaign.plan(name)
-    assert len({entry.name for entry in entries}) == len(entries) > 0
     for entry in entries:
         runs = entry.runs()
-        assert all(isinstance(run, Run) for run in runs) and bool(runs) == (
-            entry.notebook in campaign.PLANS
-        )
-        assert entry.parameters.get("profile", name) == name
+        assert all(isinstance(run, Run) for run in runs) and bool(runs) == bool(entry.experiment)
+        assert entry.experiment in {"", *EXPERIMENTS}
 
 
-def test_every_plan_takes_the_parameters_of_its_notebook():
-    """A notebook with a parameter that its study does not know, or the other way round, would fail
-    at its first cell.
+def test_the_quick_profile_states_every_experiment():
+    """Each with its notebooks' own defaults: a notebook with a parameter that its experiment does
+    not know, or the other way round, would fail at its first cell.
     """
-    for notebook in campaign.PLANS:
-        assert campaign.Entry(notebook, {}).runs()
+    entries = [entry for entry in campaign.plan("quick") if entry.experiment]
+    assert {entry.experiment for entry in entries} == set(EXPERIMENTS)
+    for entry in entries:
+        assert entry.parameters == {"profile": "quick"}
+        for notebook in entry.notebooks:
+            assert campaign.Entry(entry.experiment, (notebook,), {}).runs()
 
 
-def test_a_run_that_two_notebooks_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
+def entries_of(monkeypatch, *lists):
+    """Entries that state these lists of runs."""
+    entries = [campaign.Entry("schedules", (f"{k}",), {"size": k}) for k in range(len(lists))]
+    monkeypatch.setattr(campaign.Entry, "runs", lambda self: lists[self.parameters["size"]])
+    return entries
+
+
+def test_a_run_that_two_entries_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
     """Or a training of hours would be made again for a measure that a later notebook wants."""
     plain = Run("digits", epochs=2)
     more = Run("digits", epochs=2, predictions=True)
     own = Run("digits", epochs=3)
-    monkeypatch.setattr(
-        campaign.Entry, "runs", lambda self: [plain] if self.notebook == "10_one" else [more, own]
-    )
+    entries = entries_of(monkeypatch, [plain], [more, own])
     asked = []
-    entries = [campaign.Entry("10_one", {}), campaign.Entry("11_two", {})]
-    monkeypatch.setattr(
-        campaign.store,
-        "ensure",
-        lambda runs, **_: asked.append([(r.id, r.predictions) for r in runs]),
-    )
+    monkeypatch.setattr(campaign.store, "ensure", lambda runs, **_: asked.append(runs))
     assert campaign.train(iter(entries), "quick", jobs=1)
-    assert asked == [[(plain.id, True)], [(plain.id, True), (own.id, False)]]
-    assert campaign.progress(iter(entries))[-1].startswith(
-        "together: 0 of 2 runs done, 5 epochs left"
-    )
+    # neighbours on one data set in one go
+    assert [[(run.id, run.predictions) for run in runs] for runs in asked] == [
+        [(plain.id, True), (plain.id, True), (own.id, False)]
+    ]
+    assert campaign.progress(iter(entries))[-1] == "together: 0 of 2 runs done, 5 epochs left"
 
 
 def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(
     tmp_path, monkeypatch, capsys
 ):
     write(tmp_path / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
-    monkeypatch.setattr(
-        campaign.Entry, "runs", lambda self: [Run(self.parameters["dataset"], epochs=2)]
-    )
-    entries = [campaign.Entry("10_one", {"dataset": name}) for name in ("tiny_imagenet", "digits")]
+    sets = ("tiny_imagenet", "digits")
+    entries = entries_of(monkeypatch, *([Run(name, epochs=2)] for name in sets))
     trained = []
 
     def ensure(runs, **_):
@@ -173,8 +156,5 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
 
     monkeypatch.setattr(campaign.store, "ensure", ensure)
     assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
-    said = (
-        "not run: 10_one-tiny_imagenet: data set not reachable: tiny_imagenet: classes=200 were "
-        "asked for"
-    )
+    said = "not run: schedules-0: data set not reachable: tiny_imagenet: classes=200 were asked for"
     assert capsys.readouterr().err.startswith(said)

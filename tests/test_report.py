@@ -1,37 +1,31 @@
-"""The report on made frames: what is drawn, the headline, the files; that a profile is judged by
-its own runs.
-"""
+"""The report: the headline, what is gathered and written, and what notebooks save for it."""
 
+import json
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made import HUNDRED, cell, pair, stored
+from made import HUNDRED, cell, stored
 from test_claims import frame as al2_frame
-from test_claims import study
 
-from lib import run_dir
+from lib import paths, run_dir, store
 from lib.run import Run
-from lib.study import campaign, claims, report, tables
-from lib.study.experiments import VARIANTS, representations, sparsity_networks
+from lib.study import campaign, claims, evidence, report
+from lib.study.experiments import VARIANTS, sparsity_networks
 
 ALL = dict.fromkeys(VARIANTS, 30.0)
 
 
-def assembled(frame=None, runs=None):
+def assembled(al2=None, sparsity=None):
     """A report of these runs, as `gather` puts it together."""
-    frame = pd.DataFrame() if frame is None else frame
-    names = ("sparsity_table2", "sparsity_table3")
-    return report.Report(
-        frame=frame,
-        runs=runs or {},
-        progress=pd.DataFrame(
-            [["made", "mnist", 16, 16]],
-            columns=["profile", "dataset", "runs finished", "runs stated"],
-        ),
-        tables={name: tables.beside_published(name, frame) for name in tables.AL2_TABLES}
-        | {name: tables.sparsity_beside_published(name, frame) for name in names},
-        claims=claims.judge(frame, ["made"]),
-    )
+    none = store.load([])
+    frames = {"label_randomization": al2, "sparsity_networks": sparsity}
+    frames = {name: none if frame is None else frame for name, frame in frames.items()}
+    progress = [["made", "mnist", 16, 16]]
+    columns = ["profile", "dataset", "runs finished", "runs stated"]
+    judged = claims.judge(frames, ["made"], only=claims.STATEMENTS)
+    return report.Report(frames, pd.DataFrame(progress, columns=columns), judged)
 
 
 def rows_of(headline):
@@ -81,7 +75,9 @@ def test_the_headline_of_no_runs_has_the_papers_rows_and_says_not_run():
 def test_the_headline_reads_longer_trainings_whole_in_rows_of_their_own():
     long = cell({"vanillaNet": 31.0, "sr2Net": 36.0}, epochs=40, diverged={("sr2Net", 1): 39})
     short = cell({name: 30.0 for name in VARIANTS if name not in ("vanillaNet", "sr2Net")})
-    _, _, *rows = rows_of(report.headline(assembled(pd.concat([long, short], ignore_index=True))))
+    _, _, *rows = rows_of(
+        report.headline(assembled(sparsity=pd.concat([long, short], ignore_index=True)))
+    )
     assert rows[3][0] == "measured, made, mean" and rows[3][5] == "31.0 ± 0.0"
     assert rows[4] == [
         "measured, made, mean, 40 epochs", HUNDRED, "s", "sgd", "3",
@@ -100,7 +96,7 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
         ],
         ignore_index=True,
     )
-    _, _, *rows = rows_of(report.headline(assembled(made)))
+    _, _, *rows = rows_of(report.headline(assembled(sparsity=made)))
     measured = {tuple(row[:4]): row[4:] for row in rows[3:]}
     assert measured == {
         ("measured, made, mean", HUNDRED, "s", "sgd"): [
@@ -116,255 +112,157 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
     }  # fmt: skip
 
 
-# ---- drawings
-
-
-def test_drawings_are_named_by_profile_and_cell():
-    made = pd.concat(
-        [cell(ALL, seeds=[0]), cell(ALL, optimizer="adam", seeds=[0]), pair("lenet", 20.0, 21.0)]
-    )
-    made = made.reset_index(drop=True)
-    marks = [f"made-{HUNDRED}-s-{optimizer}-mean" for optimizer in ("adam", "sgd")]
-    assert set(report.drawings(assembled(made))) == {
-        "al2_table1-made", "al2_table2-made",
-        "sparsity_table2", "sparsity_table3", "sparsity_losses-made-mean",
-        *(f"sparsity_entropy-{mark}" for mark in marks),
-        *(f"sparsity_correlation-{mark}" for mark in marks),
-        *(f"sparsity_histograms-{mark}" for mark in marks),
-    }  # fmt: skip
-
-
-def test_nothing_is_drawn_of_nothing_and_only_what_was_measured():
-    assert report.drawings(assembled()) == {}
-    assert not [
-        name for name in report.drawings(assembled(al2_frame())) if name.startswith("sparsity")
-    ]
-    plain = [
-        name
-        for name in report.drawings(assembled(cell(ALL, measured=False)))
-        if name.startswith("sparsity")
-    ]
-    assert plain == ["sparsity_table2", "sparsity_losses-made-mean"]
-    alone = report.drawings(assembled(pair("alexnet", 20.0, 21.0)))
-    assert [name for name in alone if name.startswith("sparsity")] == ["sparsity_table3"]
-
-
-def test_a_cell_of_networks_without_a_histogram_has_none():
-    """Half-way through a campaign only dropNet may be finished."""
-    found = report.drawings(assembled(cell({"dropNet": 30.0})))
-    assert not [name for name in found if name.startswith("sparsity_histograms")]
-    assert [name for name in found if name.startswith("sparsity_correlation")]
-
-
-def test_the_schedule_study_is_drawn_where_it_has_several_series_or_strengths():
-    def names(made, notebooks="13_al2_schedules"):
-        found = report.drawings(assembled(made.assign(notebooks=notebooks)))
-        return sorted(
-            name for name in found if name.startswith(("al2_schedules", "al2_weight_decay"))
-        )
-
-    both = ["al2_schedules-made-mnist", "al2_weight_decay-made-mnist"]
-    assert names(study()) == names(study(), "12_al2_cca 13_al2_schedules") == both
-    assert names(study(), "14_al2_relabel") == names(study(corruption=0.5)) == []
-    assert names(study(weight_decays=[5e-4])) == both[:1]
-    assert names(study(kinds=["al2"], shares=[1.0])) == both[1:]
-    assert names(pd.concat([study(), study().assign(profile="other", dataset="digits")])) == [
-        f"al2_{kind}-{cell}"
-        for kind in ("schedules", "weight_decay")
-        for cell in ("made-mnist", "other-digits")
-    ]
-    found = report.drawings(assembled(study().assign(notebooks="13_al2_schedules")))
-    assert [len(found[name]().axes) for name in both] == [6, 5]
-
-
-def followed(seeds=(0, 1), **settings):
-    """Runs with canonical correlations, and their frame as `gather` makes it."""
-    runs = representations("mnist", seeds=seeds, epochs=20, **settings)
-    measured = {
-        "test_accuracy": 30.0,
-        "cross_entropy": 2.0,
-        "activation_l2": 0.1,
-        "ablation_auc": 20.0,
-        "mean_cca init": 0.5,
-    }
-    frame = pd.concat([stored(run, **measured) for run in runs], ignore_index=True)
-    return {run.id: run for run in runs}, frame.assign(
-        num_classes=10, precision="float32", notebooks="10_al2_label_randomization 12_al2_cca"
-    )
-
-
-def test_figure_1_is_drawn_of_each_dropout_a_row_a_seed(monkeypatch):
-    runs, frame = followed()
-    asked = []
-    sequences = {"cca epochs init": np.array([10, 20]), "cca init": np.ones((2, 50))}
-    monkeypatch.setattr(report.store, "arrays", lambda run: sequences | {"run": run})
-    monkeypatch.setattr(
-        report.figures,
-        "canonical_correlations",
-        lambda panels, title: asked.append((panels, title)),
-    )
-    found = report._cca_drawings(assembled(frame, runs))
-    sequences_of = ["al2_cca-made-mnist-0", "al2_cca-made-mnist-0.5"]
-    assert sorted(found) == [
-        *sequences_of,
-        *(name.replace("cca", "cca_differences") for name in sequences_of),
-    ]
-    for name in sequences_of:
-        found[name]()
-    for (panels, title), dropout in zip(asked, ("dropout 0", "dropout 0.5"), strict=True):
-        assert f"mnist, 75 % of the labels corrupted, {dropout}, profile made" == title
-        assert {name: list(row) for name, row in panels.items()} == {
-            "seed 0": [False, True],
-            "seed 1": [False, True],
-        }
-
-
-def test_figure_1_is_drawn_of_notebook_12_s_runs_with_correlations_alone():
-    runs, frame = followed(dropouts=[0.5])
-    assert not report._cca_drawings(
-        assembled(frame.assign(notebooks="10_al2_label_randomization"), runs)
-    )
-    assert not report._cca_drawings(assembled(frame.assign(**{"mean_cca init": np.nan}), runs))
-    assert not report._cca_drawings(assembled(al2_frame()))
-    half = frame[~(frame.al2 & (frame.seed == 1))]
-    for without_control in (half, frame[~frame.al2]):
-        assert list(report._cca_drawings(assembled(without_control, runs))) == [
-            "al2_cca-made-mnist-0.5"
-        ]
-
-
-# ---- files
-
-
-def finished(runs, tmp_path, profile="lite"):
-    """Stored runs with made curves and histograms."""
-    for run in runs:
-        made = cell({run.variant: 30.0}, dataset=run.dataset, seeds=[run.seed], epochs=run.epochs)
-        metrics = made[list(made)[list(made).index("epoch") :]]
-        arrays = {
-            f"correlations {layer}": np.ones((run.epochs + 1, 200), np.int32)
-            for layer in ("conv1", "conv4", "fc1")
-        }
-        folder = tmp_path / "results" / profile / run.dataset / run.name
-        run_dir.finish(folder, run, metrics, arrays, {"num_classes": 10})
+# ---- gathered and written
 
 
 class Planned:
     """An entry that states these runs."""
 
-    def __init__(self, runs, notebook="21_sparsity_networks"):
+    def __init__(self, runs):
         self.runs = lambda: runs
-        self.notebook = notebook
 
 
-def test_gather_reads_the_finished_of_the_stated_runs_and_write_writes_them_whole(
-    tmp_path, monkeypatch
-):
-    stated = sparsity_networks("digits", networks=["vanillaNet", "dropNet", "sr3Net"], epochs=4)
-    monkeypatch.setattr(
-        campaign, "plan", lambda profile: [Planned(stated if profile == "lite" else stated[2:])]
-    )
-    finished(stated[:2], tmp_path)
-    # stated by nobody
-    finished(
-        [Run("digits", network="convnet_s", corruption=0.0, epochs=4, seed=7, n_measure=5)],
-        tmp_path,
-    )
-    found = report.gather(["lite", "other"])
+def finished(runs, root):
+    """Put made runs into the store, in the profile lite."""
+    for run in runs:
+        frame = stored(run, test_accuracy=30.0, cross_entropy=1.0, test_cross_entropy=1.0)
+        metrics = frame.iloc[:, list(frame).index("epoch") :]
+        folder = root / "results" / "lite" / run.dataset / run.name
+        run_dir.finish(folder, run, metrics, {"a": np.zeros(1)}, {"num_classes": 10})
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Two profiles that state some ConvNets, of which two are finished."""
+    runs = sparsity_networks("digits", networks=["vanillaNet", "dropNet", "sr3Net"], epochs=4)
+    runs = [Run.from_dict(run.to_dict()) for run in runs]
+    of_profile = {"lite": runs, "paper": runs[2:]}
+
+    def plan(profile, experiment="sparsity_networks"):
+        return [Planned(of_profile[profile])] if experiment == "sparsity_networks" else []
+
+    monkeypatch.setattr(campaign, "plan", plan)
+    finished(runs[:2], tmp_path)
+    finished([Run("digits", network="convnet_s", corruption=0.0, epochs=4, seed=7)], tmp_path)
+    return runs
+
+
+def test_gather_reads_the_finished_of_the_stated_runs_by_experiment(planned):
+    found = report.gather(["lite", "paper"])
     assert found.progress.to_numpy().tolist() == [
         ["lite", "digits", 2, 3],
-        ["other", "digits", 0, 1],
+        ["paper", "digits", 0, 1],
     ]
-    assert set(found.runs) == {run.id for run in stated[:2]}
-    assert found.frame.groupby("profile").id.nunique().to_dict() == {"lite": 2}
-    out = tmp_path / "report"
-    (out / "figures").mkdir(parents=True)
-    (out / "figures" / "old.png").write_text("")
-    report.write(found, out)
-    figures = {"al2_table1-lite", "al2_table2-lite", "sparsity_losses-lite", "sparsity_table2"}
-    figures |= {
-        f"sparsity_{kind}-lite-digits-s-sgd" for kind in ("entropy", "correlation", "histograms")
-    }
-    names = {*tables.AL2_TABLES, "sparsity_table2", "sparsity_table3", "sparsity_overfitting"}
-    assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == (
-        {"claims.csv", "headline.md", "report.md"}
-        | {f"figures/{name}.png" for name in figures}
-        | {f"tables/{name}.csv" for name in names}
-        | {f"claims/{claim}.md" for claim in claims.STATEMENTS}
-    )
-    text = (out / "report.md").read_text()
-    assert all(f"](figures/{name}.png)" in text for name in figures) and all(
-        f"](tables/{n}.csv)" in text for n in names
-    )
-    table = pd.read_csv(out / "tables" / "sparsity_table2.csv")
-    assert len(table) == 36 + 2 and table.measured.notna().sum() == 2
+    own = found.frames["sparsity_networks"]
+    assert set(own.id) == {run.id for run in planned[:2]} and set(own.profile) == {"lite"}
+    assert all(f.empty for name, f in found.frames.items() if name != "sparsity_networks")
+    assert found.claims.verdict.str.startswith("not run").all()
 
 
-def test_the_report_is_the_same_whichever_data_sets_lie_here(tmp_path, monkeypatch):
-    stated = [Run(name, epochs=4) for name in ("digits", "fashion_mnist", "my_pictures")]
-    monkeypatch.setattr(campaign, "plan", lambda profile: [Planned(stated)])
+def test_the_index_shows_what_notebooks_saved_and_the_rest_goes(planned):
+    saves = evidence.Report("21_sparsity_networks", True)
+    caption = "Best accuracies, published and measured."
+    saves.figure("sparsity_table2", caption, plt.figure, show=False)
+    saves.table("sparsity_table2", "Table 2.", pd.DataFrame({"a": [1]}))
+    folder = evidence.folder()
+    old = [folder / "figures" / "old.png", folder / "tables" / "old.csv"]
+    for file in old:
+        file.write_text("")
+    report.write(report.gather(["lite"]))
+    files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    assert files == {"claims.csv", "headline.md", "report.md"} | {
+        "figures/sparsity_table2.png",
+        "tables/sparsity_table2.csv",
+        "saved/21_sparsity_networks.json",
+    } | {f"claims/{claim}.md" for claim in claims.STATEMENTS}
+    text = (folder / "report.md").read_text()
+    assert f"](figures/sparsity_table2.png)\n\n*{caption}*" in text
+    assert "[`sparsity_table2`](tables/sparsity_table2.csv): Table 2." in text
+    page = (folder / "claims" / "S5.md").read_text()
+    assert f"](../figures/sparsity_table2.png)\n\n*{caption}*" in page
+    assert "make experiment NAME=sparsity_networks PROFILE=lite" in page
+
+
+def test_the_report_is_the_same_whichever_data_sets_lie_here(planned, tmp_path, monkeypatch):
     written = []
     for name in ("without", "with"):
         monkeypatch.setenv("DATA_DIR", str(tmp_path / name))
         (tmp_path / "with" / "my_pictures" / "train").mkdir(parents=True, exist_ok=True)
-        report.write(report.gather(["lite"]), tmp_path / f"report {name}")
-        files = sorted((tmp_path / f"report {name}").rglob("*.*"))
+        report.write(report.gather(["lite"]))
+        files = sorted(evidence.folder().rglob("*.*"))
         written.append([(file.name, file.read_bytes()) for file in files])
     assert written[0] == written[1]
-    assert "| my_pictures" in (tmp_path / "report with" / "report.md").read_text()
-
-
-def test_figure_1_of_stored_runs_is_written(tmp_path, monkeypatch):
-    runs, frame = followed(seeds=[0], dropouts=[0.5])
-    folder = tmp_path / "results" / "lite" / "mnist"
-    k = list(frame).index("epoch")
-    for run in runs.values():
-        arrays = {
-            "cca epochs init": np.array([10, 20]),
-            "cca init": np.linspace([1.0] * 2, [0.1] * 2, 50).T,
-        }
-        metrics = frame[frame.id == run.id].iloc[:, k:].drop(columns="notebooks")
-        run_dir.finish(folder / run.name, run, metrics, arrays, {"num_classes": 10})
-    monkeypatch.setattr(
-        campaign, "plan", lambda profile: [Planned(list(runs.values()), "12_al2_cca")]
-    )
-    report.write(report.gather(["lite"]), tmp_path / "report")
-    assert (tmp_path / "report" / "figures" / "al2_cca-lite-mnist-0.5.png").stat().st_size > 10_000
-    assert (
-        "](figures/al2_cca-lite-mnist-0.5.png)" in (tmp_path / "report" / "report.md").read_text()
-    )
-
-
-def test_gather_without_any_run_reports_that():
-    found = report.gather(["lite"])
-    assert found.frame.empty and not found.runs and (found.progress["runs finished"] == 0).all()
-    assert found.claims.verdict.str.startswith("not run").all() and report.drawings(found) == {}
-
-
-def test_a_report_of_al2_alone_is_written_whole_and_its_old_figures_go(tmp_path):
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "old.png").write_text("")
-    report.write(assembled(al2_frame()), tmp_path)
-    written = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
-    assert written == {
-        "claims.csv", "headline.md", "report.md", "tables/al2_table1.csv", "tables/al2_table2.csv",
-        "tables/sparsity_table2.csv", "tables/sparsity_table3.csv",
-        "figures/al2_curves-made-mnist-75.png",
-        "figures/al2_table1-made.png", "figures/al2_table2-made.png",
-    } | {f"claims/{claim}.md" for claim in claims.STATEMENTS}  # fmt: skip
-    assert pd.read_csv(tmp_path / "claims.csv").claim.nunique() == 20
-    table = pd.read_csv(tmp_path / "tables" / "al2_table1.csv")
-    assert len(table) == 168
-    assert table.published.notna().all()
-    assert (table.n == 2).all()
 
 
 def test_quoting_needs_the_marks(tmp_path):
-    (tmp_path / "headline.md").write_text("new\n")
+    evidence.folder().mkdir(parents=True)
+    (evidence.folder() / "headline.md").write_text("new\n")
     readme = tmp_path / "README.md"
-    readme.write_text(f"a\n{report.README_BEGIN}\nold\n{report.README_END}\nb\n")
-    report.quote_in_readme(tmp_path, readme)
-    assert readme.read_text() == f"a\n{report.README_BEGIN}\nnew\n{report.README_END}\nb\n"
-    readme.write_text("no marks")
-    with pytest.raises(ValueError, match="marks"):
-        report.quote_in_readme(tmp_path, readme)
+    readme.write_text(f"before\n{report.README_BEGIN}\nold\n{report.README_END}\nafter\n")
+    report.quote_in_readme(readme)
+    text = f"before\n{report.README_BEGIN}\nnew\n{report.README_END}\nafter\n"
+    assert readme.read_text() == text
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="lacks the marks between which the headline stands"):
+        report.quote_in_readme(readme)
+
+
+# ---- what notebooks save
+
+
+def test_nothing_is_written_or_drawn_unless_it_is_saved_or_shown(capsys):
+    quiet = evidence.Report("one", False)
+    quiet.figure("a", "A.", lambda: pytest.fail("drawn"), show=False)
+    quiet.table("b", "B.", pd.DataFrame())
+    assert not paths.results_dir().exists()
+    quiet.figure("a", "A.", plt.figure)
+    assert "Image" in capsys.readouterr().out and not plt.get_fignums()
+
+
+def test_what_is_saved_says_of_which_experiments_and_modules_it_is_made(planned):
+    assert set(evidence.load("sparsity_networks").profile) == {"lite"}
+    evidence.Report("one", True).table("b", "B.", pd.DataFrame({"a": [1 / 3]}))
+    said = evidence.saved()["one"]
+    assert "sparsity_networks" in said["experiments"] and "lib/study/evidence.py" in said["modules"]
+    assert said["tables"] == {"b": "B."} and said["figures"] == {}
+    assert (evidence.folder() / "tables" / "b.csv").read_text() == "a\n0.333333\n"
+
+
+CELLS = [
+    # a first line `save` would be IPython's magic
+    ("profile: str = 'quick'  # where\nsave: bool = False  # whether to save", ["parameters"]),
+    ("from lib.study import evidence\nimport pandas as pd", []),
+    ("raise ValueError('trained')", ["live"]),
+    ("frame = pd.DataFrame({'a': [1]})\nframe", []),
+    ("evidence.Report('10_made', save).table('made', 'Made.', frame)", []),
+]
+
+
+def write_notebook(folder, *, value=1):
+    cells = []
+    for k, (source, tags) in enumerate(CELLS):
+        source = source.replace("[1]", f"[{value}]")
+        cells.append({"cell_type": "code", "source": source, "metadata": {"tags": tags}})
+        cells[-1] |= {"outputs": [], "execution_count": k + 1, "id": f"c{k}"}
+    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    folder.mkdir(exist_ok=True)
+    (folder / "10_made.ipynb").write_text(json.dumps(book))
+
+
+@pytest.mark.slow
+def test_cells_that_rest_on_stored_runs_are_executed_and_know_what_they_are_made_of(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "lib").symlink_to(paths.ROOT / "lib")
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    write_notebook(tmp_path / "notebooks")
+    report.execute("10_made", in_place=True)
+    cells = json.loads((tmp_path / "notebooks" / "10_made.ipynb").read_text())["cells"]
+    assert [cell["outputs"] for cell in cells if cell["outputs"]] == [cells[3]["outputs"]]
+    assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4, 5]
+    assert evidence.saved()["10_made"]["tables"] == {"made": "Made."}
+    before = report.inputs("10_made")
+    assert before == report.inputs("10_made") != report.inputs("11_never_saved") == ""
+    write_notebook(tmp_path / "notebooks", value=2)
+    assert report.inputs("10_made") != before

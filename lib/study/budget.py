@@ -72,36 +72,3 @@ def fits(run: Run, epochs: int, seconds: float, known: list[SecondsPerEpoch] | N
         return True
     pace = seconds_per_epoch(run, paces() if known is None else known, _here())
     return pace is None or epochs * pace <= seconds
-
-
-def hours(left: Iterable[tuple[Run, int]], known: list[SecondsPerEpoch]) -> str:
-    """The time that so many epochs of each run take in one process: "about 1.5 h", "more than 1.5
-    h", "hours unknown".
-
-    Runs that nothing on this device tells about are reckoned as on the fastest other device, which
-    is then named.
-    """
-    total, unknown, elsewhere = 0.0, 0, set()
-    here, devices = _here(), {pace.device for pace in known}
-    for run, epochs in left:
-        if not epochs:
-            continue
-        pace = seconds_per_epoch(run, known, here)
-        if pace is None:
-            others = [
-                (found, name)
-                for name in devices
-                if (found := seconds_per_epoch(run, known, name)) is not None
-            ]
-            if not others:
-                unknown += 1
-                continue
-            pace, name = min(others)
-            elsewhere.add(name or "another device")
-        total += epochs * pace / 3600
-    if unknown and not total:
-        return "hours unknown"
-    return (
-        f"{'more than' if unknown else 'about'} {total:.2g} h"
-        + f" (as on {', '.join(sorted(elsewhere))})" * bool(elsewhere)
-    )
