@@ -1,284 +1,252 @@
-"""Which way of training is the fastest on this device.
+"""How fast the trainer is on a GPU, and what it could gain there.
 
-Called by `python -m lib.bench.gpu --seconds 2 --out DIR`.
-
-Measures, on random data of the sets' shapes, every way in which the AL2 study's networks could be
-trained (part `al2`) and the ConvNet-xxl of the targeted-sparsity study without and with its
-penalties (part `sparsity`), after the device's own peak of matrix products. `study_minutes` takes
-all 96 networks at the row's rate, 938 steps an epoch. Writes `bench_gpu.csv`, a row as soon as it
-is measured, and prints the table. What fails (memory, an operation that is missing, time) is a row
-that says why; if the device is lost with it, the rest runs in a new process.
+Called by `python -m lib.bench --device cuda`, or `python -m lib.bench.gpu`. Measures, on random
+data of the sets' shapes, the AL2 study's networks (part `al2`: one after another without CUDA
+graphs, and side by side as the trainer takes them) and the ConvNet-xxl of the targeted-sparsity
+study without and with its penalties (part `sparsity`), after the device's own peak of matrix
+products. `study_minutes` takes all 96 networks at the row's rate, 938 steps an epoch. A row is
+written as soon as it is measured. What fails (memory, an operation that is missing, time) is a row
+that says why.
 """
 
-import argparse
-import os
-import re
-import signal
 import statistics
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from lib import machine, paths, trainer
-from lib.bench.gpu_rows import Row, Workload, rows
+from lib import losses, models, trainer
+from lib.bench import record, ways
+from lib.run import Run
+from lib.trainer import train_epoch
 
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
-SLICES, CHECKED = 7, 20
-ROW_SECONDS = 120
+SLICES = 7
+LIMIT = 540.0  # seconds for everything; rows that come later are not run
 COLUMNS = (
-    "part name k precision ms_per_step spread_% network_steps_per_s study_minutes share_of_peak_% "
-    "share_of_bf16_peak_% penalty_overhead_% tflops loss_after_20 peak_memory_gb setup_s problem"
+    "part name k precision compiled ms_per_step spread_% network_steps_per_s study_minutes "
+    "share_of_peak_% share_of_bf16_peak_% penalty_overhead_% tflops peak_memory_gb setup_s problem"
 ).split()
+VARIANTS = [
+    kind | {"al2": al2}
+    for kind in ({}, {"weight_decay": 5e-4}, {"dropout": 0.5}, {"batch_norm": True})
+    for al2 in (False, True)
+]  # of the study
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command; see `--help`."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.bench.gpu", description="Time the ways of training on this device."
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="measuring time of a row, at most"
-    )
-    parser.add_argument(
-        "--limit",
-        type=float,
-        default=540.0,
-        help="seconds for everything; rows that come later are not run",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
-    parser.add_argument("--table", default="bench_gpu.csv", help="the table's name")
-    parser.add_argument("--device", default=trainer.default_device())
-    parser.add_argument(
-        "--only",
-        default="",
-        help="regular expression: rows whose 'part name, … k precision' contains it",
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="a few rows at tiny sizes, to try the command on a CPU"
-    )
-    parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument(
-        "--skip",
-        type=int,
-        default=0,
-        help="leave out so many rows and add to the table that is there",
-    )
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+@dataclass(frozen=True)
+class Row:
+    """One thing to measure: k networks of a name, in a precision."""
+
+    part: str
+    name: str
+    k: int = 1
+    precision: str = "fp32"
+    compiled: bool = False
+
+
+@dataclass
+class Workload:
+    """A function, how many steps of all k networks a call of it takes, and a step's operations."""
+
+    advance: Callable[[], object]
+    steps: int = 1
+    flop: float = 0.0
+
+
+def rows(tiny: bool = False) -> list[Row]:
+    """What is measured, in this order: what may fail or take long (compiling) last."""
+    table = [Row("peak", "peak", precision=precision) for precision in PRECISIONS]
+    table += [Row("al2", "plain", precision=precision) for precision in ("fp32", "tf32")]
+    for k in (2,) if tiny else (1, 4, 8, 16, 32):
+        table += [Row("al2", "ours side by side", k, name) for name in ("fp32", "bf16")]
+    names = ("vanilla", "sr3", "vanilla channels_last", "sr3 channels_last")
+    table += [Row("sparsity", name, precision=p) for p in PRECISIONS for name in names]
+    if not tiny:
+        table += [Row("sparsity", name, 1, p, True) for p in PRECISIONS for name in names[2:]]
+    return table
+
+
+def measure(
+    device: torch.device, seconds: float, path: Path, tiny: bool = False, limit: float = LIMIT
+) -> None:
+    """Every row, of at most so many seconds each, into a table that is written row by row."""
     begun = time.monotonic()
-    words = {row: f"{row.part} {row.title} {row.k} {row.precision}" for row in rows(options.tiny)}
-    todo = [row for row in words if re.search(options.only, words[row]) or row.part == "peak"]
-    if options.list:
-        print(*(words[row] for row in todo), sep="\n")
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / options.table
-    done: list[dict] = pd.read_csv(path).to_dict("records") if options.skip else []
-    if device.type == "cuda":
-        print(
-            torch.cuda.get_device_name(device),
-            f"torch {torch.__version__}, CUDA {torch.version.cuda}",
-            flush=True,
-        )
-    else:
-        machine.keep_memory()
+    todo = rows(tiny)
+    done = []
     for number, row in enumerate(todo):
-        if number < options.skip:
-            continue
-        left = options.limit - (time.monotonic() - begun)
-        seconds = min(options.seconds, max(left, 0) / (len(todo) - number))
-        found = {"part": row.part, "name": row.title, "k": row.k, "precision": row.precision}
+        left = limit - (time.monotonic() - begun)
+        share = min(seconds, max(left, 0) / (len(todo) - number))
         try:
             if left < 3:
-                raise TimeoutError(f"not run: the time limit of {options.limit:.0f} s was reached")
-            with _at_most(min(left, ROW_SECONDS)), _precision(row.precision):
-                found |= measure(row, device, seconds, options.tiny)
+                raise TimeoutError(f"not run: the time limit of {limit:.0f} s was reached")
+            with products(row.precision):
+                found = timed(row, device, share, tiny)
         except Exception as problem:  # whatever it is, it is this row's result
-            found["problem"] = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
-        done.append(found)
-        table = _derived(pd.DataFrame(done).reindex(columns=COLUMNS))
-        with paths.replacing(path) as part:
-            table.to_csv(part, index=False, float_format="%.5g")
-        print(
-            words[row],
-            {k: v for k, v in found.items() if k not in ("part", "name", "k", "precision")},
-            flush=True,
-        )
-        if device.type == "cuda" and "problem" in found and not _healthy(device):
-            print("the device is lost to this process: going on in a new one", flush=True)
-            rest = max(0.0, options.limit - (time.monotonic() - begun) - 10)
-            # the last of two options counts
-            again = [*arguments, "--skip", str(number + 1), "--limit", f"{rest:.0f}"]
-            os.execv(sys.executable, [sys.executable, "-m", "lib.bench.gpu", *again])
-    with pd.option_context(
-        "display.width",
-        250,
-        "display.max_rows",
-        None,
-        "display.max_columns",
-        None,
-        "display.max_colwidth",
-        60,
-    ):
-        print(
-            table.dropna(axis=1, how="all").to_string(index=False, na_rep="", float_format="%.4g")
-        )
+            found = {"problem": " ".join(f"{type(problem).__name__}: {problem}".split())[:300]}
+        done.append(asdict(row) | found)
+        record.write(derived(pd.DataFrame(done).reindex(columns=COLUMNS)), path, digits=5)
+        print(f"{row.part} {row.name} {row.k} {row.precision}", found, flush=True)
 
 
-def measure(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[str, float]:
-    """Time a row: milliseconds a step, memory, work, first losses.
-
-    Milliseconds are the median of `SLICES` slices, with their range.
-    """
-    if row.graph and device.type != "cuda":
-        raise RuntimeError("a CUDA graph needs a GPU")
+def timed(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[str, float]:
+    """Milliseconds a step, the median of `SLICES` slices, with their range; memory and work."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     if row.compiled:
         torch._dynamo.reset()
     started = time.monotonic()
-    workload = row.make(row, device, 128 if tiny else 60000)
-    for _ in range(3):
-        workload.advance()
-    _wait(device)
-    found: dict[str, float] = {}
-    # the same batches in every row: a wrong capture, or a precision too low, shows here
-    if workload.feed:
-        while int(workload.feed.done) < CHECKED:
-            workload.advance()
-            _wait(device)
-        found["loss_after_20"] = (
-            workload.stack.sums[0, 0].item()
-            / int(workload.feed.done)
-            / workload.feed.order.shape[-1]
-        )
-    setup = time.monotonic() - started
-    begin = time.perf_counter()
-    workload.advance()
-    _wait(device)
-    calls = max(1, int(seconds / SLICES / max(time.perf_counter() - begin, 1e-7)))
-    # the first slice only says how many calls fill the next ones
-    for _ in range(2 if seconds > 0.1 else 1):
-        begin = time.perf_counter()
-        for _ in range(calls):
-            workload.advance()
-        _wait(device)
-        calls = max(1, int(seconds / SLICES / ((time.perf_counter() - begin) / calls)))
-    times = [_slice(workload, calls, device) / calls / workload.steps for _ in range(SLICES)]  # ms
+    work = WORKLOADS[row.part](row, device, tiny)
+    took(work, 5, device)  # a recorded step is among them
+    found = {"setup_s": round(time.monotonic() - started, 1)}
+    calls = 1
+    for _ in range(3):  # each says better how many calls fill a slice
+        calls = max(1, int(calls * seconds / SLICES / took(work, calls, device)))
+    times = [1000 * took(work, calls, device) / calls / work.steps for _ in range(SLICES)]
     ms = statistics.median(times)
-    found |= {
-        "ms_per_step": ms,
-        "spread_%": 100 * (max(times) - min(times)) / ms,
-        "tflops": workload.flop / ms / 1e9,
-    }
+    found |= {"ms_per_step": ms, "spread_%": 100 * (max(times) - min(times)) / ms}
+    found |= {"tflops": work.flop / ms / 1e9}
     if row.part == "al2":
         found["network_steps_per_s"] = row.k / ms * 1000
     if device.type == "cuda":
         found["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return found | {"setup_s": round(setup, 1)}
+    return found
 
 
-def _slice(workload: Workload, calls: int, device: torch.device) -> float:
-    """Milliseconds of so many calls.
-
-    Between events on the device, which wait for side streams, too; on a CPU by the clock.
-    """
-    _wait(device)
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        for _ in range(calls):
-            workload.advance()
-        return 1000 * (time.perf_counter() - begin)
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    first.record()
+def took(work: Workload, calls: int, device: torch.device) -> float:
+    """Seconds of so many calls, with all that they leave to the device."""
+    begin = time.perf_counter()
     for _ in range(calls):
-        workload.advance()
-    for stream in workload.streams:
-        torch.cuda.current_stream(device).wait_stream(stream)
-    last.record()
-    _wait(device)
-    return first.elapsed_time(last)
+        work.advance()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
-def _derived(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that follow from others.
+def derived(table: pd.DataFrame) -> pd.DataFrame:
+    """With what follows from the rates.
 
-    They are shares of the measured peaks, minutes of the study, overhead of the penalties.
+    Shares are of the measured peaks; the overhead of the penalties is against the same network
+    without them.
     """
     peaks = table[table.part == "peak"].set_index("precision").tflops.to_dict()
     table["study_minutes"] = STUDY_STEPS / table.network_steps_per_s / 60
     table["share_of_peak_%"] = 100 * table.tflops / table.precision.map(peaks)
     table["share_of_bf16_peak_%"] = 100 * table.tflops / peaks.get("bf16", float("nan"))
-    key = list(
-        zip(table.part, table.name.str.replace("sr3", "vanilla"), table.precision, strict=True)
-    )
-    vanilla = {
-        k: ms
-        for k, ms, name in zip(key, table.ms_per_step, table.name, strict=True)
-        if name.startswith("vanilla")
-    }
-    base = pd.Series([vanilla.get(k, float("nan")) for k in key], index=table.index)
-    table["penalty_overhead_%"] = (100 * (table.ms_per_step / base - 1)).where(
-        table.name.str.startswith("sr3")
-    )
+    same = [table.part, table.name.str.replace("sr3", "vanilla"), table.precision, table.compiled]
+    vanilla = table.ms_per_step.where(table.name.str.startswith("vanilla"))
+    base = vanilla.groupby(same).transform("first")
+    penalised = table.name.str.startswith("sr3")
+    table["penalty_overhead_%"] = (100 * (table.ms_per_step / base - 1)).where(penalised)
     return table
 
 
 @contextmanager
-def _precision(name: str):
-    """Float32 products as such, or in TF32 where the row says so.
-
-    cuDNN chooses its algorithms by trying.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+def products(precision: str) -> Iterator[None]:
+    """Float32 products as such, or in TF32 where asked; cuDNN chooses its algorithms by trying."""
+    tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    chosen = {"enabled": True, "benchmark": True, "deterministic": False, "allow_tf32": tf32}
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, deterministic=False, allow_tf32=name == "tf32"
-        ):
+        with torch.backends.cudnn.flags(**chosen):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's own default
 
 
-@contextmanager
-def _at_most(seconds: float):
-    """Stop what takes longer, by a TimeoutError (compiling can take minutes).
+def peak(row: Row, device: torch.device, tiny: bool) -> Workload:
+    """A large matrix product of random numbers."""
+    n = 128 if tiny else 8192
+    a, b = (torch.randn(n, n, device=device).to(PRECISIONS[row.precision]) for _ in range(2))
+    return Workload(lambda: a @ b, flop=2 * n**3)
 
-    It does nothing where there is no such signal.
+
+def al2(row: Row, device: torch.device, tiny: bool) -> Workload:
+    """The trainer's own steps.
+
+    Plain is one network and no CUDA graph, an epoch of 100 steps a call. Side by side, k networks
+    take a step each a call, in turns as `lib.trainer` lets them: recorded in CUDA graphs, each on a
+    stream of its own.
     """
+    side = ways.SIDES["tiny" if tiny else "mnist"]
+    drawn, labels = (values.to(device) for values in ways.pixels(side, 128 if tiny else 6400))
+    images = ways.as_tensor(drawn)
+    batch = ways.RUN.batch_size
+    shape = (1, side, side)
+    flop = ways.flops(trainer.build_network(ways.RUN, 1, side, ways.CLASSES), shape) * batch
+    if row.name == "plain":
+        steps = ways.ours(Run("mnist", al2=True), images, labels, use_cuda_graph=False)
+        count = len(labels) // batch
+        return Workload(lambda: train_epoch(steps, 1, ways.LAMBDA), count, flop)
+    precision = "bfloat16" if row.precision == "bf16" else "float32"
+    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(row.k)]
 
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"stopped after {seconds:.0f} s")
+    def training(run: Run) -> Iterator[None]:
+        steps = ways.ours(run, images, labels, precision)
+        while True:
+            yield from steps.epoch(1, ways.LAMBDA * run.al2)
 
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-    kept = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, kept)
+    runs = [Run("mnist", **VARIANTS[i * len(VARIANTS) // row.k]) for i in range(row.k)]
+    turns = [training(run) for run in runs]
 
+    def advance() -> None:
+        for turn, stream in zip(turns, streams, strict=True):
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                next(turn)
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return Workload(advance, 1, flop * row.k)
 
 
-def _healthy(device: torch.device) -> bool:
-    try:
-        return torch.ones(2, device=device).sum().item() == 2
-    except RuntimeError:
-        return False
+def sparsity(row: Row, device: torch.device, tiny: bool) -> Workload:
+    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties.
 
+    bf16 is by autocast, with the penalties in float32.
+    """
+    penalised = row.name.startswith("sr3")
+    layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
+    size, batch = (8, 4) if tiny else (32, 64)
+    torch.manual_seed(0)
+    widths = (4, 4, 8, 8, 16) if tiny else models.CONVNET_WIDTHS["xxl"]
+    model = models.ConvNet(widths, image_size=size).to(device, memory_format=layout)
+    flop = ways.flops(model, (3, size, size)) * batch
+    layers = dict.fromkeys(("conv3", "conv4", "fc1"), 0.001) if penalised else {}
+    entropy = losses.SparsityReg(model, layers)
+    # a mean of the pairs takes the time of the sum, and the training does not break at random
+    # images
+    pairs = {"pairs": "square", "reduce": "mean"}
+    filters = losses.DecorrReg(model, {"conv1": 1.0} if penalised else {}, **pairs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    y = torch.randint(10, (batch,), device=device)
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=row.precision == "bf16"):
+            logits = model(x)
+        total = F.cross_entropy(logits.float(), y)
+        return total + entropy.penalty() + filters.penalty() if penalised else total
+
+    loss = torch.compile(loss) if row.compiled else loss
+
+    def advance() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return Workload(advance, 1, flop)
+
+
+WORKLOADS = {"peak": peak, "al2": al2, "sparsity": sparsity}
 
 if __name__ == "__main__":
-    main()
+    from lib.bench.__main__ import main
+
+    main(["--device", "cuda", *sys.argv[1:]])

@@ -8,20 +8,19 @@ Written is `precision.csv`: network, seed, precision, epoch and the curves, with
 lite profile; `machine.json` says where. About fifteen minutes on two cores.
 """
 
-import argparse
 import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from lib import paths, trainer
-from lib.bench import describe, machine, write
+from lib import trainer
+from lib.bench import record
 from lib.bench.cpu import LITE
+from lib.bench.tables import spreads
 from lib.data.sources import DataError
 from lib.run import SPARSITY_NETWORKS, Run
 from lib.study.experiments import SPARSITY_DEFAULTS
@@ -72,61 +71,12 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
         return pd.concat(found, ignore_index=True)
 
 
-def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
-    """How far curves lie apart, one row per network.
-
-    Root mean squares over epochs, and a difference at the last epoch.
-
-    Returns:
-        `seeds`: between two float32 trainings of different seeds; `precisions`: between the two
-        precisions of one seed; `last`: bfloat16 less float32 at the last epoch, mean over seeds;
-        `last_sd`: of the float32 seeds there; all in the curve's unit. `within`: whether
-        `precisions` is below `seeds` and |last| at most 2·last_sd·√(2/n), what chance makes of the
-        means of n seeds.
-
-    Raises:
-        ValueError: for fewer than two seeds.
-    """
-    if curves.seed.nunique() < 2:
-        raise ValueError(f"there is {curves.seed.nunique()} seed; a spread needs two at least")
-    rows = []
-    for network, own in curves.groupby("network", sort=False):
-        wide = own.pivot(index="epoch", columns=["precision", "seed"], values=curve)
-        single, half = wide["float32"], wide["bfloat16"]
-        n = single.shape[1]
-        between = 2 * single.var(axis=1)  # mean square of the difference of two seeds
-        last = (half - single).iloc[-1].mean()
-        sd = single.iloc[-1].std()
-        row = {
-            "seeds": between.mean() ** 0.5,
-            "precisions": (half - single).pow(2).mean(axis=1).mean() ** 0.5,
-        }
-        row |= {"last": last, "last_sd": sd, "n": n}
-        within = row["precisions"] < row["seeds"] and abs(last) <= 2 * sd * (2 / n) ** 0.5
-        rows.append({"network": network, **row, "within": within})
-    return pd.DataFrame(rows)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.bench.precision", description="Compare float32 and bfloat16."
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=paths.ROOT / "results" / "bench",
-        help="folder (default: results/bench)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count(),
-        help="training processes on a CPU (default: all cores)",
-    )
-    parser.add_argument(
-        "--only", default="", help="networks whose name holds this text; nothing is written"
-    )
+    parser = record.parser("lib.bench.precision", "Compare float32 and bfloat16.")
+    add = parser.add_argument
+    add("--jobs", type=int, default=os.cpu_count(), help="processes on a CPU, default: all cores")
+    add("--only", default="", help="networks whose name holds this text; nothing is written")
     options = parser.parse_args(arguments)
     chosen = {name: run for name, run in NETWORKS.items() if options.only in name}
     if not chosen:
@@ -140,8 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if not options.only:
         options.out.mkdir(parents=True, exist_ok=True)
-        write(curves, options.out / "precision.csv")
-        describe(options.out, "precision", machine(device))
+        record.write(curves, options.out / "precision.csv")
+        record.describe(options.out, "precision", record.machine(device))
     print(spreads(curves).round(2).to_string(index=False))
 
 

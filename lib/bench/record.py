@@ -1,0 +1,56 @@
+"""What the commands of `lib.bench` share: the option --out, and the files in that folder."""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lib import paths, trainer
+from lib.machine import processor
+
+# Instructions that the speed of products hangs on.
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Of the command `python -m module`, with the option that all have."""
+    found = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    folder = paths.ROOT / "results" / "bench"
+    found.add_argument("--out", type=Path, default=folder, help="folder, default: results/bench")
+    return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What was measured on, as the operating system and PyTorch give it."""
+    found = {"processor": processor(), "architecture": platform.machine()}
+    found |= {"cores": cores_here(), "torch": torch.__version__}
+    found |= {"python": platform.python_version(), "commit": trainer.commit()}
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
+    found |= {"instructions": [name for name in INSTRUCTIONS if can.get(name)]}
+    if device == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return found
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write(table: pd.DataFrame, path: Path, digits: int = 4) -> None:
+    """A table as CSV, moved into place whole."""
+    with paths.replacing(path) as part:
+        table.to_csv(part, index=False, float_format=f"%.{digits}g")
+
+
+def describe(folder: Path, device: str, values: dict[str, Any]) -> None:
+    """Set a device's entry in `machine.json`; other devices' stay."""
+    path = folder / "machine.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    with paths.replacing(path) as part:
+        part.write_text(json.dumps(known | {device: values}, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,174 @@
+"""The tables of `make bench` and `make precision`: how they follow from rates, and are compared.
+
+Pandas alone, so that who reads them does not import what measures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+EPOCH = 60000  # images
+SETTINGS = ["processes", "threads", "workers", "networks", "batch"]
+KEY = ["part", "what", *SETTINGS]
+COLUMNS = [*KEY, "median", "low", "high", "rounds", "unit"]
+RATE = "images/s"
+HOURLY = "epochs·networks/h"
+FACTOR = "× best DataLoader"
+SHARE = "% of the floor"
+TIME = "s/epoch"
+# in the order in which they are shown; stored tables have stacked networks, which are not measured
+# any more
+PARTS = ("DataLoader", "tensors", "stacked", "ours", "floor")
+OURS = "ours, AL2"
+HALF = "ours, AL2, bfloat16"
+LOADING = "DataLoader and transforms"  # an entry of a profile
+Rates = Mapping[Any, Sequence[float]]  # of a `cpu.Row`, one a round
+
+
+def tidy(about: Mapping[str, Any], values: Sequence[float], unit: str) -> pd.DataFrame:
+    """One row: median and range of the rounds' values."""
+    found = pd.Series(values, dtype=float)
+    measured = {"median": found.median(), "low": found.min(), "high": found.max()}
+    measured |= {"rounds": len(found), "unit": unit}
+    return pd.DataFrame([dict.fromkeys(SETTINGS, 0) | about | measured])
+
+
+def derive(rates: Rates, flop: float) -> pd.DataFrame:
+    """Rates as a table: images, epochs, share of the floor, factor of the best DataLoader loop.
+
+    All go by rounds. The floor of a row is the fastest matrix product on as many cores, measured in
+    the same round, divided by the operations of an image (`flop`). The best DataLoader loop is the
+    one of the largest median on all the cores, at the study's batch.
+
+    Args:
+        rates: images × networks a second of each round; of the floor's rows operations a second.
+    """
+    cores = max(row.cores for row in rates)
+    speeds = images_per_second(rates, flop)
+    study = at_study_batch(rates)
+    floors = {
+        n: fastest(speeds, lambda row, n=n: row.part == "floor" and row.cores == n)
+        for n in {row.cores for row in rates}
+    }
+    loops = [row for row in study if row.part == "DataLoader" and row.cores == cores]
+    best = fastest(speeds, loops.__contains__)
+    parts = []
+    for row, found in speeds.items():
+        about = {name: getattr(row, name) for name in KEY}
+        if row.part == "floor":
+            parts.append(tidy(about, [value / 1e9 for value in rates[row]], "GFLOP/s"))
+        parts.append(tidy(about, found, RATE))
+        parts.append(tidy(about, [value * 3600 / EPOCH for value in found], HOURLY))
+        parts.append(tidy(about, ratios(found, speeds[floors[row.cores]], 100), SHARE))
+        if row.cores == cores and row in study:
+            parts.append(tidy(about, ratios(found, speeds[best]), FACTOR))
+    return pd.concat(parts, ignore_index=True)
+
+
+def turns(rates: Rates, flop: float) -> pd.DataFrame:
+    """Seconds an epoch of 1, 2 and 4 networks in each way.
+
+    They are by the fastest of its rows whose networks fit in whole turns.
+    """
+    speeds = images_per_second(rates, flop)
+    names = {row: "floor" if row.part == "floor" else row.what for row in at_study_batch(rates)}
+    parts = []
+    for what in ("DataLoader", "tensors", OURS, "floor"):
+        own = {row: speeds[row] for row, name in names.items() if name == what}
+        for count in (1, 2, 4):
+            if not any(count % row.networks == 0 for row in own):
+                continue
+            row = fastest(own, lambda row, count=count: count % row.networks == 0)
+            about = {name: getattr(row, name) for name in SETTINGS}
+            about |= {"part": "networks", "what": what, "networks": count}
+            parts.append(tidy(about, [count * EPOCH / value for value in own[row]], TIME))
+    return pd.concat(parts, ignore_index=True)
+
+
+def images_per_second(rates: Rates, flop: float) -> dict[Any, list[float]]:
+    """Rates, but of the floor's rows the images that their operations would suffice for."""
+    return {
+        row: [value / (flop if row.part == "floor" else 1) for value in found]
+        for row, found in rates.items()
+    }
+
+
+def at_study_batch(rates: Rates) -> list:
+    """The rows that are compared with each other: of the first of our rows' batch, and the floor.
+
+    The others are for a curve.
+    """
+    batch = next(row.batch for row in rates if row.part == "ours")
+    return [row for row in rates if row.batch in (batch, 0)]
+
+
+def fastest(rates: Rates, chosen: Callable[[Any], bool]) -> Any:
+    """The row of the largest median among the chosen ones."""
+    return max(filter(chosen, rates), key=lambda row: pd.Series(rates[row]).median())
+
+
+def ratios(values: Sequence[float], others: Sequence[float], times: float = 1) -> list[float]:
+    """Quotients, round by round."""
+    return [times * value / other for value, other in zip(values, others, strict=True)]
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are compared, with all cores and the study's batch, one per way.
+
+    Of the floor only the fastest product is kept.
+
+    Returns:
+        the units' medians by name; `low` and `high` of epochs·networks an hour; `factor low` and
+        `factor high` of the factor.
+    """
+    chosen = table[table.groupby(KEY)["unit"].transform(lambda units: FACTOR in set(units))]
+    values = ["median", "low", "high"]
+    wide = chosen.pivot_table(index=KEY, columns="unit", values=values, sort=False)
+    found = wide["median"].reset_index()
+    for edge in ("low", "high"):
+        found[edge] = wide[edge][HOURLY].to_numpy()
+        found[f"factor {edge}"] = wide[edge][FACTOR].to_numpy()
+    floor = found[found.part == "floor"]
+    found = found.drop(floor.index.difference([floor[HOURLY].idxmax()]))
+    found = found.sort_values("part", key=lambda parts: parts.map(PARTS.index), kind="stable")
+    return found.reset_index(drop=True)
+
+
+def best_loader(found: pd.DataFrame) -> pd.Series:
+    """The best DataLoader loop among the rows of `compared`."""
+    loops = found[found.part == "DataLoader"]
+    return loops.loc[loops[HOURLY].idxmax()]
+
+
+def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
+    """How far curves of two precisions and several seeds lie apart, one row per network.
+
+    Root mean squares over epochs, and a difference at the last epoch.
+
+    Returns:
+        `seeds`: between two float32 trainings of different seeds; `precisions`: between the two
+        precisions of one seed; `last`: bfloat16 less float32 at the last epoch, mean over seeds;
+        `last_sd`: of the float32 seeds there; all in the curve's unit. `within`: whether
+        `precisions` is below `seeds` and |last| at most 2·last_sd·√(2/n), what chance makes of the
+        means of n seeds.
+
+    Raises:
+        ValueError: for fewer than two seeds.
+    """
+    if curves.seed.nunique() < 2:
+        raise ValueError(f"there is {curves.seed.nunique()} seed; a spread needs two at least")
+    rows = []
+    for network, own in curves.groupby("network", sort=False):
+        wide = own.pivot(index="epoch", columns=["precision", "seed"], values=curve)
+        single = wide["float32"]
+        apart = wide["bfloat16"] - single
+        n = single.shape[1]
+        # twice the variance is the mean square of the difference of two seeds
+        row = {"seeds": (2 * single.var(axis=1)).mean() ** 0.5}
+        row |= {"precisions": apart.pow(2).mean(axis=1).mean() ** 0.5}
+        row |= {"last": apart.iloc[-1].mean(), "last_sd": single.iloc[-1].std(), "n": n}
+        unbiased = abs(row["last"]) <= 2 * row["last_sd"] * (2 / n) ** 0.5
+        within = row["precisions"] < row["seeds"] and unbiased
+        rows.append({"network": network, **row, "within": within})
+    return pd.DataFrame(rows)
