@@ -5,9 +5,10 @@ tables trains anything.
 import numpy as np
 import pandas as pd
 
+from lib import store
 from lib.models import CONVNET_WIDTHS
 from lib.run import Run
-from lib.study import tables
+from lib.study import claims, tables
 from lib.study.experiments import VARIANTS, lenet_alexnet, sparsity_networks
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
@@ -165,3 +166,21 @@ def paper(seeds=(0, 1, 2), **options) -> pd.DataFrame:
             pair(network.lower(), values[False], values[True], dataset=dataset, seeds=seeds)
         )
     return pd.concat(parts, ignore_index=True)
+
+
+AL2_EXPERIMENTS = ("label_randomization", "representations", "schedules", "relabelling")
+
+
+def by_experiment(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Made runs as the claims' experiments would have them."""
+    if frame.empty:
+        frame = store.load([])
+    al2 = frame.network == "al2_cnn"
+    table3 = frame.network.isin(["lenet", "alexnet"])
+    found = dict.fromkeys(AL2_EXPERIMENTS, frame[al2])
+    return found | {"sparsity_networks": frame[~al2 & ~table3], "lenet_alexnet": frame[table3]}
+
+
+def judge(frame: pd.DataFrame, profiles=("made",), only=claims.STATEMENTS) -> pd.DataFrame:
+    """The claims, judged by made runs."""
+    return claims.judge(by_experiment(frame), profiles, only)

@@ -4,12 +4,12 @@ import re
 
 import pandas as pd
 import pytest
-from made import ALL_CLAIMS, cell
+from made import ALL_CLAIMS, by_experiment, cell, judge
 from test_claims import frame as al2_frame
 from test_report import assembled
 
-from lib import paths
-from lib.study import claims, report
+from lib import paths, store
+from lib.study import claims, evidence, report
 from lib.study.claims import pages as claim_pages
 from lib.study.experiments import VARIANTS
 
@@ -22,14 +22,18 @@ DRAWN = (
 
 
 def page(claim, frame):
-    return claim_pages.page(
-        claim, claims.judge(frame, ["made"]), frame, DRAWN, ["al2_table1", "sparsity_table2"]
-    )
+    tables = dict.fromkeys(["al2_table1", "sparsity_table2"], "A table.")
+    frames = by_experiment(frame)
+    return claim_pages.page(claim, judge(frame), frames, dict.fromkeys(DRAWN, "A figure."), tables)
+
+
+def deviations(claim, frame):
+    return claim_pages.deviations(claim, by_experiment(frame))
 
 
 def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
-    assert list(claims.CLAIMS) == list(ALL_CLAIMS)
-    for said in claims.CLAIMS.values():
+    assert list(claims.TEXTS) == list(ALL_CLAIMS)
+    for said in claims.TEXTS.values():
         assert said.keys() == {"statement", "source", "unclear", "figures", "tables"}
         assert re.match("AL2|TS|this study", said["source"])
         assert all(text.endswith(".") for text in said["unclear"])
@@ -40,8 +44,8 @@ def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
 
 def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
     text = page("A1", al2_frame())
-    judged = claims.judge(al2_frame(), ["made"]).set_index("claim").loc["A1"]
-    assert claims.STATEMENTS["A1"] in text and claims.CLAIMS["A1"]["source"] in text
+    judged = judge(al2_frame(), ["made"]).set_index("claim").loc["A1"]
+    assert claims.STATEMENTS["A1"] in text and claims.TEXTS["A1"]["source"] in text
     assert (
         judged.verdict == "holds"
         and judged.measured in text
@@ -52,16 +56,10 @@ def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
     assert re.findall(r"tables/(\w+)", text) == ["al2_table1"]  # not one that was not written
 
 
-def test_a_figure_has_a_caption_that_says_what_it_shows_and_of_what():
+def test_a_page_has_captions_and_the_commands_that_make_its_runs():
     text = page("A1", al2_frame())
-    assert "*The metrics of AL2's Table 1 over all epochs." in text and "(`made-mnist-75`)*" in text
-    assert claim_pages.picture("sparsity_table2", "figures").startswith(
-        "![sparsity_table2](figures/sparsity_table2.png)\n\n*Best"
-    )
-    patterns = {
-        pattern.split("-")[0] for said in claims.CLAIMS.values() for pattern in said["figures"]
-    }
-    assert patterns <= set(claim_pages.CAPTIONS)
+    assert "*A figure.* (`al2_table1-made`)" in text and "tables/al2_table1.csv): A table." in text
+    assert "make experiment NAME=label_randomization PROFILE=made" in text
 
 
 def test_only_a_page_with_pairs_explains_them():
@@ -75,9 +73,7 @@ def test_only_a_page_with_pairs_explains_them():
 def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
     rows = [
         [value.strip() for value in line.strip("|").split("|")]
-        for line in claim_pages.deviations(
-            "A1", al2_frame(n_train=2000, learning_rate=0.005)
-        ).splitlines()[2:]
+        for line in deviations("A1", al2_frame(n_train=2000, learning_rate=0.005)).splitlines()[2:]
     ]
     assert rows == [
         ["training images", "all", "2000"],
@@ -88,18 +84,16 @@ def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
 
 
 def test_figure_1_of_the_paper_is_of_750_epochs():
-    said = claim_pages.deviations("A6", al2_frame().assign(**{"epochs": 750, "mean_cca init": 0.5}))
+    said = deviations("A6", al2_frame().assign(**{"epochs": 750, "mean_cca init": 0.5}))
     assert "| epochs " not in said.replace("| epochs of the", "")
     assert ["epochs", "750", "70"] in [
         [value.strip() for value in line.strip("|").split("|")]
-        for line in claim_pages.deviations(
-            "A6", al2_frame().assign(**{"mean_cca init": 0.5})
-        ).splitlines()
+        for line in deviations("A6", al2_frame().assign(**{"mean_cca init": 0.5})).splitlines()
     ]
 
 
 def test_an_image_size_that_is_not_given_is_the_set_s_own():
-    said = claim_pages.deviations("A1", al2_frame(image_size=20))
+    said = deviations("A1", al2_frame(image_size=20))
     rows = [
         [value.strip() for value in line.strip("|").split("|")] for line in said.splitlines()[2:]
     ]
@@ -108,7 +102,7 @@ def test_an_image_size_that_is_not_given_is_the_set_s_own():
 
 def test_runs_as_the_paper_s_deviate_in_nothing():
     frame = cell(dict.fromkeys(VARIANTS, 30.0), epochs=100)
-    assert claim_pages.deviations("S2", frame) == "In no setting of the training."
+    assert deviations("S2", frame) == "In no setting of the training."
 
 
 def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it():
@@ -118,22 +112,23 @@ def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it()
             for name in ("sgd", "adam")
         ]
     )
-    assert "adam" not in claim_pages.deviations("S2", frame)
-    assert "0.001" in claim_pages.deviations("S8", frame)
+    assert "adam" not in deviations("S2", frame)
+    assert "0.001" in deviations("S8", frame)
 
 
 @pytest.mark.parametrize("claim", ["A6", "S4"])
 def test_a_claim_without_runs_says_so(claim):
-    text = page(claim, pd.DataFrame())
+    text = page(claim, store.load([]))
     assert (
         "not run: no finished run of the profile made" in text and "No run of it is stored." in text
     )
     assert "not judged yet" in text
 
 
-def test_links_of_a_written_report_lead_somewhere(tmp_path):
-    report.write(assembled(al2_frame()), tmp_path)
-    pages = [tmp_path / "report.md", *(tmp_path / "claims").glob("*.md")]
+def test_links_of_a_written_report_lead_somewhere():
+    report.write(assembled(al2_frame()))
+    folder = evidence.folder()
+    pages = [folder / "report.md", *(folder / "claims").glob("*.md")]
     assert len(pages) == 1 + len(ALL_CLAIMS)
     for written in pages:
         targets = re.findall(r"\]\(([^)]+)\)", written.read_text())

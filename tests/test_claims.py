@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from made import judge
 
 from lib.schedules import SCHEDULES
 from lib.study import claims, tables
@@ -65,7 +66,7 @@ def printed(seeds=(0, 1)):
 
 
 def verdicts_of(made, **only):
-    judged = claims.judge(made, ["made"])
+    judged = judge(made, ["made"])
     return dict(zip(judged.claim, judged.verdict, strict=True))
 
 
@@ -124,7 +125,7 @@ def test_a_claim_about_cells_that_were_not_run_is_not_judged():
 def test_a_network_at_chance_does_not_bear_out_a4():
     found = frame(gain=dict(zip(BEST, (-16.0, -16.0, -45.0, -15.0), strict=True)))
     assert verdicts_of(found)["A4"] == "does not hold"
-    assert "near chance" in claims.judge(found, ["made"]).set_index("claim").loc["A4"].measured
+    assert "near chance" in judge(found, ["made"]).set_index("claim").loc["A4"].measured
 
 
 def test_a4_and_a6_have_one_reading_of_a_dead_network(monkeypatch):
@@ -186,7 +187,7 @@ def test_the_paper_s_own_numbers_bear_out_its_claims():
 
 
 def a3(made):
-    return claims.judge(made, ["made"], only=["A3"]).iloc[0]
+    return judge(made, ["made"], only=["A3"]).iloc[0]
 
 
 def test_a3_takes_each_ratio_on_the_seeds_that_both_networks_have():
@@ -227,7 +228,7 @@ def test_a4_compares_to_the_two_digits_that_the_paper_prints():
 
 def test_a4_counts_the_seeds_of_its_seven_parts_alone():
     def a4(made):
-        return claims.judge(made, ["made"], only=["A4"]).iloc[0]
+        return judge(made, ["made"], only=["A4"]).iloc[0]
 
     made = frame()
     # no part of the rule
@@ -244,7 +245,7 @@ def test_a4_says_where_a_network_diverged():
     made = made[~(bad & (made.epoch > 30))].assign(
         diverged=lambda rows: np.where(bad.loc[rows.index], 40.0, np.nan)
     )
-    row = claims.judge(made, ["made"], only=["A4"]).iloc[0]
+    row = judge(made, ["made"], only=["A4"]).iloc[0]
     assert row.verdict == "holds in part" and "inf" not in row.measured
     assert "DO+AL2 diverged" in row.measured and "Bare diverged" in row.measured
 
@@ -270,7 +271,7 @@ def test_a_diverged_run_has_no_final_accuracy_and_makes_no_cell_of_a10_hold(at):
     assert np.isnan(lost.final) and (
         np.isnan(lost.best) and np.isnan(lost.best_epoch) if at == 1 else lost.best == 46.0
     )
-    row = claims.judge(made, ["made"], only=["A10"]).iloc[0]
+    row = judge(made, ["made"], only=["A10"]).iloc[0]
     assert (row.verdict, row.n) == ("holds in part", 2)
     assert (
         "DO+AL2: diverged" in row.measured
@@ -300,7 +301,7 @@ def test_memorising_with_al2_refutes_a4():
 
 
 def test_every_claim_has_a_row_a_profile_and_says_why_it_was_not_run():
-    judged = claims.judge(pd.DataFrame(), ["lite", "paper"])
+    judged = judge(pd.DataFrame(), ["lite", "paper"])
     assert list(judged.columns) == claims.COLUMNS
     assert len(judged) == 2 * 20
     assert judged.verdict.str.startswith("not run: ").all()
@@ -309,7 +310,7 @@ def test_every_claim_has_a_row_a_profile_and_says_why_it_was_not_run():
 
 def test_published_numbers_stand_beside_mnist_only():
     both = pd.concat([frame(), frame(dataset="fashion_mnist")])
-    judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
+    judged = judge(both, ["made"]).set_index(["claim", "dataset"])
     assert "25.84 → 68.46" in judged.loc[("A1", "mnist"), "published"]
     assert judged.loc[("A1", "fashion_mnist"), "published"] == ""
     assert ("A8", "fashion_mnist") in judged.index
@@ -322,28 +323,21 @@ def test_a8_takes_every_level_but_the_one_of_a1():
     # a level that nobody ran is no level less
     assert verdicts_of(both)["A8"] == "not run: 8 of 12 cells have finished runs"
     both = pd.concat([both, frame(corruption=0.0)])
-    judged = claims.judge(both, ["made"]).set_index(["claim", "dataset"])
+    judged = judge(both, ["made"]).set_index(["claim", "dataset"])
     assert judged.loc[("A8", "mnist"), "verdict"] == "holds in part"
     assert "25 %: Bare +42.0" in judged.loc[("A8", "mnist"), "measured"]
-
-
-def test_other_schedules_do_not_enter_the_claims_of_table_1():
-    other = frame(gain=dict.fromkeys(GAIN, -50.0), schedule="geometric")
-    assert verdicts_of(pd.concat([frame(), other[other.al2]]))["A1"] == "holds"
 
 
 def test_a_diverged_run_is_named_in_words():
     made = frame()
     made = made[~((made.baseline == "bare") & made.al2 & (made.epoch > 30))]
     made.loc[(made.baseline == "bare") & made.al2, "diverged"] = 40.0
-    row = claims.judge(made, ["made"]).set_index("claim").loc["A1"]
+    row = judge(made, ["made"]).set_index("claim").loc["A1"]
     assert "diverged" in row.measured
     # three of four: a run without a number does not make its cell hold
     assert row.verdict == "holds in part"
     judged = (
-        claims.judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"])
-        .set_index("claim")
-        .measured
+        judge(pd.concat([made, made.assign(corruption=0.5)]), ["made"]).set_index("claim").measured
     )
     assert (
         judged[["A1", "A5", "A8"]].str.contains("diverged").all()
@@ -357,7 +351,7 @@ def test_what_is_printed_is_of_the_seeds_that_the_verdict_pairs():
     made = made[(made.seed < 2) | (made.baseline == "bare") & ~made.al2]
     made = made[~((made.baseline == "batchnorm") & (made.al2 == (made.seed == 0)))]
     made = made[(made.baseline != "weight_decay") & ~((made.baseline == "dropout") & made.al2)]
-    row = claims.judge(made, ["made"], only=["A1"]).iloc[0]
+    row = judge(made, ["made"], only=["A1"]).iloc[0]
     assert row.measured == "Bare 26.5 → 68.5; BN 26.0 → 82.0; DO 55.5 → not run; WD not run"
 
 
@@ -369,7 +363,7 @@ def test_claims_and_tables_read_the_same_epoch_whichever_run_comes_first(first):
     made = pd.concat([made, more.assign(epoch=more.epoch + 20)])
     made.loc[made.baseline == "dropout", "epochs"] = 90
     made = pd.concat([made[made.baseline == first], made[made.baseline != first]])
-    assert "DO 55.5 → 91.5" in claims.judge(made, ["made"], only=["A1"]).iloc[0].measured
+    assert "DO 55.5 → 91.5" in judge(made, ["made"], only=["A1"]).iloc[0].measured
     table = tables.at_published_epochs(made, ["test_accuracy"], [700])
     assert table[(table.baseline == "dropout") & table.regulariser.eq("al2")].measured.tolist() == [
         91.5
@@ -408,7 +402,7 @@ def curves(by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
 
 
 def a6(made):
-    (row,) = claims.judge(made, ["made"], only=["A6"]).itertuples()
+    (row,) = judge(made, ["made"], only=["A6"]).itertuples()
     return row
 
 
@@ -521,13 +515,11 @@ def test_a6_refuses_to_average_over_several_settings(settings, field):
 def test_no_rule_about_the_eight_networks_averages_over_several_settings(only):
     made = frame()
     with pytest.raises(ValueError, match="differ in n_train"):
-        claims.judge(
-            pd.concat([made, made.assign(n_train=500, id=made.id + "x")]), ["made"], only=only
-        )
+        judge(pd.concat([made, made.assign(n_train=500, id=made.id + "x")]), ["made"], only=only)
 
 
 def test_rules_are_stated_for_every_judged_claim():
-    judged = claims.judge(frame(), ["made"])
+    judged = judge(frame(), ["made"])
     assert (judged[judged.n > 0].rule != "").all()
     assert {f.name for f in dataclasses.fields(verdicts.Judged)} == {
         "published",
@@ -592,7 +584,7 @@ def study(
 
 
 def a7(made):
-    (row,) = claims.judge(made, ["made"], only=["A7"]).itertuples()
+    (row,) = judge(made, ["made"], only=["A7"]).itertuples()
     return row
 
 
@@ -766,7 +758,7 @@ def relabelled(seeds=(0, 1, 2), finals=FINALS, diverged=(), **settings):
 
 
 def a9(made):
-    (row,) = claims.judge(made, ["made"], only=["A9"]).itertuples()
+    (row,) = judge(made, ["made"], only=["A9"]).itertuples()
     return row
 
 
@@ -819,16 +811,14 @@ def test_a9_without_its_runs_is_not_run():
     )
 
 
-def test_a9_reads_the_runs_of_its_notebook_at_75_percent_a_row_a_data_set():
+def test_a9_reads_75_percent_a_row_a_data_set():
     other = relabelled(finals=FINALS | {"al2": 1.0}, corruption=0.5)
     assert a9(pd.concat([relabelled(), other[other.corruption > 0]])).verdict == "holds"
     assert a9(other).verdict.startswith("not run")
-    elsewhere = relabelled().assign(notebooks="10_al2_label_randomization")
-    assert a9(elsewhere).verdict.startswith("not run")
     both = pd.concat(
         [relabelled(), relabelled(dataset="fashion_mnist", finals=FINALS | {"al2": 1.0})]
     )
-    judged = claims.judge(both, ["made"], only=["A9"]).set_index("dataset").verdict
+    judged = judge(both, ["made"], only=["A9"]).set_index("dataset").verdict
     assert judged.to_dict() == {"mnist": "holds", "fashion_mnist": "does not hold"}
 
 
