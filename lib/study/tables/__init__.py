@@ -443,14 +443,14 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
         frame: as `lib.store.load` gives it.
 
     Returns:
-        one row per run: profile, dataset, corruption, baseline, al2, seed, id, diverged, final,
-        best, best_epoch, stopped, stopped_epoch. Where the loss became NaN within the epochs read,
+        one row per run: profile, dataset, corruption, baseline, al2, regulariser, seed, id,
+        diverged, final, best, best_epoch, stopped, stopped_epoch. Where the loss became NaN within the epochs read,
         `diverged` is true and `final` empty; the others are of its finite epochs, and empty where
         there is none.
     """
     rows = []
-    of_run = ["profile", "dataset", "corruption", "baseline", "al2", "seed", "id"]
-    for keys, run in frame.groupby(of_run, sort=False):
+    of_run = ["profile", "dataset", "corruption", "baseline", "al2", "regulariser", "seed", "id"]
+    for keys, run in with_regulariser(frame).groupby(of_run, sort=False):
         diverged = bool((run.diverged <= PAPER_EPOCHS).any())
         run = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch")
         values = {"diverged": diverged}
