@@ -11,9 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lib.data import noise_floor
 from lib.study.tables import (
@@ -48,12 +46,6 @@ AXES = {
     "activation_l2": "Lᵣ = mean of φ²",
     "ablation_auc": "area under the\nablation curve (%)",
     "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
-}
-GREY_DASHES = (":", "-.", "--")
-MASKS = {
-    "element": "a coin for each image and unit",
-    "shared": "one order of units",
-    "channel": "whole feature maps",
 }
 
 
@@ -157,147 +149,6 @@ def relabelling_curves(frame: pd.DataFrame) -> Figure:
     fig.suptitle(
         f"{frame.dataset.iloc[0]}, {100 * corruption:.0f} % of the noisy labels wrong, {band}"
     )
-    return fig
-
-
-def ablation_curves(curves: pd.DataFrame) -> Figure:
-    """Accuracy against the share of ablated units, one column per mask, a row an epoch.
-
-    Args:
-        curves: columns baseline, al2 (or regulariser), mask, epoch, ablated (%), accuracy (%),
-            seed.
-    """
-    curves = with_regulariser(curves)
-    drawn_as = dashes_of(curves)
-    masks = [m for m in MASKS if m in set(curves["mask"])]
-    epochs = sorted(curves.epoch.unique())
-    fig, axes = plt.subplots(
-        len(epochs),
-        len(masks),
-        figsize=(3.6 * len(masks), 2.7 * len(epochs)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for (row, epoch), (column, mask) in (
-        (r, c) for r in enumerate(epochs) for c in enumerate(masks)
-    ):
-        ax = axes[row, column]
-        here = curves[(curves["mask"] == mask) & (curves.epoch == epoch)]
-        for (baseline, regulariser), own in here.groupby(["baseline", "regulariser"]):
-            line = own.groupby("ablated").accuracy.mean()
-            dashes = drawn_as[regulariser]
-            ax.plot(line.index, line, color=COLOURS[baseline], ls=dashes, lw=1.6)
-        ax.set_title(f"{mask}: {MASKS[mask]}\nepoch {epoch}" if row == 0 else f"epoch {epoch}")
-        ax.set_xlabel("units set to zero (%)" if row == len(epochs) - 1 else "")
-        ax.set_ylim(0, 101)
-    fig.supylabel("accuracy on training images, true labels (%)", fontsize="medium")
-    baselines = [b for b in BASELINES if b in set(curves.baseline)]
-    _al2_legend(fig, baselines=baselines, drawn_as=drawn_as)
-    return fig
-
-
-def ablation_areas(frame: pd.DataFrame) -> Figure:
-    """Area under the ablation curve against epochs: Table 2 as a figure.
-
-    It shows mean and range over seeds.
-    """
-    require_one_cell(frame)
-    measured = with_regulariser(frame[frame.ablation_auc.notna()])
-    drawn_as = dashes_of(measured)
-    fig, ax = plt.subplots(figsize=(7, 3.4))
-    for (baseline, regulariser), runs in measured.groupby(["baseline", "regulariser"]):
-        dashes = drawn_as[regulariser]
-        _line(ax, runs, "ablation_auc", COLOURS[baseline], dashes, marker="o")
-    ax.set(xlabel="epoch", ylabel=AXES["ablation_auc"], ylim=(0, 100))
-    baselines = [b for b in BASELINES if b in set(measured.baseline)]
-    _al2_legend(fig, baselines=baselines, drawn_as=drawn_as)
-    return fig
-
-
-def canonical_correlations(
-    panels: Mapping[str, Mapping[bool, tuple[np.ndarray, np.ndarray]]],
-    references: Mapping[str, np.ndarray] | None = None,
-    title: str = "",
-) -> Figure:
-    """The whole sequence of canonical correlations of φ with its own start (AL2, Fig. 1).
-
-    There is a line an epoch, light to dark.
-
-    Left without AL2, right with it.
-
-    Args:
-        panels: by the name of a row, for False (without AL2) and True: epochs [points] and
-            coefficients [points, channels], descending, NaN behind the last, as `lib.store.arrays`
-            gives them. What is not there is an empty panel.
-        references: other sequences [channels] to compare with, by name: grey lines in each panel.
-        title: of the figure.
-
-    Raises:
-        ValueError: if there is no row, or a sequence does not belong to an epoch.
-    """
-    measured = [pair for row in panels.values() for pair in row.values()]
-    if not measured:
-        raise ValueError("there are no canonical correlations to draw; give one row at least")
-    for epochs, coefficients in measured:
-        if coefficients.ndim != 2 or len(epochs) != len(coefficients):
-            raise ValueError(
-                "coefficients are [points, channels], epochs [points], not of shapes "
-                f"{coefficients.shape} and {epochs.shape}"
-            )
-    shades = plt.Normalize(0, max(epochs.max() for epochs, _ in measured))
-    last = max(coefficients.shape[1] for _, coefficients in measured)
-    fig, axes = plt.subplots(
-        len(panels),
-        2,
-        figsize=(8.5, 2.5 * len(panels) + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for row, (name, by_al2) in enumerate(panels.items()):
-        for column, al2 in enumerate((False, True)):
-            ax = axes[row, column]
-            if al2 in by_al2:
-                epochs, coefficients = by_al2[al2]
-                points = np.broadcast_to(
-                    np.arange(1, coefficients.shape[1] + 1), coefficients.shape
-                )
-                lines = LineCollection(
-                    np.stack([points, coefficients], -1), cmap="crest", norm=shades, lw=0.9
-                )
-                lines.set_array(epochs)
-                ax.add_collection(lines)
-            for (label, sequence), dashes in zip((references or {}).items(), cycle(GREY_DASHES)):
-                ax.plot(
-                    np.arange(1, len(sequence) + 1),
-                    sequence,
-                    color="0.15",
-                    lw=1.4,
-                    ls=dashes,
-                    label=label,
-                    zorder=3,
-                )
-            ax.set(xlim=(0, last + 1), ylim=(0, 1.02))
-        axes[row, 0].set_ylabel(f"{name}\nρ with the start")
-    for ax, head in zip(axes[0], ("without AL2", "with AL2"), strict=True):
-        ax.set_title(head)
-    for ax in axes[-1]:
-        ax.set_xlabel("canonical direction")
-    fig.colorbar(
-        plt.cm.ScalarMappable(shades, "crest"),
-        ax=axes,
-        label="epoch",
-        ticks=MaxNLocator(integer=True),
-    )
-    if references:
-        fig.legend(
-            *axes[0, 0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=len(references),
-            frameon=False,
-        )
-    fig.suptitle(title)
     return fig
 
 

@@ -1,7 +1,4 @@
-"""How far apart curves of canonical correlations are.
-
-It is what notebook 12 draws and claim A6 is judged by.
-"""
+"""How far apart curves of canonical correlations are: what claim A6 is judged by."""
 
 from itertools import combinations, product
 
@@ -10,10 +7,8 @@ import pandas as pd
 from lib.study.tables import one_setting
 
 
-def dropouts(frame: pd.DataFrame) -> list[float]:
-    """Of runs that may stand beside each other, the largest first.
-
-    The paper's Figure 1 has dropout.
+def dropouts_of(frame: pd.DataFrame) -> list[float]:
+    """The dropouts of runs that may stand beside each other, the largest first.
 
     Raises:
         ValueError: if there is no run, or runs differ in something else than dropout, AL2, its
@@ -30,9 +25,7 @@ def dropouts(frame: pd.DataFrame) -> list[float]:
 
 
 def differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far apart two curves of mean CCA with the start are (claim A6).
-
-    They are of a network with and without AL2, or of two seeds.
+    """How far apart two curves of mean CCA with the start are: without and with AL2, or two seeds.
 
     Only seeds that were trained both without and with AL2 are compared.
 
@@ -46,13 +39,13 @@ def differences(frame: pd.DataFrame) -> pd.DataFrame:
         a row where nothing can be compared.
 
     Raises:
-        ValueError: as `dropouts`.
+        ValueError: as `dropouts_of`.
     """
     curves = frame.pivot_table(
         index="epoch", columns=["dropout", "al2", "seed"], values="mean_cca init"
     )
     found = {}
-    for dropout in dropouts(frame):
+    for dropout in dropouts_of(frame):
         network = f"dropout {dropout:g}"
         both = [
             s
