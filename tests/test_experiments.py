@@ -13,6 +13,8 @@ from lib.study.experiments import (
     combined,
     label_randomization,
     lenet_alexnet,
+    norm_scales,
+    options,
     penalty_readings,
     reading_of,
     relabelling,
@@ -137,43 +139,54 @@ SMALL = dict(epochs=80, speed=6.15, n_train=300)
 
 
 def test_options_are_the_default_networks_and_those_with_one_option_changed():
-    runs = sensitivity("mnist", seeds=(0, 4), totals=[0.1, 0.3], longer=2, **SMALL)
-    assert len({run.id for run in runs}) == len(runs) == 2 * (6 + 6 + 4 + 4)
-    default = runs[:12]
-    changed = [run for run in runs[12:] if run.seed == 4]
-    eight = [
-        run
-        for run in label_randomization("mnist", seeds=(0, 4), **SMALL)
-        if run.baseline != "weight_decay"
-    ]
-    assert [run.id for run in default] == [run.id for run in eight]
-    assert [(run.baseline, run.al2) for run in changed[:10]] == [
-        (name, al2)
-        for name in ("bare", "dropout", "batchnorm", "bare", "dropout")
-        for al2 in (False, True)
-    ]
-    assert [(run.baseline, run.al2) for run in changed[10:]] == [
-        ("batchnorm", True),
-        ("dropout", True),
-    ] * 2
-    beside = {(run.baseline, run.al2): run.to_dict() for run in default if run.seed == 4}
-    differs = [
-        {k: v for k, v in r.to_dict().items() if v != beside[r.baseline, r.al2][k]} for r in changed
-    ]
-    assert (
-        differs[:4] == [{"corruption_law": "exact"}] * 4
-        and differs[4:6] == [{"bn_gamma": "uniform"}] * 2
-    )
-    assert [set(own) for own in differs[6:10]] == [{"epochs"}, {"epochs", "speed"}] * 2
-    assert [set(own) for own in differs[10:]] == [{"speed"}] * 4
+    found = options("mnist", seeds=(0, 4), totals=[0.3, 0.1], longer=2, **SMALL)
+    changes = {
+        "exact law": ({"bare", "dropout"}, {False, True}, {"corruption_law"}),
+        "γ ~ U(0, 1)": ({"batchnorm"}, {False, True}, {"bn_gamma"}),
+        "Σλ × 0.1": ({"batchnorm", "dropout"}, {True}, {"speed"}),
+        "Σλ × 0.3": ({"batchnorm", "dropout"}, {True}, {"speed"}),
+        "epochs × 2": ({"bare", "dropout"}, {False, True}, {"epochs", "speed"}),
+    }
+    assert list(found) == ["default", *changes]
+    eight = label_randomization("mnist", seeds=(0, 4), **SMALL)
+    default = [run for run in eight if run.baseline != "weight_decay"]
+    assert [run.id for run in found["default"]] == [run.id for run in default]
+    beside = {(run.baseline, run.al2, run.seed): run.to_dict() for run in default}
+    for option, (baselines, al2, fields) in changes.items():
+        wanted = {(b, a, seed) for b in baselines for a in al2 for seed in (0, 4)}
+        assert {(r.baseline, r.al2, r.seed) for r in found[option]} == wanted
+        assert len(found[option]) == len(wanted)
+        for run in found[option]:
+            same = beside[run.baseline, run.al2, run.seed]
+            # a network without AL2 has no series that a speed could change
+            differing = {k for k, v in run.to_dict().items() if v != same[k]}
+            assert differing == fields - (set() if run.al2 else {"speed"})
+
+
+def test_sensitivity_is_the_default_then_the_options_seed_by_seed():
+    settings = {"seeds": (0, 4), "totals": [0.1], "longer": 2} | SMALL
+    runs = sensitivity("mnist", **settings)
+    found = options("mnist", **settings)
+    assert len({run.id for run in runs}) == len(runs) == 2 * (6 + 6 + 2 + 4)
+    assert {run.id for run in runs} == {run.id for own in found.values() for run in own}
+    assert runs[:12] == found["default"] and [run.seed for run in runs[12:]] == [0] * 12 + [4] * 12
+
+
+def test_norm_scales_are_batch_norm_s_runs_with_both_scales():
+    found = options("mnist", **SMALL)
+    tried = {run.id: run.bn_gamma for run in found["γ ~ U(0, 1)"]}
+    default = {run.id: "ones" for run in found["default"] if run.baseline == "batchnorm"}
+    assert {run.id: run.bn_gamma for run in norm_scales("mnist", **SMALL)} == default | tried
 
 
 def test_options_spend_the_stated_totals_and_a_longer_training_ends_at_the_same_weight():
-    runs = sensitivity("mnist", totals=[0.1, 0.3], longer=3, **SMALL)
+    found = options("mnist", totals=[0.1, 0.3], longer=3, **SMALL)
     default = schedule("al2", 80, 6.15)
-    weaker = [schedule("al2", 80, run.speed).sum() / default.sum() for run in runs[-4:]]
-    assert weaker == pytest.approx([0.1, 0.1, 0.3, 0.3], rel=1e-4)
-    (slow,) = {run.speed for run in runs if run.epochs == 240 and run.al2}
+    for total in (0.1, 0.3):
+        for run in found[f"Σλ × {total}"]:
+            spent = schedule("al2", 80, run.speed).sum() / default.sum()
+            assert spent == pytest.approx(total, rel=1e-4)
+    (slow,) = {run.speed for run in found["epochs × 3"] if run.al2}
     assert schedule("al2", 240, slow)[-1] == pytest.approx(default[-1], rel=1e-4)
 
 

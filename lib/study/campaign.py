@@ -71,11 +71,12 @@ class Entry:
 
     def runs(self) -> list[Run]:
         """The runs that the entry states."""
-        if not self.experiment:
-            return []
+        return EXPERIMENTS[self.experiment](**self.arguments()) if self.experiment else []
+
+    def arguments(self) -> dict[str, Any]:
+        """What its experiment is called with."""
         values = notebook_parameters(self.notebooks[0]) | self.parameters
-        arguments = {name: v for name, v in values.items() if name not in NOT_OF_THE_RUNS}
-        return EXPERIMENTS[self.experiment](**arguments)
+        return {name: v for name, v in values.items() if name not in NOT_OF_THE_RUNS}
 
     def is_done(self) -> bool:
         """Whether its runs are finished; those that can never be trained

@@ -147,7 +147,7 @@ def schedules(
     return [Run.from_dict(shared | {"seed": seed} | own) for seed in seeds for own in varied]
 
 
-def sensitivity(
+def options(
     dataset: str,
     *,
     seeds: Sequence[int] = (0,),
@@ -159,13 +159,13 @@ def sensitivity(
     speed: float = 1.0,
     dropout: float = 0.5,
     **settings: Any,
-) -> list[Run]:
-    """Baselines without and with AL2, and again with one option changed.
+) -> dict[str, list[Run]]:
+    """Baselines without and with AL2, and again with one option changed, by the option.
 
-    They are those of `label_randomization`; an option is tried where it concerns them.
-
-    Law `exact` and longer training: bare, dropout. γ from U(0, 1): batch norm. Another Σ λ_e, with
-    AL2: batch norm, dropout.
+    `default` are those of `label_randomization`; an option is tried where it concerns them:
+    `exact law` and longer training, `epochs × 2`: bare, dropout. `γ ~ U(0, 1)`: batch norm. Another
+    Σ λ_e, `Σλ × 0.3`, with AL2: batch norm, dropout. Where it concerns none of the baselines it has
+    no runs.
 
     Args:
         dataset: where to train.
@@ -193,30 +193,39 @@ def sensitivity(
             "whole number ≥ 2"
         )
     settings |= {"dataset": dataset, "epochs": epochs, "speed": speed}
-    eight = label_randomization(
-        **settings, seeds=seeds, dropout=dropout, dropout_epochs=dropout_epochs
-    )
     norm = {"batch_norm": True}
     drop = {"dropout": dropout}
     exact = {"corruption_law": "exact"}
-    tried = [exact, drop | exact, norm | {"bn_gamma": "uniform"}]
+    without_and_with = [{"al2": False}, {"al2": True}]
+    tried = {
+        "exact law": list(product([exact, drop | exact], without_and_with)),
+        "γ ~ U(0, 1)": list(product([norm | {"bn_gamma": "uniform"}], without_and_with)),
+    }
+    whole = schedule("al2", epochs, speed).sum()
+    for total in sorted(totals):
+        series = {"al2": True} | schedule_of_total("al2", epochs, total * whole, speed)
+        tried[f"Σλ × {total:g}"] = list(product([norm, drop], [series]))
     if longer:
         # the speed is rounded, as it is stated
         slow = {
             "epochs": longer * epochs,
             "speed": float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}"),
         }
-        tried += [slow, drop | slow]
-    tried = [network | {"al2": al2} for network in tried for al2 in (False, True)]
-    series = [
-        schedule_of_total("al2", epochs, total * schedule("al2", epochs, speed).sum(), speed)
-        for total in totals
-    ]
-    tried += [network | {"al2": True} | own for own in series for network in (norm, drop)]
-    runs = eight + [
-        Run.from_dict(settings | {"seed": seed} | network) for seed in seeds for network in tried
-    ]
-    return [run for run in runs if run.baseline in baselines]
+        tried[f"epochs × {longer}"] = list(product([slow, drop | slow], without_and_with))
+    lengths = {"dropout": dropout, "dropout_epochs": dropout_epochs}
+    runs = {"default": label_randomization(**settings, seeds=seeds, **lengths)}
+    for name, networks in tried.items():
+        stated = (
+            settings | {"seed": seed} | network | own for seed in seeds for network, own in networks
+        )
+        runs[name] = [Run.from_dict(fields) for fields in stated]
+    return {name: [run for run in own if run.baseline in baselines] for name, own in runs.items()}
+
+
+def sensitivity(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
+    """The runs of `options`: those of `default`, then the others, seed by seed."""
+    default, *tried = options(dataset, seeds=seeds, **settings).values()
+    return default + [run for seed in seeds for own in tried for run in own if run.seed == seed]
 
 
 def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
