@@ -13,10 +13,9 @@ from test_report import assembled
 
 from lib import measures, trainer
 from lib.run import Run
-from lib.study import claims, report, tables
+from lib.study import claims, drawing, report, tables
 from lib.study.experiments import combined as study
 from lib.study.figures import combined as figures_combined
-from lib.study.figures import sparsity as figures_sparsity
 from lib.study.tables import combined
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
@@ -289,7 +288,7 @@ def dots(ax):
 
 
 def test_colours_and_dashes_are_those_of_the_other_figures():
-    colours = figures_sparsity.COLOURS
+    colours = drawing.NETWORK_COLOURS
     assert [figures_combined.COLOURS[m] for m in combined.METHODS] == [
         *[colours["vanillaNet"]] * 2,
         *[colours["sr2Net"]] * 2,

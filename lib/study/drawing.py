@@ -168,21 +168,22 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
 
     Args:
         runs: as `lib.study.tables.sparsity_runs` gives them.
+
+    Raises:
+        ValueError: for no runs.
     """
-    runs = runs[runs.test_cross_entropy.notna()].sort_values(["id", "epoch"])
-    smooth = runs.groupby(["profile", "id"]).test_cross_entropy.transform(measures.smoothed)
-    runs = runs.assign(smooth=smooth)
+    runs = runs.sort_values("epoch", kind="stable").reset_index(drop=True)
+    measured = runs[runs.test_cross_entropy.notna()].groupby(["profile", "id"])
+    runs = runs.assign(smooth=measured.test_cross_entropy.transform(measures.smoothed))
     panels = list(runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False))
     fig, axes = grid(len(panels), 3.6, 3.0)
     marked = False
     for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
-        plots.curves(panel, "smooth", ax, hue="network", palette=NETWORK_COLOURS)
-        for (network, _), own in panel.groupby(["network", "id"]):
-            moment = measures.overfitting_onset(own.test_cross_entropy)
-            if moment is not None:
-                height = own.smooth[own.epoch == moment]
-                ax.plot(moment, height, "o", color=NETWORK_COLOURS[network], ms=6, mec="white")
-                marked = True
+        plots.curves(panel, "smooth", ax, hue="variant", palette=NETWORK_COLOURS)
+        for name, run, moment in _moments(panel):
+            height = panel.smooth[(panel.id == run) & (panel.epoch == moment)]
+            ax.plot(moment, height, "o", color=NETWORK_COLOURS[name], ms=6, mec="white")
+            marked = True
         ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{profile}, {seeds(panel)}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -199,18 +200,17 @@ def entropies(runs: pd.DataFrame) -> Figure:
     Args:
         runs: one profile, data set, size and optimiser, as `lib.study.tables.sparsity_runs` gives
             them.
+
+    Raises:
+        ValueError: if no run measured it.
     """
     layers = layers_measured(runs, "entropy")
     fig, axes = grid(len(layers), 3.0, 2.7)
-    moments = []
-    for (network, _), own in runs.groupby(["network", "id"], sort=False):
-        losses = own.sort_values("epoch").test_cross_entropy.dropna()
-        if (moment := measures.overfitting_onset(losses)) is not None:
-            moments.append((network, moment))
+    moments = _moments(runs)
     for ax, layer in zip(axes, layers, strict=True):
-        plots.curves(runs, f"entropy {layer}", ax, hue="network", palette=NETWORK_COLOURS)
-        for network, moment in moments:
-            ax.axvline(moment, color=NETWORK_COLOURS[network], lw=1.2, ls="--")
+        plots.curves(runs, f"entropy {layer}", ax, hue="variant", palette=NETWORK_COLOURS)
+        for name, _, moment in moments:
+            ax.axvline(moment, color=NETWORK_COLOURS[name], lw=1.2, ls="--")
         ax.set_title(layer)
         if size := runs["size"].iloc[0]:  # a ConvNet
             highest = math.log(models.convnet_filters(size)[layer])
@@ -221,6 +221,19 @@ def entropies(runs: pd.DataFrame) -> Figure:
     cell_title(fig, runs)
     network_legend(fig, runs, "moment of overfitting, each seed" if moments else "", vertical=True)
     return fig
+
+
+def _moments(runs: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """Variant, id and moment of overfitting (epoch) of each run that has one.
+
+    A run that diverged has none, as in `lib.study.tables.overfitting`.
+    """
+    found = []
+    for (name, run), own in runs[runs.diverged.isna()].groupby(["variant", "id"], sort=False):
+        moment = measures.overfitting_onset(own.sort_values("epoch").test_cross_entropy.dropna())
+        if moment is not None:
+            found.append((name, run, moment))
+    return found
 
 
 def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
@@ -326,17 +339,14 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
 
 
 def cell_title(fig: Figure, runs: pd.DataFrame) -> None:
+    """Above a figure of one profile, data set, size and optimiser: these, and how many seeds."""
     first = runs.iloc[0]
     name = panel_name(first.dataset, first["size"], first.optimizer)
     fig.suptitle(f"{name}, profile {first.profile}, {seeds(runs)}", fontsize="medium")
 
 
-def _by_network(runs: pd.DataFrame):
-    present = set(runs.network)
-    return [(name, runs[runs.network == name]) for name in NETWORK_COLOURS if name in present]
-
-
 def panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
+    """What a panel shows, in words; without size and optimiser where these are empty."""
     words = [dataset]
     if size:
         words.append(f"size {size}")
@@ -346,11 +356,17 @@ def panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
 
 
 def seeds(runs: pd.DataFrame) -> str:
-    n = runs.groupby("network").seed.nunique().min()
+    """How many seeds the network with the fewest has, in words."""
+    n = runs.groupby("variant").seed.nunique().min()
     return f"{n} seeds: mean and range" if n > 1 else "one seed"
 
 
 def grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axes]]:
+    """A figure of so many panels, at most three in a row; width and height of each in inches.
+
+    Raises:
+        ValueError: for no panel.
+    """
     if not panels:
         raise ValueError("there is nothing to draw: no run measured it")
     columns = min(3, panels)
@@ -364,10 +380,16 @@ def grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axe
 
 
 def network_legend(fig: Figure, runs: pd.DataFrame, mark: str = "", vertical: bool = False) -> None:
-    handles = [
-        plt.Line2D([], [], color=NETWORK_COLOURS[name], label=name, lw=2)
-        for name, _ in _by_network(runs)
-    ]
+    """The legend below a figure: a colour a network, LeNet and AlexNet with SparsityReg apart.
+
+    Args:
+        fig: of the runs.
+        runs: as `lib.study.tables.sparsity_runs` gives them.
+        mark: what a dot means, or, with `vertical`, a dashed line; empty: there is none.
+    """
+    present = set(runs.variant)
+    drawn = [name for name in NETWORK_COLOURS if name in present]
+    handles = [plt.Line2D([], [], color=NETWORK_COLOURS[name], label=name, lw=2) for name in drawn]
     if mark:
         style = {"ls": "--", "lw": 1.2} if vertical else {"ls": "", "marker": "o"}
         handles.append(plt.Line2D([], [], color="0.3", label=mark, **style))

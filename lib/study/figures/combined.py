@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lib import measures
 from lib.data import noise_floor
-from lib.study.figures import sparsity as figures_sparsity
+from lib.study import drawing
 from lib.study.tables.combined import (
     CONTROL,
     FALLEN,
@@ -24,7 +24,7 @@ from lib.study.tables.combined import (
     of_runs,
 )
 
-PLAIN, REGULARISED = (figures_sparsity.COLOURS[name] for name in ("vanillaNet", "sr2Net"))
+PLAIN, REGULARISED = (drawing.NETWORK_COLOURS[name] for name in ("vanillaNet", "sr2Net"))
 COLOURS = dict(zip(METHODS, (PLAIN, PLAIN, REGULARISED, REGULARISED), strict=True)) | {
     CONTROL: "0.35"
 }
