@@ -1,11 +1,13 @@
 """The papers' experiments as lists of runs."""
 
+import pandas as pd
 import pytest
+from made import stored
 
 from lib import measures, trainer
 from lib.run import SCREENING_SEED, Run
 from lib.schedules import SCHEDULES, schedule
-from lib.study import campaign
+from lib.study import campaign, tables
 from lib.study.experiments import (
     READINGS,
     REGULARISED,
@@ -534,9 +536,7 @@ def test_without_seeds_there_is_neither_a_table_s_run_nor_a_strength():
 
 
 def test_the_paper_profile_states_both_readings_of_sparsity_reg_and_one_strength_between():
-    (entry,) = [
-        entry for entry in campaign.plan("paper") if entry.notebook == "23_penalty_readings"
-    ]
+    (entry,) = campaign.plan("paper", "penalty_readings")
     runs = entry.runs()
     assert len({run.id for run in runs}) == len(runs) == 13 + 4 + 3 * 7 + 2
     assert {run.sparsity_weight for run in runs} == {0.001, 0.008}
@@ -634,22 +634,12 @@ def test_sparsity_reg_acts_on_the_same_kinds_of_layers_in_both_networks():
     )
 
 
-def test_the_networks_that_notebook_21_trains_too_are_its_runs():
-    """In every profile: so they are trained once, and the paper's tables hold no cell that its own
-    notebook does not state.
-    """
-    for profile in ("quick", "lite", "paper"):
-        entries = campaign.plan(profile)
-        stated = {
-            run.id
-            for entry in entries
-            if entry.notebook == "21_sparsity_networks"
-            for run in entry.runs()
-        }
-        for run in (
-            run for entry in entries if entry.notebook == "30_across" for run in entry.runs()
-        ):
-            assert (run.id in stated) == (run.network != "al2_cnn" and not run.al2)
+@pytest.mark.parametrize("profile", ["quick", "lite", "paper"])
+def test_the_networks_that_sparsity_networks_trains_too_are_its_runs(profile):
+    """So they are trained once, and the paper's tables hold no cell that it does not state."""
+    stated = {run.id for e in campaign.plan(profile, "sparsity_networks") for run in e.runs()}
+    for run in (run for e in campaign.plan(profile, "combined") for run in e.runs()):
+        assert (run.id in stated) == (run.network != "al2_cnn" and not run.al2)
 
 
 def test_penalised_networks_train_as_long_as_is_read_whatever_the_length_of_the_others():
@@ -699,3 +689,9 @@ def test_settings_reach_their_own_test():
 def test_what_would_make_two_of_the_four_one_or_is_unknown_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         combined("mnist", clean_dataset="digits", **settings)
+
+
+def test_of_both_penalties_runs_the_papers_tables_read_vanillanet_and_sr2net_alone():
+    runs = combined("mnist", clean_dataset="digits", **SHORT)
+    frame = pd.concat([stored(run, test_accuracy=50.0) for run in runs], ignore_index=True)
+    assert set(tables.sparsity_runs(frame).variant) == {"vanillaNet", "sr2Net"}
