@@ -3,7 +3,6 @@
 from dataclasses import replace
 from hashlib import sha256
 
-import numpy as np
 import pytest
 import torch
 
@@ -28,41 +27,30 @@ def test_training_validation_measuring_and_test_images_are_disjoint_and_as_many_
     assert [len(split) for split in splits] == [60, 30, 40, 359]
     assert len(set.union(*(keys(split.images) for split in splits))) == 60 + 30 + 40 + 359
     assert found.shape == (1, 16, 10) and found.num_classes == 10
-    for split in splits:
-        assert (
-            split.images.dtype == torch.float32
-            and split.images.min() >= 0
-            and split.images.max() <= 1
-        )
-        assert split.images.is_contiguous(memory_format=torch.channels_last)
+    for images in (split.images for split in splits):
+        assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    # the first test images hold every class
+    counts = found.test.labels[:50].bincount(minlength=10)
+    assert counts.min() >= 4 and counts.max() <= 6
 
 
 def test_labels_to_train_and_validate_on_are_corrupted_and_those_to_measure_and_test_on_are_not():
     dataset, found = data.load("digits", size=16, normalize="unit"), bundle.prepare(RUN)
     train, validation, measure = data.subset(dataset.train, 60, 30, 40)
-    assert torch.equal(found.train.images, train.images) and torch.equal(
-        found.measure.images, measure.images
-    )
-    for split, given, purpose in (
-        (train, found.train, "corruption"),
-        (validation, found.validation, "validation corruption"),
-    ):
-        labels, changed = data.corrupt_labels(
-            split.labels, 0.5, 10, generator=generator(0, purpose)
-        )
+    assert torch.equal(found.train.images, train.images)
+    assert torch.equal(found.measure.images, measure.images)
+    corrupted = [(train, found.train, "corruption")]
+    corrupted += [(validation, found.validation, "validation corruption")]
+    for split, given, purpose in corrupted:
+        source = generator(0, purpose)
+        labels, changed = data.corrupt_labels(split.labels, 0.5, 10, generator=source)
         assert torch.equal(given.labels, labels) and changed.any()
     assert torch.equal(found.true_labels, train.labels)
     assert torch.equal(found.measure.labels, measure.labels)
     assert sorted(found.test.labels.tolist()) == sorted(dataset.test.labels.tolist())
-    assert found.hashes == {
-        "data": dataset.sha256,
-        "labels": sha256(found.train.labels.numpy().tobytes()).hexdigest(),
-    }
-
-
-def test_the_first_test_images_hold_every_class():
-    counts = np.bincount(bundle.prepare(RUN).test.labels[:50].numpy(), minlength=10)
-    assert counts.min() >= 4 and counts.max() <= 6
+    labels = sha256(found.train.labels.numpy().tobytes()).hexdigest()
+    assert found.hashes == {"data": dataset.sha256, "labels": labels}
 
 
 def test_nothing_held_out_is_nothing_lost():
@@ -71,21 +59,11 @@ def test_nothing_held_out_is_nothing_lost():
 
 
 def test_images_held_out_to_measure_on_do_not_depend_on_the_training_or_its_seed():
-    first = bundle.prepare(RUN).measure.images
-    for change in (
-        {"n_train": None},
-        {"n_validation": 0},
-        {"seed": 5},
-        {"network": "al2_cnn"},
-        {"corruption": 0.0},
-    ):
+    state, first = torch.get_rng_state(), bundle.prepare(RUN).measure.images
+    changes = [{"n_train": None}, {"n_validation": 0}, {"seed": 5}, {"network": "al2_cnn"}]
+    for change in [*changes, {"corruption": 0.0}]:
         assert torch.equal(bundle.prepare(replace(RUN, **change)).measure.images, first)
-
-
-def test_preparing_leaves_the_global_generator_alone():
-    state = torch.get_rng_state()
-    bundle.prepare(RUN)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
 
 
 # ---- what is refused
@@ -115,13 +93,11 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=["-".join(change) for change, _ in BAD])
 def test_a_run_that_its_data_or_network_cannot_serve_is_refused(change, message):
+    run = replace(RUN, **change)
     with pytest.raises(ValueError, match=message):
-        bundle.prepare(replace(RUN, **change))
-
-
-@pytest.mark.parametrize(("change", "message"), BAD, ids=["-".join(change) for change, _ in BAD])
-def test_what_makes_a_run_fail_is_part_of_the_key_of_runs_that_fail_together(change, message):
-    assert bundle.check_key(replace(RUN, **change)) != bundle.check_key(RUN)
+        bundle.prepare(run)
+    # what makes a run fail is part of the key of runs that fail together
+    assert bundle.check_key(run) != bundle.check_key(RUN)
 
 
 def test_images_that_are_not_square_are_refused(monkeypatch):
@@ -135,13 +111,13 @@ def test_images_that_are_not_square_are_refused(monkeypatch):
 @pytest.mark.parametrize("network", ["convnet_xxl", "alexnet"])
 def test_large_networks_are_checked_without_their_weights(network, monkeypatch):
     """A check must not cost what the network costs."""
-    built = []
-    plain = models.architecture
-    monkeypatch.setattr(
-        models,
-        "architecture",
-        lambda *args, **more: (built.append(plain(*args, **more)), built[-1])[1],
-    )
+    built, plain = [], models.architecture
+
+    def building(*args, **more):
+        built.append(plain(*args, **more))
+        return built[-1]
+
+    monkeypatch.setattr(models, "architecture", building)
     bundle.prepare(replace(RUN, network=network))
     assert built and all(p.device.type == "meta" for p in built[0].parameters())
 
@@ -151,35 +127,12 @@ def test_large_networks_are_checked_without_their_weights(network, monkeypatch):
 
 def test_runs_with_one_data_key_have_one_and_the_same_data():
     """Every field of a run either changes its key or leaves its images and labels as they are."""
-    other = dict(
-        image_size=20,
-        normalize="al2",
-        n_train=50,
-        n_validation=20,
-        n_measure=30,
-        corruption=0.25,
-        seed=1,
-    )
-    other |= dict(
-        corruption_law="exact",
-        network="al2_cnn",
-        batch_norm=True,
-        dropout=0.5,
-        al2=True,
-        optimizer="adam",
-    )
-    other |= dict(
-        learning_rate=0.1, momentum=0.1, weight_decay=0.1, batch_size=10, epochs=3, padding="valid"
-    )
-    other |= dict(
-        sparsity=("conv1",),
-        decorrelation=("conv1",),
-        test_images=9,
-        entropy=True,
-        heat_maps=3,
-        keep_weights=True,
-    )
-    other |= dict(relabelled_by="0123456789", predictions=True)
+    other = dict(image_size=20, normalize="al2", n_train=50, n_validation=20, n_measure=30, seed=1)
+    other |= dict(corruption=0.25, corruption_law="exact", network="al2_cnn", batch_norm=True)
+    other |= dict(dropout=0.5, al2=True, optimizer="adam", learning_rate=0.1, momentum=0.1)
+    other |= dict(weight_decay=0.1, batch_size=10, epochs=3, padding="valid", test_images=9)
+    other |= dict(sparsity=("conv1",), decorrelation=("conv1",), entropy=True, heat_maps=3)
+    other |= dict(keep_weights=True, relabelled_by="0123456789", predictions=True)
 
     def contents(run: Run) -> list[torch.Tensor]:
         found = bundle.prepare(run)
@@ -196,17 +149,10 @@ def test_runs_with_one_data_key_have_one_and_the_same_data():
 
 
 def test_the_six_networks_share_their_data():
-    runs = sparsity_networks("digits", n_measure=40)
-    assert len({bundle.data_key(run) for run in runs}) == 1
-    assert (
-        len(
-            {
-                bundle.data_key(run)
-                for run in sparsity_networks("digits", n_measure=40, corruption=0.5, seeds=(0, 1))
-            }
-        )
-        == 2
-    )
+    for seeds, corruption in (((0,), 0.0), ((0, 1), 0.5)):
+        settings = dict(n_measure=40, corruption=corruption, seeds=seeds)
+        runs = sparsity_networks("digits", **settings)
+        assert len({bundle.data_key(run) for run in runs}) == len(seeds)
 
 
 # ---- penalties
@@ -218,12 +164,9 @@ def step_of(run, model):
 
 
 def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
-    run = replace(
-        RUN, sparsity=("conv2", "fc1"), sparsity_weight=0.3, decorrelation=("conv1", "conv3")
-    )
-    run = replace(
-        run, decorrelation_weight=0.7, decorrelation_pairs="square", decorrelation_reduce="mean"
-    )
+    run = replace(RUN, sparsity=("conv2", "fc1"), sparsity_weight=0.3)
+    how = dict(decorrelation_weight=0.7, decorrelation_pairs="square")
+    run = replace(run, decorrelation=("conv1", "conv3"), decorrelation_reduce="mean", **how)
     model = trainer.build_network(run, 1, 16, 10)
     step = step_of(run, model)
     sparsity, decorrelation = [penalty for _, penalty in step.penalties]
@@ -233,20 +176,16 @@ def test_a_run_s_penalties_act_on_its_layers_with_its_weights():
             lambda m, i, out, name=name: seen.update({name: out.detach()})
         )
     model(x)
-    h = sum(
-        torch.distributions.Categorical(logits=seen[name].movedim(1, -1)).entropy().sum()
-        for name in ("conv2", "fc1")
-    )
-    assert sparsity.penalty().item() == pytest.approx(-0.3 * h.item() / 5, rel=1e-5)
-    c = [
-        torch.corrcoef(model.get_submodule(name).weight.flatten(1)).detach()
-        for name in ("conv1", "conv3")
-    ]
-    expected = sum(m[tuple(torch.tril_indices(len(m), len(m), -1))].square().mean() for m in c)
-    assert decorrelation.penalty().item() == pytest.approx(0.7 * expected.item(), rel=1e-4)
-    assert step.activation_l2.penalty().item() == pytest.approx(
-        seen["features"].square().mean().item(), rel=1e-6
-    )
+    outputs = [torch.distributions.Categorical(logits=seen[n].movedim(1, -1)) for n in run.sparsity]
+    h = sum(output.entropy().sum().item() for output in outputs)
+    assert sparsity.penalty().item() == pytest.approx(-0.3 * h / 5, rel=1e-5)
+    filters = [model.get_submodule(name).weight.detach().flatten(1) for name in run.decorrelation]
+    c = [torch.corrcoef(rows) for rows in filters]
+    c = [m[tuple(torch.tril_indices(len(m), len(m), -1))] for m in c]
+    expected = sum(pairs.square().mean().item() for pairs in c)
+    assert decorrelation.penalty().item() == pytest.approx(0.7 * expected, rel=1e-4)
+    l2 = seen["features"].square().mean().item()
+    assert step.activation_l2.penalty().item() == pytest.approx(l2, rel=1e-6)
 
 
 @pytest.mark.parametrize("centre", losses.CENTRES)

@@ -25,17 +25,8 @@ from lib.run import Run
 from lib.study import campaign
 from lib.trainer import TrainStep
 
-SHORT = Run(
-    dataset="digits",
-    image_size=16,
-    n_train=100,
-    n_validation=20,
-    test_images=40,
-    epochs=5,
-    learning_rate=0.1,
-    batch_size=32,
-)
-SHORT = replace(SHORT, keep_weights=True)
+SHORT = dict(image_size=16, n_train=100, n_validation=20, test_images=40, epochs=5)
+SHORT = Run("digits", **SHORT, learning_rate=0.1, batch_size=32, keep_weights=True)
 # all that has a state, long enough to be killed many times
 LONG = replace(SHORT, epochs=240, al2=True, batch_norm=True, dropout=0.3, momentum=0.9)
 DEADLINE = 180  # seconds for a state to be reached; a failure, not a measurement
@@ -167,45 +158,52 @@ def test_a_run_stopped_by_an_error_goes_on_where_it_was(
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 
-@pytest.mark.parametrize("left", ["nothing", "part of config.json"])
-def test_a_run_killed_while_its_folder_was_made_is_trained(left, monkeypatch, in_one_go):
+@pytest.mark.parametrize("left", [None, ".config.json.1.2.part"])
+def test_a_run_killed_while_its_folder_was_made_is_trained(left, in_one_go):
     folder_of(SHORT).mkdir(parents=True)
-    if left != "nothing":
-        (folder_of(SHORT) / ".config.json.1.2.part").write_text('{"id":')
+    if left:
+        (folder_of(SHORT) / left).write_text('{"id":')
     store.ensure([SHORT])
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 
-def test_a_run_killed_while_its_results_were_written_is_trained(monkeypatch, in_one_go):
+def test_a_run_killed_while_its_results_were_written_is_trained_and_nothing_is_left_over(
+    monkeypatch, in_one_go
+):
     with stopped_at(4, monkeypatch):
         store.ensure([SHORT])
-    (folder_of(SHORT) / "measures.npz").write_bytes(b"half of it")
+    for name in ("measures.npz", ".checkpoint.pt.1.2.part"):
+        (folder_of(SHORT) / name).write_bytes(b"half of it")
     (folder_of(SHORT) / "env.json").write_text("{}")
     store.ensure([SHORT])
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
-
-
-def test_a_finished_folder_holds_nothing_that_a_killed_writer_left(monkeypatch):
-    with stopped_at(4, monkeypatch):
-        store.ensure([SHORT])
-    (folder_of(SHORT) / ".checkpoint.pt.1.2.part").write_bytes(b"half of it")
-    store.ensure([SHORT])
     wanted = {"config.json", "env.json", "measures.npz", "metrics.csv", "weights.pt"}
     assert {f.name for f in folder_of(SHORT).iterdir()} == wanted
 
 
-def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch):
+@pytest.fixture
+def no_training(monkeypatch):
+    """Training anything in this block, or from its call on, fails the test."""
+
+    @contextlib.contextmanager
+    def forbidden():
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
+            yield
+
+    return forbidden
+
+
+def test_a_run_killed_between_its_last_two_steps_is_finished(monkeypatch, no_training):
     """metrics.csv is in place, the checkpoint still there."""
     with stopped_at(4, monkeypatch):
         store.ensure([SHORT])
     checkpoint = (folder_of(SHORT) / "checkpoint.pt").read_bytes()
     store.ensure([SHORT])
     (folder_of(SHORT) / "checkpoint.pt").write_bytes(checkpoint)
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    with no_training():
         store.ensure([SHORT])
-    more = replace(SHORT, ablations=("shared/test",))
-    store.ensure([more])
+    store.ensure([replace(SHORT, ablations=("shared/test",))])
     assert "ablation_auc shared/test" in store.load([SHORT])
 
 
@@ -216,76 +214,72 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def without_the_last_row(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def of_another_run(path):
+    run_dir._write_config(path.parent, replace(SHORT, seed=5))
+
+
+def holding(content):
+    return lambda path: path.write_bytes(content)
+
+
 DAMAGE = {
-    "metrics.csv truncated": lambda folder: truncate(folder / "metrics.csv"),
-    "metrics.csv empty": lambda folder: (folder / "metrics.csv").write_text(""),
-    "metrics.csv without its last row": lambda folder: (folder / "metrics.csv").write_text(
-        "".join((folder / "metrics.csv").read_text().splitlines(keepends=True)[:-1])
-    ),
-    "metrics.csv no table": lambda folder: (folder / "metrics.csv").write_bytes(bytes(range(256))),
-    "config.json garbage": lambda folder: (folder / "config.json").write_text("{garbage"),
-    "config.json binary": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
-    "config.json a list": lambda folder: (folder / "config.json").write_text("[]"),
-    "config.json a number": lambda folder: (folder / "config.json").write_text(
-        '{"id": 1, "run": 3, "measures": 4}'
-    ),
-    "config.json missing": lambda folder: (folder / "config.json").unlink(),
-    "config.json of another run": lambda folder: run_dir._write_config(
-        folder, replace(SHORT, seed=5)
-    ),
-    "measures.npz truncated": lambda folder: truncate(folder / "measures.npz"),
-    "measures.npz missing": lambda folder: (folder / "measures.npz").unlink(),
-    "status.json garbage": lambda folder: (folder / "status.json").write_text("?"),
+    "metrics.csv truncated": truncate,
+    "metrics.csv empty": holding(b""),
+    "metrics.csv without its last row": without_the_last_row,
+    "metrics.csv no table": holding(bytes(range(256))),
+    "config.json garbage": holding(b"{garbage"),
+    "config.json binary": holding(b"\xff\xfe\x00"),
+    "config.json a list": holding(b"[]"),
+    "config.json a number": holding(b'{"id": 1, "run": 3, "measures": 4}'),
+    "config.json missing": Path.unlink,
+    "config.json of another run": of_another_run,
+    "measures.npz truncated": truncate,
+    "measures.npz missing": Path.unlink,
+    "status.json garbage": holding(b"?"),
 }
 
 
-@pytest.fixture
-def finished(in_one_go):
-    """A finished run's folder, to copy."""
-    return folder_of(SHORT, in_one_go(SHORT))
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_finished_run_is_named_before_anything_trains(damage, finished, monkeypatch):
-    shutil.copytree(finished, folder_of(SHORT))
-    damage(folder_of(SHORT))
-    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(run_dir.RecordError, match=SHORT.name):
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_finished_run_is_named_before_anything_trains_and_when_it_is_loaded(
+    name, in_one_go, no_training
+):
+    shutil.copytree(folder_of(SHORT, in_one_go(SHORT)), folder_of(SHORT))
+    DAMAGE[name](folder_of(SHORT) / name.split()[0])
+    with no_training(), pytest.raises(run_dir.RecordError, match=SHORT.name):
         store.ensure([replace(SHORT, seed=1), SHORT])
+    if "npz" not in name:
+        with pytest.raises(run_dir.RecordError, match=SHORT.name):
+            store.load([SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises
     assert store.find(SHORT) is None
 
 
-@pytest.mark.parametrize("damage", [d for name, d in DAMAGE.items() if "npz" not in name])
-def test_a_damaged_finished_run_is_named_when_it_is_loaded(damage, finished):
-    shutil.copytree(finished, folder_of(SHORT))
-    damage(folder_of(SHORT))
-    with pytest.raises(run_dir.RecordError, match=SHORT.name):
-        store.load([SHORT])
+def saving(change):
+    """Damage that replaces a checkpoint by what `change` makes of its state."""
+    return lambda path: torch.save(change(torch.load(path, weights_only=True)), path)
 
 
-@pytest.mark.parametrize(
-    "damage", ["truncated", "empty", "text", "a tensor", "no weights", "of another run"]
-)
-def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatch):
+CHECKPOINTS = {
+    "truncated": truncate,
+    "empty": holding(b""),
+    "text": holding(b"not a checkpoint"),
+    "a tensor": saving(lambda state: torch.zeros(3)),
+    "no weights": saving(lambda state: {k: v for k, v in state.items() if k != "model"}),
+    "of another run": saving(lambda state: state | {"id": "0123456789"}),
+}
+
+
+@pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatch, no_training):
     with stopped_at(4, monkeypatch):
         store.ensure([SHORT])
-    path = folder_of(SHORT) / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    if damage == "truncated":
-        truncate(path)
-    elif damage in ("empty", "text"):
-        path.write_text("" if damage == "empty" else "not a checkpoint")
-    elif damage == "a tensor":
-        torch.save(torch.zeros(3), path)
-    elif damage == "no weights":
-        torch.save({k: v for k, v in state.items() if k != "model"}, path)
-    else:
-        torch.save(state | {"id": "0123456789"}, path)
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
-        with pytest.raises(run_dir.RecordError, match=r"checkpoint\.pt"):
-            store.ensure([replace(SHORT, seed=1), SHORT])
+    damage(folder_of(SHORT) / "checkpoint.pt")
+    with no_training(), pytest.raises(run_dir.RecordError, match=r"checkpoint\.pt"):
+        store.ensure([replace(SHORT, seed=1), SHORT])
     shutil.rmtree(folder_of(SHORT))  # what the message advises
     store.ensure([SHORT])
 
@@ -307,22 +301,28 @@ def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_none(monkeypatch):
 # ---- disks
 
 
-def test_results_that_cannot_be_written_are_said_before_anything_trains(monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+def failing(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_trains(
+    monkeypatch, tmp_path, no_training
+):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="RESULTS_DIR"):
-        store.ensure([SHORT])
-    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "results"))
-
-    def read_only(*args, **more):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
-    with pytest.raises(OSError, match="RESULTS_DIR") as caught:
-        store.ensure([SHORT])
+    results = paths.results_dir()
+    with no_training():
+        monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "file"))
+        with pytest.raises(OSError, match="RESULTS_DIR"):
+            store.ensure([SHORT])
+        monkeypatch.setenv("RESULTS_DIR", str(results))
+        monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.EROFS))  # read-only
+        with pytest.raises(OSError, match="RESULTS_DIR") as caught:
+            store.ensure([SHORT])
     assert caught.value.errno == errno.EROFS
-    assert not list(paths.results_dir().glob("*/*/*"))
+    assert not list(results.glob("*/*/*"))
 
 
 def full_disk(name, after=0):
@@ -334,16 +334,16 @@ def full_disk(name, after=0):
         if Path(target).name == name:
             seen.append(1)
             if len(seen) > after:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                failing(errno.ENOSPC)()
         return move(source, target)
 
     return replacing
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"],
-)
+FILES = ["config.json", "checkpoint.pt", "env.json", "measures.npz", "weights.pt", "metrics.csv"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
     name, monkeypatch, in_one_go, epochs_trained
 ):
@@ -398,37 +398,30 @@ def test_every_committed_profile_states_runs_that_are_allowed(name):
     assert len({entry.name for entry in entries}) == len(entries)
 
 
-def test_an_unknown_profile_is_refused_and_those_there_are_listed(profile):
-    profile("all: {}\nnotebooks: {}\n")
-    with pytest.raises(ValueError, match=r"'min'.*mine"):
-        campaign.plan("min")
+AL2 = "10_al2_label_randomization"
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (
-            "all: {}\nnotebooks: {10_al2_label_randomization: [{epoch: 3}]}",
-            r"mine\.yaml.*10_al2.*epoch;.*epochs",
-        ),
-        ("all: {epochz: 3}\nnotebooks: {10_al2_label_randomization: [{}]}", r"mine\.yaml.*epochz"),
-        ("all: {}\nnotebooks: {10_al3: [{}]}", r"10_al3.*10_al2_label_randomization"),
-    ],
-    ids=["of a notebook", "of all", "notebook"],
-)
-def test_an_unknown_name_in_a_profile_is_refused(text, message, profile):
+NO_PROFILES = ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"]
+REFUSED = [
+    ("min", "all: {}\nnotebooks: {}\n", "'min'.*mine"),
+    (
+        "mine",
+        f"all: {{}}\nnotebooks: {{{AL2}: [{{epoch: 3}}]}}",
+        r"mine\.yaml.*10_al2.*epoch;.*epochs",
+    ),
+    ("mine", f"all: {{epochz: 3}}\nnotebooks: {{{AL2}: [{{}}]}}", r"mine\.yaml.*epochz"),
+    ("mine", "all: {}\nnotebooks: {10_al3: [{}]}", f"10_al3.*{AL2}"),
+    *(("mine", text, r"mine\.yaml") for text in NO_PROFILES),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), REFUSED)
+def test_an_unknown_profile_or_name_in_one_and_what_is_no_profile_is_refused(
+    name, text, message, profile
+):
     profile(text)
     with pytest.raises(ValueError, match=message):
-        campaign.plan("mine")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"]
-)
-def test_a_file_that_is_no_profile_is_refused_by_name(text, profile):
-    profile(text)
-    with pytest.raises(ValueError, match=r"mine\.yaml"):
-        campaign.plan("mine")
+        campaign.plan(name)
 
 
 # ---- processes
@@ -467,18 +460,10 @@ def start(driver, tmp_path):
     started = []
 
     def start(runs, jobs=1):
-        environment = {
-            "RESULTS_DIR": os.environ["RESULTS_DIR"],
-            "DEVICE": "cpu",
-            "TRAINED": str(tmp_path / "trained"),
-        }
-        values = [run.to_dict() | run.measured() for run in runs]
-        order = {
-            "environment": environment,
-            "runs": values,
-            "jobs": jobs,
-            "done": str(tmp_path / "done"),
-        }
+        environment = {"RESULTS_DIR": os.environ["RESULTS_DIR"], "DEVICE": "cpu"}
+        environment["TRAINED"] = str(tmp_path / "trained")
+        order = {"environment": environment, "jobs": jobs, "done": str(tmp_path / "done")}
+        order["runs"] = [run.to_dict() | run.measured() for run in runs]
         driver.stdin.write(json.dumps(order) + "\n")
         driver.stdin.flush()
         started.append(int(driver.stdout.readline()))

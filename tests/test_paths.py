@@ -5,37 +5,29 @@ import pytest
 
 from lib import paths
 
-FOLDERS = [
-    ("DATA_DIR", paths.data_dir),
-    ("CACHE_DIR", paths.cache_dir),
-    ("RESULTS_DIR", paths.results_dir),
-]
+FOLDERS = {
+    "DATA_DIR": paths.data_dir,
+    "CACHE_DIR": paths.cache_dir,
+    "RESULTS_DIR": paths.results_dir,
+}
 
 
-@pytest.mark.parametrize(("variable", "folder"), FOLDERS)
-def test_each_variable_moves_its_own_folder_and_is_read_at_each_call(
-    variable, folder, monkeypatch, tmp_path
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_each_variable_moves_its_own_folder_at_each_call_and_the_project_s_is_the_default(
+    variable, monkeypatch, tmp_path
 ):
-    for name, _ in FOLDERS:
+    def folders():
+        return {name: folder() for name, folder in FOLDERS.items()}
+
+    for name in FOLDERS:
         monkeypatch.delenv(name, raising=False)
-    before = {name: own() for name, own in FOLDERS}
+    default = folders()
     monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
-    assert folder() == tmp_path / "elsewhere"
-    assert {name: own() for name, own in FOLDERS if name != variable} == {
-        n: p for n, p in before.items() if n != variable
-    }
-
-
-@pytest.mark.parametrize(("variable", "folder"), FOLDERS)
-def test_an_unset_or_empty_variable_means_a_folder_of_the_project_wherever_python_runs(
-    variable, folder, monkeypatch, tmp_path
-):
-    monkeypatch.delenv(variable, raising=False)
-    default = folder()
+    assert folders() == default | {variable: tmp_path / "elsewhere"}
     monkeypatch.setenv(variable, "")
     monkeypatch.chdir(tmp_path)
-    assert folder() == default
-    assert default.parent == Path(__file__).resolve().parent.parent
+    assert folders() == default
+    assert default[variable].parent == Path(__file__).resolve().parent.parent
 
 
 def test_a_home_folder_is_expanded_and_a_relative_one_made_absolute(monkeypatch, tmp_path):
@@ -51,26 +43,28 @@ def test_published_numbers_lie_in_the_project_whatever_results_dir_says(monkeypa
     assert (paths.PUBLISHED / "al2_table1.csv").is_file()
 
 
-def test_replacing_shows_the_old_file_until_the_block_ends_and_the_new_one_after(tmp_path):
-    target = tmp_path / "metrics.csv"
-    target.write_text("old")
+@pytest.fixture
+def target(tmp_path):
+    (tmp_path / "metrics.csv").write_text("old")
+    return tmp_path / "metrics.csv"
+
+
+def test_replacing_shows_the_old_file_until_the_block_ends_and_the_new_one_after(target):
     with paths.replacing(target) as part:
         part.write_text("new")
         assert target.read_text() == "old"
         assert part.parent == target.parent  # a rename over two file systems would not be atomic
     assert target.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_replacing_leaves_the_old_file_and_nothing_else_after_an_exception(tmp_path, error):
-    target = tmp_path / "metrics.csv"
-    target.write_text("old")
+def test_replacing_leaves_the_old_file_and_nothing_else_after_an_exception(target, error):
     with pytest.raises(error), paths.replacing(target) as part:
         part.write_text("half")
         raise error
     assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_replacing_leaves_no_part_where_the_move_itself_fails(tmp_path):
@@ -81,8 +75,7 @@ def test_replacing_leaves_no_part_where_the_move_itself_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_two_writers_of_one_file_do_not_share_a_part(tmp_path):
-    target = tmp_path / "metrics.csv"
+def test_two_writers_of_one_file_do_not_share_a_part(target):
     names = []
 
     def write(text: str) -> None:

@@ -14,17 +14,9 @@ from lib.bench import precision as bench_precision
 from lib.run import Run
 from lib.study import budget
 
-DIGITS = Run(
-    "digits",
-    image_size=16,
-    n_train=640,
-    test_images=300,
-    epochs=12,
-    learning_rate=0.02,
-    momentum=0.9,
-    corruption=0.5,
-)
-DIGITS = replace(DIGITS, ablations=(), speed=30.0)
+DIGITS = dict(image_size=16, n_train=640, test_images=300, epochs=12, corruption=0.5)
+DIGITS |= dict(learning_rate=0.02, momentum=0.9, ablations=(), speed=30.0)
+DIGITS = Run("digits", **DIGITS)
 SHORT = replace(DIGITS, n_train=128, epochs=3, test_images=50)
 
 
@@ -36,13 +28,11 @@ def said(run, profile="own"):
     return json.loads((folder_of(run, profile) / "env.json").read_text())["precision"]
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_closer_to_float32_than_another_seed_does():
-    runs = {
-        "bare": DIGITS,
-        "AL2": replace(DIGITS, al2=True),
-        "batch norm + AL2": replace(DIGITS, al2=True, batch_norm=True),
-    }
-    runs["dropout + AL2"] = replace(DIGITS, al2=True, dropout=0.3)
+    al2 = replace(DIGITS, al2=True)
+    runs = {"bare": DIGITS, "AL2": al2, "batch norm + AL2": replace(al2, batch_norm=True)}
+    runs["dropout + AL2"] = replace(al2, dropout=0.3)
     curves = bench_precision.measure(runs, seeds=(0, 1, 2), jobs=1)
     for curve in ("test_accuracy", "cross_entropy"):
         found = bench_precision.spreads(curves, curve)
@@ -64,26 +54,19 @@ def test_the_environment_variable_chooses_and_the_record_says_which(monkeypatch)
     monkeypatch.setenv("PRECISION", "bfloat16")
     trainer.fit([SHORT], [folder_of(SHORT, "other")])
     trainer.fit([SHORT], [folder_of(SHORT, "third")], precision="float32")
-    assert [said(SHORT, profile) for profile in ("own", "other", "third")] == [
-        "float32",
-        "bfloat16",
-        "float32",
-    ]
-    metrics = [
-        run_dir.read_metrics(folder_of(SHORT, profile))[0] for profile in ("own", "third", "other")
-    ]
-    assert metrics[0].equals(metrics[1]) and not metrics[0].equals(metrics[2])
+    profiles = {"own": "float32", "other": "bfloat16", "third": "float32"}
+    assert {profile: said(SHORT, profile) for profile in profiles} == profiles
+    own, other, third = (run_dir.read_metrics(folder_of(SHORT, p))[0] for p in profiles)
+    assert own.equals(third) and not own.equals(other)
 
 
 def test_the_frame_says_which(monkeypatch):
     store.ensure([SHORT])
     monkeypatch.setenv("PRECISION", "bfloat16")
-    other = replace(SHORT, seed=1)
-    store.ensure([SHORT, other])  # what is there stays
-    assert store.load([SHORT, other]).groupby("seed").precision.unique().map(list).tolist() == [
-        ["float32"],
-        ["bfloat16"],
-    ]
+    runs = [SHORT, replace(SHORT, seed=1)]
+    store.ensure(runs)  # what is there stays
+    found = store.load(runs).groupby("seed").precision.unique()
+    assert found.map(list).tolist() == [["float32"], ["bfloat16"]]
 
 
 def test_a_checkpoint_goes_on_in_the_precision_that_it_was_begun_in():
@@ -93,9 +76,8 @@ def test_a_checkpoint_goes_on_in_the_precision_that_it_was_begun_in():
         trainer.fit([run], [folder_of(run)], precision="bfloat16", deadline=0.0)
     trainer.fit([run], [folder_of(run)], precision="float32")
     assert said(run) == "bfloat16"
-    assert (folder_of(run) / "metrics.csv").read_bytes() == (
-        folder_of(run, "whole") / "metrics.csv"
-    ).read_bytes()
+    files = [folder_of(run, profile) / "metrics.csv" for profile in ("own", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_checkpoint_that_does_not_say_is_of_float32(monkeypatch):
@@ -134,13 +116,11 @@ def test_a_pace_is_of_one_precision(monkeypatch):
     env = {"seconds": 30.0, "device": trainer.device_name("cpu"), "precision": "bfloat16"}
     (folder / "env.json").write_text(json.dumps(env))
     (folder / "metrics.csv").write_text("epoch\n1\n2\n3\n")
-    run = replace(SHORT, seed=1)
-    assert (
-        budget.hours([(run, 360)], budget.paces())
-        == f"about 1 h (as on {env['device']} in bfloat16)"
-    )
+    left = [(replace(SHORT, seed=1), 360)]
+    said = f"about 1 h (as on {env['device']} in bfloat16)"
+    assert budget.hours(left, budget.paces()) == said
     monkeypatch.setenv("PRECISION", "bfloat16")
-    assert budget.hours([(run, 360)], budget.paces()) == "about 1 h"
+    assert budget.hours(left, budget.paces()) == "about 1 h"
 
 
 # ---- how far apart
@@ -149,29 +129,18 @@ def test_a_pace_is_of_one_precision(monkeypatch):
 def made(differ, seeds=(0.0, 4.0)):
     """Two epochs: float32 at 10 and 20 plus the seed's offset, bfloat16 so much higher."""
     rows = [
-        {
-            "network": "bare",
-            "seed": k,
-            "precision": p,
-            "epoch": e,
-            "test_accuracy": 10.0 * e + offset + (p == "bfloat16") * d,
-        }
-        for k, (offset, d) in enumerate(zip(seeds, differ, strict=True))
-        for p in trainer.PRECISIONS
-        for e in (1, 2)
+        ("bare", seed, precision, epoch, 10.0 * epoch + offset + (precision == "bfloat16") * apart)
+        for seed, (offset, apart) in enumerate(zip(seeds, differ, strict=True))
+        for precision in trainer.PRECISIONS
+        for epoch in (1, 2)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["network", "seed", "precision", "epoch", "test_accuracy"])
 
 
 def test_spreads_are_root_mean_squares_over_epochs():
     (row,) = bench_precision.spreads(made((1.0, -3.0))).to_dict("records")
-    assert row["seeds"] == pytest.approx(4.0)
-    assert row["precisions"] == pytest.approx(5**0.5)
-    assert (
-        row["last"] == pytest.approx(-1.0)
-        and row["last_sd"] == pytest.approx(8**0.5)
-        and row["n"] == 2
-    )
+    expected = {"seeds": 4.0, "precisions": 5**0.5, "last": -1.0, "last_sd": 8**0.5, "n": 2}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert row["within"]
 
 
@@ -186,21 +155,20 @@ def test_one_seed_has_no_spread():
         bench_precision.spreads(made((1.0,), seeds=(0.0,)))
 
 
-def test_the_command_refuses_what_it_does_not_know(capsys):
-    for wrong, message in (
-        (["--only", "resnet"], "networks are bare"),
-        (["--jobs", "0"], "at least one process"),
-    ):
-        with pytest.raises(SystemExit):
-            bench_precision.main(wrong)
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(["--only", "resnet"], "networks are bare"), (["--jobs", "0"], "at least one process")],
+)
+def test_the_command_refuses_what_it_does_not_know(wrong, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_precision.main(wrong)
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_writes_every_curve(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_precision, "NETWORKS", {"bare": SHORT})
     bench_precision.main(["--out", str(tmp_path), "--jobs", "1"])
     table = pd.read_csv(tmp_path / "precision.csv")
-    assert len(table) == len(bench_precision.SEEDS) * 2 * SHORT.epochs and set(
-        table.precision
-    ) == set(trainer.PRECISIONS)
+    assert len(table) == len(bench_precision.SEEDS) * 2 * SHORT.epochs
+    assert set(table.precision) == set(trainer.PRECISIONS)
     assert "bare" in capsys.readouterr().out
