@@ -1,18 +1,20 @@
 """A penalty from outside: registered here, then trained, resumed and stored like the papers'."""
 
 import contextlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 
-from lib import bundle, losses, paths, run_dir, store, trainer
+from lib import bundle, losses, paths, plots, run_dir, store, trainer
 from lib.run import Run
-from lib.study import figures, tables
+from lib.study import claims, drawing, tables
 from lib.study.experiments import label_randomization
 
 RUN = Run(
@@ -272,10 +274,25 @@ def test_it_stands_in_table_1_beside_al2_and_no_claim_reads_it():
     assert len(printed.split(" / ")) == 3 and "not run" not in printed
     beside = tables.beside_published("al2_table1", frame)
     assert {"", "al2", "shrink"} == set(beside.regulariser[beside.measured.notna()])
-    fig = figures.training_curves(frame)
-    labels = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert labels[:3] == ["without AL2", "with AL2", "with shrink"]
-    assert set(tables.label_randomization_runs(frame).regulariser) == {"", "al2"}
+    for fig in (training_curves(frame), drawing.beside_paper(beside)):
+        labels = [text.get_text() for text in fig.legends[0].get_texts()]
+        assert [word for word in labels if word.startswith("with")] == [
+            "without AL2",
+            "with AL2",
+            "with shrink",
+        ]
+    read = claims.runs_of("A1", {"label_randomization": frame})
+    assert set(read.regulariser) == {"", "al2"}
+
+
+def training_curves(frame):
+    """Notebook 10's figure of Table 1, drawn by the notebook's own cell."""
+    path = paths.ROOT / "notebooks" / "10_al2_label_randomization.ipynb"
+    cells = [cell["source"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    (source,) = ["".join(c) for c in cells if "".join(c).startswith("def training_curves(")]
+    names = {"plt": plt, "plots": plots, "drawing": drawing, "tables": tables}
+    exec(source, names)
+    return names["training_curves"](frame)
 
 
 # ---- the core by itself

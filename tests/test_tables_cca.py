@@ -6,7 +6,7 @@ import pytest
 from made import stored
 
 from lib.study.experiments import representations
-from lib.study.tables.cca import differences, dropouts_of
+from lib.study.tables import course_differences, dropouts_of
 
 
 def courses(*lost, by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
@@ -24,7 +24,7 @@ def courses(*lost, by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
 
 
 def test_differences_are_by_al2_of_each_seed_and_by_each_two_seeds_of_each_network():
-    apart = differences(courses(seeds=(0, 1, 2)))
+    apart = course_differences(courses(seeds=(0, 1, 2)))
     assert list(apart.network.unique()) == ["dropout 0.5", "dropout 0"]
     assert len(apart) == 2 * 20 * (3 + 3 * 2)
     apart = apart[apart.network == "dropout 0.5"]
@@ -41,17 +41,17 @@ def test_differences_are_by_al2_of_each_seed_and_by_each_two_seeds_of_each_netwo
 
 def test_a_seed_that_is_not_there_without_and_with_al2_is_compared_with_nothing():
     lost = (0.5, True, 1), (0.0, False, 0), (0.0, True, 1)
-    apart = differences(courses(*lost))
+    apart = course_differences(courses(*lost))
     assert list(apart["differing in"].unique()) == ["AL2 (seed 0)"]
     assert set(apart.network) == {"dropout 0.5"}
-    assert differences(courses(*lost, (0.5, False, 0))).empty
+    assert course_differences(courses(*lost, (0.5, False, 0))).empty
 
 
 def test_the_course_of_a_network_that_has_no_live_channel_any_more_ends():
     frame = courses()
     late = (frame.dropout == 0.5) & frame.al2 & (frame.seed == 0) & (frame.epoch > 10)
     frame.loc[late, "mean_cca init"] = np.nan
-    last = differences(frame).dropna().groupby(["network", "differing in"]).epoch.max()
+    last = course_differences(frame).dropna().groupby(["network", "differing in"]).epoch.max()
     assert last["dropout 0.5", "AL2 (seed 0)"] == 10 and last["dropout 0.5", "AL2 (seed 1)"] == 20
 
 

@@ -22,6 +22,7 @@ from lib.study import campaign
 
 PROFILES = ("lite", "paper")  # those whose runs are committed
 _read: set[str] = set()  # the experiments that this process has asked for
+_saving: list["Report"] = []  # the notebook's, where it saves
 
 
 def stated(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, list[Run]]:
@@ -31,6 +32,8 @@ def stated(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, lis
         ValueError: for an unknown experiment or profile.
     """
     _read.add(experiment)
+    for report in _saving:
+        report.note()
     found = {}
     for profile in profiles:
         entries = campaign.plan(profile, experiment)
@@ -72,6 +75,8 @@ class Report:
         self.save = save
         self.figures: dict[str, str] = {}
         self.tables: dict[str, str] = {}
+        if save:
+            _saving.append(self)
 
     def figure(
         self,
@@ -96,7 +101,7 @@ class Report:
         if self.save:
             self._write(folder() / "figures" / f"{name}.png", plots.png(fig))
             self.figures[name] = caption
-            self._note()
+            self.note()
         if show:
             display(plots.small_png(fig))
         plt.close(fig)
@@ -107,9 +112,10 @@ class Report:
             text = table.to_csv(index=False, float_format="%.6g")
             self._write(folder() / "tables" / f"{name}.csv", text.encode())
             self.tables[name] = caption
-            self._note()
+            self.note()
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Write down what has been saved, and what it was made from."""
         modules = {
             Path(module.__file__).relative_to(paths.ROOT).as_posix()
             for name, module in list(sys.modules.items())

@@ -334,8 +334,7 @@ def execute(notebook: str, *, in_place: bool) -> None:
                     output.execution_count = count
     if in_place:
         del book.cells[parameters + 1]
-        text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
-        _write(source, text)
+        _write(source, nbformat.writes(book) + "\n")
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:

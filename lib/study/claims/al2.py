@@ -26,6 +26,7 @@ from lib.study.tables import (
     NOT_RUN,
     RELABELLED,
     at_chance,
+    course_differences,
     epochs_read,
     mean_text,
     one_setting,
@@ -34,7 +35,6 @@ from lib.study.tables import (
     stopping,
     totals,
 )
-from lib.study.tables.cca import differences as course_differences
 
 # points of accuracy within which A5 calls two networks similar (the paper's pairs differ by 0.9 and
 # 2.1)
