@@ -57,7 +57,7 @@ def test_the_course_of_a_network_that_has_no_live_channel_any_more_ends():
 
 def test_the_largest_dropout_comes_first_and_other_runs_and_no_runs_are_refused():
     assert dropouts_of(courses(dropouts=[0.0, 0.5])) == [0.5, 0.0]
-    for made in (dropouts_of, differences):
+    for made in (dropouts_of, course_differences):
         with pytest.raises(ValueError, match="differ in learning_rate"):
             made(pd.concat([courses(), courses(learning_rate=0.5)]))
         with pytest.raises(ValueError, match="differ in speed"):
