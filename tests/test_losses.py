@@ -120,13 +120,13 @@ def test_a_schedule_of_a_total_adds_up_to_it_by_its_one_setting(name, epochs, sp
     setting = schedule_of_total(name, epochs, total, speed)
     assert list(setting) == ["speed" if name == "al2" else "rate"]
     weights = schedule(name, epochs, **{"speed": speed} | setting)
-    # six digits of a factor that is raised to the 700th power
-    assert sum(weights) == pytest.approx(total, rel=4e-3)
+    # six digits of a factor that is raised to the power of the last epoch
+    assert sum(weights) == pytest.approx(total, rel=5e-6 * epochs * speed)
     assert weights[0] == (AL2_START if name != "constant" else weights[-1])
     assert (np.diff(weights) > 0).all() or name == "constant"
 
 
-def test_settings_of_a_total_have_six_digits_and_are_those_of_plain_sums():
+def test_settings_of_a_total_have_six_digits():
     """Digits beyond the sixth differ from machine to machine, and with them the id of a run."""
     found = {name: schedule_of_total(name, 50, 500.0, 3.4) for name in KINDS}
     for setting in found.values():
@@ -134,11 +134,6 @@ def test_settings_of_a_total_have_six_digits_and_are_those_of_plain_sums():
         assert value == float(f"{value:.5e}")
     assert found["constant"] == {"rate": 10.0}
     assert schedule_of_total("constant", 10, 0.09) == {"rate": 0.009}
-    slope = (500 - 50 * 0.01) / (3.4 * sum(range(50)))
-    assert found["linear"]["rate"] == pytest.approx(slope, rel=1e-5)
-    growth = found["geometric"]["rate"] ** 3.4
-    assert 0.01 * (growth**50 - 1) / (growth - 1) == pytest.approx(500, rel=1e-3)
-    assert schedule_of_total("al2", 50, sum(loop(50)))["speed"] == pytest.approx(1, rel=1e-5)
 
 
 POSITIVE = r"num_epochs .* speed"
@@ -437,15 +432,6 @@ def test_equal_filters_correlate_fully_about_their_own_means_and_not_about_their
     assert torch.isfinite(weight.grad).all()
 
 
-@pytest.mark.parametrize("filters", [64, 256])
-def test_about_the_mean_filter_the_sum_over_pairs_is_minus_half_the_filters_from_the_start(filters):
-    """Which is why Eq. 6, read literally, is inert; about their own means the sum is near 0 by
-    comparison with its terms.
-    """
-    found = decorrelation(numbers(filters, 3, 3, 3), centre="mean_filter")
-    assert found.item() == pytest.approx(-filters / 2, rel=0.05)
-
-
 def test_256_filters_in_26_dimensions_are_correlated_however_they_are_turned():
     """Protocol: the rms of c is at least √((256 − 26) / (26 · 255)) = .186; descending on c²
     reaches that, and stays above.
@@ -453,6 +439,9 @@ def test_256_filters_in_26_dimensions_are_correlated_however_they_are_turned():
     floor = math.sqrt((256 - 26) / (26 * 255))
     assert floor == pytest.approx(0.186, abs=5e-4)
     weight = torch.randn(256, 3, 3, 3).requires_grad_()
+    # why Eq. 6, read literally, is inert: about the mean filter the sum is −D/2 from the start
+    inert = decorrelation(weight.double(), centre="mean_filter").item()
+    assert inert == pytest.approx(-256 / 2, rel=0.05)
     rms = [decorrelation(weight, pairs="square", reduce="mean").sqrt()]
     for _ in range(30):
         (gradient,) = torch.autograd.grad(decorrelation(weight, pairs="square"), weight)
@@ -650,22 +639,21 @@ def test_bad_layers_and_weights_are_refused_and_leave_no_hook_behind(make, symbo
         make(nn.Sequential(nn.ReLU()), {"0": 1})
 
 
-# ---- on torchvision's networks
+# ---- on torchvision's AlexNet
 
 
-def published(name: str, **options) -> nn.Module:
-    """torchvision's network with small random weights."""
+def alexnet() -> nn.Module:
+    """torchvision's, with small random weights."""
     from lib.data.vision import torchvision
 
-    with torch.device("meta"):  # no time for weights that are drawn only to be overwritten
-        model = getattr(torchvision.models, name)(weights=None, **options)
-        if name == "alexnet":  # nor for 58 million that are not used here
-            model.classifier = nn.Linear(256 * 6 * 6, 4)
+    with torch.device("meta"):  # no time for 58 million weights that are not used here
+        model = torchvision.models.alexnet(weights=None)
+        model.classifier = nn.Linear(256 * 6 * 6, 4)
     return filled(model.to_empty(device="cpu"), 0.05)
 
 
 def test_on_alexnet_values_and_gradients_are_the_same_with_relu_in_place_and_out_of_place():
-    model, x = published("alexnet"), torch.randn(2, 3, 64, 64)
+    model, x = alexnet(), torch.randn(2, 3, 64, 64)
     other, found = copy.deepcopy(model), []
     for module in other.modules():
         if isinstance(module, nn.ReLU):
@@ -686,18 +674,3 @@ def test_on_alexnet_values_and_gradients_are_the_same_with_relu_in_place_and_out
     (values, slopes), (same, same_slopes) = found
     assert torch.equal(values, same) and values.all()
     torch.testing.assert_close(slopes, same_slopes)
-
-
-def test_on_resnet18_both_penalties_equal_a_hand_computation():
-    model = published("resnet18", num_classes=5).eval()
-    for name, buffer in model.named_buffers():
-        buffer.fill_(0 if "mean" in name else 1)
-    layers = {"conv1": 0.001, "layer1.0.conv2": 0.01, "layer2.0.downsample.0": 0.002}
-    layers |= {"layer4.1.conv1": 0.5, "fc": 0.3}
-    x, kappas = torch.randn(2, 3, 32, 32), {"conv1": 1.0, "layer1.0.conv2": 0.1}
-    sparsity, decorr = SparsityReg(model, layers), DecorrReg(model, kappas)
-    model(x)
-    expected = sparsity_by_hand(model, x, layers)
-    assert sparsity.penalty().item() == pytest.approx(expected, rel=1e-4)
-    parts = (k * plain_decorrelation(model.get_submodule(n).weight) for n, k in kappas.items())
-    assert decorr.penalty().item() == pytest.approx(sum(parts), rel=1e-3)

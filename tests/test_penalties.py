@@ -625,14 +625,11 @@ loaded(torch.ones(2, 3)).sum().backward()
 import losses
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2))
 penalties = losses.SparsityReg(model, {"0": 0.001}), losses.ActivationL2(model, "1")
-x = torch.randn(2, 3, 8, 8)
-model(x)
-before = model[0].weight.detach().clone()
-optimizer = torch.optim.SGD(model.parameters(), 0.1)
-loss = nn.functional.cross_entropy(model(x), torch.tensor([0, 1]))
+model(torch.ones(2, 3, 8, 8))
+logits = model(torch.randn(2, 3, 8, 8))
+loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 (loss + sum(penalty.penalty() for penalty in penalties)).backward()
-optimizer.step()
-assert not torch.equal(before, model[0].weight)
+assert model[0].weight.grad.any()
 print(losses.__file__)
 """
 
