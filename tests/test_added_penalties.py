@@ -4,8 +4,8 @@ import contextlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -17,15 +17,8 @@ from lib.run import Run
 from lib.study import claims, drawing, tables
 from lib.study.experiments import label_randomization
 
-RUN = Run(
-    "digits",
-    image_size=16,
-    n_train=96,
-    test_images=40,
-    epochs=3,
-    learning_rate=0.1,
-    batch_size=32,
-)
+SMALL = dict(dataset="digits", image_size=16, n_train=96, test_images=40, batch_size=32)
+RUN = Run(**SMALL, epochs=3, learning_rate=0.1)
 
 
 class Shrink:
@@ -44,6 +37,17 @@ class Shrink:
         del self.weight
 
 
+class Distance(Shrink):
+    """From where the training began."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__(model, layer)
+        self.start = self.weight.detach().clone()
+
+    def penalty(self) -> torch.Tensor:
+        return (self.weight - self.start).square().mean() + self.weight.sum() * 0
+
+
 TOY = {"name": "shrink", "weight": 5.0, "layer": "head.fc1"}
 PENALISED = replace(RUN, penalties=[TOY])
 
@@ -53,11 +57,13 @@ def registered(monkeypatch):
     monkeypatch.setitem(losses.PENALTIES, "shrink", Shrink)
 
 
-def folder_of(run, profile="own"):
-    return paths.results_dir() / profile / run.dataset / run.name
+def folder_of(run):
+    return paths.results_dir() / "own" / run.dataset / run.name
 
 
-def test_it_trains_and_is_stored_under_its_own_name():
+def test_it_trains_and_is_stored_under_its_own_name_and_read_where_nobody_registered_it(
+    monkeypatch,
+):
     store.ensure([RUN, PENALISED])
     frame = store.load([PENALISED])
     assert frame.shrinkage.gt(0).all() and frame.shrinkage.is_monotonic_decreasing
@@ -65,6 +71,9 @@ def test_it_trains_and_is_stored_under_its_own_name():
     assert set(frame.penalties) == {"shrink(layer=head.fc1, weight=5.0)"}
     assert "shrinkage" not in store.load([RUN])
     assert "-shrink-" in PENALISED.name and PENALISED.id != RUN.id
+    monkeypatch.delitem(losses.PENALTIES, "shrink")
+    assert store.load([PENALISED]).equals(frame)
+    store.ensure([PENALISED])  # nothing is missing
 
 
 def test_its_gradient_is_that_of_the_weighted_penalty():
@@ -74,55 +83,46 @@ def test_its_gradient_is_that_of_the_weighted_penalty():
     model = trainer.build_network(one, *data.shape)
     logits = model(data.train.images)
     loss = nn.functional.cross_entropy(logits, data.train.labels)
-    loss = loss + 5.0 * model.head.fc1.weight.square().mean()
-    loss.backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter -= one.learning_rate * parameter.grad
+    (loss + 5.0 * model.head.fc1.weight.square().mean()).backward()
     store.ensure([one])
     stored = torch.load(folder_of(one) / "weights.pt", weights_only=True)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(stored[name], value, rtol=1e-4, atol=1e-6)
+    for name, value in model.named_parameters():
+        expected = value.detach() - one.learning_rate * value.grad
+        torch.testing.assert_close(stored[name], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_two_processes_know_it_too(monkeypatch):
+def test_two_processes_know_it_too():
     runs = [PENALISED, replace(PENALISED, seed=1)]
     store.ensure(runs, profile="two", jobs=2)
-    together = store.load(runs)
-    alone = trainer.fit(runs)
+    together, alone = store.load(runs), trainer.fit(runs)
     for name in ("shrinkage", "cross_entropy", "test_accuracy"):
         # stored metrics have six digits
         assert list(together[name]) == pytest.approx(list(alone[name]), rel=1e-5)
 
 
-def test_a_killed_run_goes_on_with_it():
+@pytest.mark.parametrize("kind", [Shrink, Distance])
+def test_a_killed_run_goes_on_with_it_and_it_sees_the_initial_weights(kind, monkeypatch):
+    monkeypatch.setitem(losses.PENALTIES, "shrink", kind)
     folder = folder_of(PENALISED)
     with contextlib.suppress(trainer.OutOfTime):
         trainer.fit([PENALISED], [folder], deadline=0.0)
     assert (folder / "checkpoint.pt").exists() and not run_dir.is_finished(folder)
     resumed = trainer.fit([PENALISED], [folder])
-    whole = trainer.fit([PENALISED])
-    assert list(resumed.shrinkage) == list(whole.shrinkage)
+    assert list(resumed.shrinkage) == list(trainer.fit([PENALISED]).shrinkage)
 
 
 def test_it_joins_the_papers_own():
     both = replace(PENALISED, al2=True, sparsity=("head.fc1",), decorrelation=("trunk.conv1",))
     names = ["activation_l2", "lambda", "sparsity_penalty", "decorrelation_penalty", "shrinkage"]
-    frame = trainer.fit([both])
-    assert [name for name in frame if name in names] == names
+    assert [name for name in trainer.fit([both]) if name in names] == names
     assert both.regulariser == "al2+sparsity+decorrelation+shrink"
-    assert [term.name for term in both.terms()] == [
-        "activation_l2",
-        "sparsity",
-        "decorrelation",
-        "shrink",
-    ]
+    terms = ["activation_l2", "sparsity", "decorrelation", "shrink"]
+    assert [term.name for term in both.terms()] == terms
 
 
 def test_the_papers_own_can_be_added_by_name_and_train_alike():
-    layers = {"trunk.conv2": 0.01}
-    added = replace(RUN, penalties=[{"name": "sparsity", "layers": layers}])
+    added = replace(RUN, penalties=[{"name": "sparsity", "layers": {"trunk.conv2": 0.01}}])
     field = replace(RUN, sparsity=("trunk.conv2",), sparsity_weight=0.01)
     columns = ["cross_entropy", "sparsity_penalty", "test_accuracy"]
     assert trainer.fit([added])[columns].equals(trainer.fit([field])[columns])
@@ -140,7 +140,7 @@ def test_an_empty_list_changes_no_id_and_the_text_form_is_the_same_run():
 
 
 @pytest.mark.parametrize(
-    ("penalty", "error", "message"),
+    ("penalties", "error", "message"),
     [
         ("shrink", TypeError, "list of mappings"),
         ([{"weight": 1.0}], TypeError, "mappings with a name"),
@@ -150,25 +150,74 @@ def test_an_empty_list_changes_no_id_and_the_text_form_is_the_same_run():
         ([TOY | {"factor": float("nan")}], TypeError, "penalties holds"),
     ],
 )
-def test_a_penalty_that_cannot_be_one_is_refused(penalty, error, message):
+def test_a_penalty_that_cannot_be_one_is_refused(penalties, error, message):
     with pytest.raises(error, match=message):
-        replace(RUN, penalties=penalty)
+        replace(RUN, penalties=penalties)
+
+
+KNOWN = "losses.PENALTIES has activation_l2, sparsity, decorrelation, shrink"
+TAKEN = ("network", "diverged", "ablation_auc")
 
 
 @pytest.mark.parametrize(
-    ("penalty", "message"),
+    ("penalties", "different", "message"),
     [
-        ({"name": "shrunk"}, "losses.PENALTIES has activation_l2, sparsity, decorrelation, shrink"),
-        (TOY | {"layer": "fc7"}, "no layer 'fc7'"),
-        (TOY | {"layers": {}}, "cannot be made of"),
-        ({"name": "sparsity", "layers": ["head.fc1"]}, "'sparsity' cannot be made of"),
-        ({"name": "activation_l2", "layer": "trunk.conv1"}, "'activation_l2', which is taken"),
+        ([{"name": "shrunk"}], {}, KNOWN),
+        ([TOY | {"layer": "fc7"}], {}, "no layer 'fc7'"),
+        ([TOY | {"layers": {}}], {}, "'shrink' cannot be made of"),
+        ([{"name": "sparsity", "layers": ["head.fc1"]}], {}, "'sparsity' cannot be made of"),
+        (
+            [{"name": "activation_l2", "layer": "trunk.conv1"}],
+            {},
+            "metric 'activation_l2', which is taken",
+        ),
+        ([TOY, TOY | {"layer": "head.fc2"}], {}, "metric 'shrinkage', which is taken"),
+        *(
+            ([TOY], {"metric": name}, f"'shrink' calls its metric '{name}', which is taken")
+            for name in TAKEN
+        ),
+        *(
+            ([TOY], {"metric": name}, f"'shrink' calls its metric '{name}'; it has to be a word")
+            for name in ("entropy conv1", "")
+        ),
+        ([TOY], {"penalty": lambda self: 0}, "'shrink' gives a int"),
+        (
+            [TOY],
+            {"penalty": lambda self: self.weight.square()},
+            r"'shrink' gives a tensor of shape \(500, 50\)",
+        ),
+        ([TOY], {"penalty": lambda self: self.weight.detach().mean()}, "'shrink' .* without grad"),
+        (
+            [TOY],
+            {"penalty": lambda self: self.weight.mean() / 0},
+            "'shrink' gives -?inf for a new network",
+        ),
     ],
 )
-def test_a_penalty_that_the_network_cannot_have_is_refused_before_anything_trains(penalty, message):
-    with pytest.raises(ValueError, match=message):
-        store.ensure([RUN, replace(RUN, penalties=[penalty])])
-    assert not paths.results_dir().exists() or store.available([RUN]) == []
+def test_a_penalty_that_cannot_be_trained_with_is_refused_before_anything_trains(
+    penalties, different, message, monkeypatch
+):
+    monkeypatch.setitem(losses.PENALTIES, "shrink", type("Odd", (Shrink,), different))
+    run = replace(RUN, penalties=penalties)
+    for train in (store.ensure, trainer.fit):
+        with pytest.raises(ValueError, match=message):
+            train([RUN, run])
+        assert not paths.results_dir().exists() or store.available([RUN]) == []
+
+
+@pytest.mark.parametrize("name", ["metric", "penalty", "remove"])
+def test_a_class_that_lacks_something_is_refused(name, monkeypatch):
+    monkeypatch.delattr(Shrink, name)
+    with pytest.raises(ValueError, match=f"'shrink' has no `{name}`"):
+        store.ensure([PENALISED])
+
+
+def test_a_class_that_other_processes_cannot_import_needs_one_process(monkeypatch):
+    monkeypatch.setitem(losses.PENALTIES, "shrink", type("Local", (Shrink,), {}))
+    runs = [PENALISED, replace(PENALISED, seed=1)]
+    with pytest.raises(ValueError, match="train with jobs=1"):
+        store.ensure(runs, jobs=2)
+    store.ensure(runs[:1])
 
 
 def test_every_column_of_the_metrics_is_a_name_that_no_penalty_can_take():
@@ -183,88 +232,8 @@ def test_trying_a_penalty_leaves_the_global_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_two_penalties_of_one_metric_are_refused():
-    with pytest.raises(ValueError, match="'shrinkage', which is taken"):
-        trainer.fit([replace(RUN, penalties=[TOY, TOY | {"layer": "head.fc2"}])])
-
-
-@pytest.mark.parametrize(
-    ("penalty", "message"),
-    [
-        (lambda self: 0, "gives a int"),
-        (lambda self: self.weight.square(), r"gives a tensor of shape \(500, 50\)"),
-        (lambda self: self.weight.detach().mean(), "without gradients"),
-        (lambda self: self.weight.mean() / 0, "gives -?inf for a new network"),
-    ],
-)
-def test_a_value_that_is_no_differentiable_scalar_is_refused_by_name(penalty, message, monkeypatch):
-    monkeypatch.setattr(Shrink, "penalty", penalty)
-    with pytest.raises(ValueError, match=rf"'shrink' .*{message}"):
-        store.ensure([RUN, PENALISED])
-    assert store.available([RUN]) == []
-
-
-@pytest.mark.parametrize("metric", ["network", "diverged", "ablation_auc", "entropy conv1", ""])
-def test_a_metric_whose_name_is_taken_or_no_word_is_refused(metric, monkeypatch):
-    monkeypatch.setattr(Shrink, "metric", metric)
-    with pytest.raises(ValueError, match="'shrink' calls its metric"):
-        store.ensure([PENALISED])
-
-
-def test_a_class_that_lacks_something_is_refused(monkeypatch):
-    monkeypatch.delattr(Shrink, "remove")
-    with pytest.raises(ValueError, match="'shrink' has no `remove`"):
-        store.ensure([PENALISED])
-
-
-def test_a_resumed_penalty_sees_the_initial_weights(monkeypatch):
-    """Such as a distance from where the training began."""
-
-    def measured_from_the_start(self, model, layer):
-        self.weight = losses.find_layer(model, layer).weight
-        self.start = self.weight.detach().clone()
-
-    monkeypatch.setattr(Shrink, "__init__", measured_from_the_start)
-    monkeypatch.setattr(
-        Shrink,
-        "penalty",
-        lambda self: (self.weight - self.start).square().mean() + self.weight.sum() * 0,
-    )
-    folder = folder_of(PENALISED)
-    with contextlib.suppress(trainer.OutOfTime):
-        trainer.fit([PENALISED], [folder], deadline=0.0)
-    resumed = trainer.fit([PENALISED], [folder])
-    assert list(resumed.shrinkage) == list(trainer.fit([PENALISED]).shrinkage)
-
-
-def test_a_stored_run_can_be_read_where_nobody_registered_its_penalty(monkeypatch):
-    store.ensure([PENALISED])
-    monkeypatch.delitem(losses.PENALTIES, "shrink")
-    assert store.load([PENALISED]).shrinkage.notna().all()
-    store.ensure([PENALISED])  # nothing is missing
-
-
-def test_a_class_that_other_processes_cannot_import_needs_one_process(monkeypatch):
-    class Local(Shrink):
-        pass
-
-    monkeypatch.setitem(losses.PENALTIES, "shrink", Local)
-    runs = [PENALISED, replace(PENALISED, seed=1)]
-    with pytest.raises(ValueError, match="train with jobs=1"):
-        store.ensure(runs, jobs=2)
-    store.ensure(runs[:1])
-
-
-# ---- in Table 1
-
-
 def test_it_stands_in_table_1_beside_al2_and_no_claim_reads_it():
-    runs = label_randomization(
-        **{name: getattr(RUN, name) for name in ("dataset", "image_size", "n_train", "batch_size")},
-        epochs=7,
-        test_images=40,
-        penalties=[TOY],
-    )
+    runs = label_randomization(**SMALL, epochs=7, penalties=[TOY])
     assert len(runs) == 12
     store.ensure(runs[:3])  # bare: without, with AL2, with the toy
     frame = store.load(runs[:3])
@@ -307,43 +276,27 @@ def test_the_core_imports_nothing_from_the_study():
         assert "lib.bench" not in text, file
 
 
+@pytest.mark.slow
 def test_training_starts_without_the_study():
     """What is imported, not only what is written."""
-    code = (
-        "import sys; import lib.store, lib.monitor; print([m for m in sys.modules if 'study' in m])"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=paths.ROOT
-    )
+    code = "import sys, lib.store, lib.monitor; print([m for m in sys.modules if 'study' in m])"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=paths.ROOT)
     assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
 def test_two_trainings_in_threads_do_not_see_each_other():
-    from concurrent.futures import ThreadPoolExecutor
-
-    others = {
-        "dropout": replace(RUN, dropout=0.5, al2=True, speed=100.0, epochs=4),
-        "sparsity": replace(
-            RUN,
-            network="convnet_s",
-            corruption=0.0,
-            sparsity=("conv3", "fc1"),
-            decorrelation=("conv1",),
-            epochs=4,
-        ),
-    }
-    alone = {name: trainer.fit([run]) for name, run in others.items()}
-    state = torch.random.get_rng_state()
-    threads = torch.get_num_threads()
+    sparse = dict(sparsity=("conv3", "fc1"), decorrelation=("conv1",), corruption=0.0)
+    runs = [
+        replace(RUN, dropout=0.5, al2=True, speed=100.0, epochs=4),
+        replace(RUN, network="convnet_s", **sparse, epochs=4),
+    ]
+    alone = [trainer.fit([run]) for run in runs]
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     with ThreadPoolExecutor(2) as pool:
         for _ in range(3):
-            futures = {name: pool.submit(trainer.fit, [run]) for name, run in others.items()}
-            for name, future in futures.items():
-                assert future.result().equals(alone[name]), name
+            found = pool.map(trainer.fit, [[run] for run in runs])
+            assert all(one.equals(other) for one, other in zip(found, alone, strict=True))
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator was used"
     assert torch.get_num_threads() == threads
-
-
-def test_this_file_can_be_imported_by_other_processes():
-    assert Path(sys.modules[Shrink.__module__].__file__).parent in map(Path, sys.path)
