@@ -98,12 +98,13 @@ class Report:
         if not (show or self.save):
             return
         fig = draw(*arguments)
+        # shown first: each drawing lays a figure out anew, and what is shown must not depend on save
+        if show:
+            display(plots.small_png(fig))
         if self.save:
             self._write(folder() / "figures" / f"{name}.png", plots.png(fig))
             self.figures[name] = caption
             self.note()
-        if show:
-            display(plots.small_png(fig))
         plt.close(fig)
 
     def table(self, name: str, caption: str, table: pd.DataFrame) -> None:
