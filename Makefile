@@ -64,6 +64,10 @@ evidence: setup  ## the same, and the outputs of the notebooks' cells that rest 
 check: setup  ## OK or FAIL, and what to do: Python, packages, processor or GPU, data sets, disk, git
 	$(PY) -m lib.study.check
 
+.PHONY: verify
+verify: setup  ## train the first epochs of stored runs again and compare their curves (6 minutes on a quiet core; DATA_DIR has the data; OPTIONS="--only LeNet")
+	$(PY) -m lib.study.verify $(OPTIONS)
+
 .PHONY: data
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 	$(PY) -m lib.data $(DATASET)
