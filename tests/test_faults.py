@@ -22,7 +22,6 @@ import torch
 
 from lib import paths, run_dir, store, trainer
 from lib.run import Run
-from lib.study import campaign
 from lib.trainer import TrainStep
 
 SHORT = dict(image_size=16, n_train=100, n_validation=20, test_images=40, epochs=5)
@@ -381,47 +380,6 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
 
 
 # ---- profiles
-
-
-@pytest.fixture
-def profile(tmp_path, monkeypatch):
-    """Writes the text of a profile called `mine`, the only one there is."""
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    return lambda text: (tmp_path / "mine.yaml").write_text(text)
-
-
-@pytest.mark.parametrize("name", sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
-def test_every_committed_profile_states_runs_that_are_allowed(name):
-    entries = campaign.plan(name)
-    assert entries and all(isinstance(run, Run) for entry in entries for run in entry.runs())
-    # rendered notebooks do not overwrite each other
-    assert len({entry.name for entry in entries}) == len(entries)
-
-
-AL2 = "10_al2_label_randomization"
-
-
-NO_PROFILES = ["", "all: {}", "notebooks: {}", "a list, [", "- 1", "all: 3\nnotebooks: 4"]
-REFUSED = [
-    ("min", "all: {}\nnotebooks: {}\n", "'min'.*mine"),
-    (
-        "mine",
-        f"all: {{}}\nnotebooks: {{{AL2}: [{{epoch: 3}}]}}",
-        r"mine\.yaml.*10_al2.*epoch;.*epochs",
-    ),
-    ("mine", f"all: {{epochz: 3}}\nnotebooks: {{{AL2}: [{{}}]}}", r"mine\.yaml.*epochz"),
-    ("mine", "all: {}\nnotebooks: {10_al3: [{}]}", f"10_al3.*{AL2}"),
-    *(("mine", text, r"mine\.yaml") for text in NO_PROFILES),
-]
-
-
-@pytest.mark.parametrize(("name", "text", "message"), REFUSED)
-def test_an_unknown_profile_or_name_in_one_and_what_is_no_profile_is_refused(
-    name, text, message, profile
-):
-    profile(text)
-    with pytest.raises(ValueError, match=message):
-        campaign.plan(name)
 
 
 # ---- processes

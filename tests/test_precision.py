@@ -110,17 +110,17 @@ def test_dropout_draws_the_same_coins_in_every_precision():
     assert abs((kept[1] > 0).float().mean() - 0.7) < 0.03
 
 
-def test_a_pace_is_of_one_precision(monkeypatch):
+def test_a_pace_is_of_one_precision():
     folder = folder_of(SHORT)
     run_dir.begin(folder, SHORT)
     env = {"seconds": 30.0, "device": trainer.device_name("cpu"), "precision": "bfloat16"}
     (folder / "env.json").write_text(json.dumps(env))
     (folder / "metrics.csv").write_text("epoch\n1\n2\n3\n")
-    left = [(replace(SHORT, seed=1), 360)]
-    said = f"about 1 h (as on {env['device']} in bfloat16)"
-    assert budget.hours(left, budget.paces()) == said
-    monkeypatch.setenv("PRECISION", "bfloat16")
-    assert budget.hours(left, budget.paces()) == "about 1 h"
+    more = replace(SHORT, seed=1)
+    paces = budget.paces()
+    device = env["device"]
+    assert budget.seconds_per_epoch(more, paces, device) is None
+    assert budget.seconds_per_epoch(more, paces, f"{device} in bfloat16") == 10.0
 
 
 # ---- how far apart

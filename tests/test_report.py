@@ -211,6 +211,7 @@ def test_quoting_needs_the_marks(tmp_path):
 
 
 def test_nothing_is_written_or_drawn_unless_it_is_saved_or_shown(capsys):
+    plt.close("all")
     quiet = evidence.Report("one", False)
     quiet.figure("a", "A.", lambda: pytest.fail("drawn"), show=False)
     quiet.table("b", "B.", pd.DataFrame())

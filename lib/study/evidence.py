@@ -98,7 +98,7 @@ class Report:
         if not (show or self.save):
             return
         fig = draw(*arguments)
-        # shown first: each drawing lays a figure out anew, and what is shown must not depend on save
+        # shown first: each drawing lays a figure out anew; what is shown must not depend on save
         if show:
             display(plots.small_png(fig))
         if self.save:
