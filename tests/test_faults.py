@@ -379,9 +379,6 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
     assert_equal_to_the_last_bit(SHORT, in_one_go(SHORT))
 
 
-# ---- profiles
-
-
 # ---- processes
 
 

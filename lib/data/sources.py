@@ -1,4 +1,4 @@
-"""Files from the internet: several mirrors, resumable, checked by md5 before they take their name.
+"""Files from the internet: several mirrors, checked by md5 before they take their name.
 
 Nothing here runs by itself: `python -m lib.data NAME` (`make data DATASET=NAME`) calls it, loading
 a data set never does. The md5 sums are the published ones; they guard against truncated and altered
@@ -6,19 +6,13 @@ files, not against malice.
 """
 
 import hashlib
-import http.client
 import os
-import re
-import urllib.error
-import urllib.request
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 TIMEOUT = 30  # seconds without a byte
-CHUNK = 1 << 18  # bytes
 
 
 class DataError(RuntimeError):
@@ -127,104 +121,33 @@ IDX_MD5 = {
 def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
     """Download one file to `target`, unless a file with the right md5 is there already.
 
-    Returns its path.
-
-    The mirrors are tried in order. Bytes arrive in `<target>.part`, which a later call (or the next
-    mirror) continues with an HTTP range request; a server that ignores the range starts it over.
-    Only a file with the right md5 takes the target's name; one with a wrong md5 is deleted.
+    Returns its path. The mirrors are tried in order. Only a file with the right md5 takes the
+    target's name.
 
     Raises:
         DownloadError: every mirror failed; lists each with its reason, and says where to put the
             file by hand.
     """
+    import pooch  # here: whoever has the files does without it
+
+    pooch.get_logger().setLevel("WARNING")
     target = Path(target)
-    if target.is_file() and file_md5(target) == md5:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
     failures = []
     for url in urls:
-        for continued in (_size(part) > 0, False):
-            try:
-                _receive(url, part)
-            except (
-                OSError,
-                http.client.HTTPException,
-                ValueError,
-            ) as error:  # URLError is an OSError
-                failures.append(f"{url}: {error}")
-                break
-            found = file_md5(part)
-            if found == md5:
-                os.replace(part, target)
-                return target
-            part.unlink()
-            failures.append(f"{url}: md5 {found} instead of {md5}, deleted")
-            # a continued file may only have had a bad beginning: that mirror gets a second chance
-            if not continued:
-                break
+        how = pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=sys.stderr.isatty())
+        try:
+            pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, downloader=how)
+            return target
+        except (OSError, ValueError) as error:
+            failures.append(f"{url}: {error}")
     raise DownloadError(
         f"{target.name} could not be downloaded. Tried:\n  "
         + "\n  ".join(failures)
-        + "\nTry again (a partial download is continued), or get the file "
-        f"(md5 {md5}) in another way and place it at\n"
-        f"  {target}"
+        + f"\nTry again, or get the file (md5 {md5}) in another way and place it at\n  {target}"
     )
-
-
-def _receive(url: str, part: Path) -> None:
-    """Write what `url` holds to `part`, continuing it where the server can.
-
-    OSError if the connection ends early.
-    """
-    start = _size(part)
-    headers = {"User-Agent": "why-networks-memorise"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        )
-    except urllib.error.HTTPError as error:
-        # nothing lies beyond what is here: the md5 decides whether it is whole
-        if start and error.code == 416:
-            return
-        raise
-    with response:
-        if response.status == 206:
-            if not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
-                raise OSError(
-                    f"asked for bytes {start}-, got {response.headers.get('Content-Range')}"
-                )
-        else:
-            start = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm(
-                total=total,
-                initial=start,
-                desc=part.stem,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=None,
-            ) as bar,
-        ):
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    # http.client ends silently when the other side hangs up
-    if total is not None and _size(part) != total:
-        raise OSError(f"connection closed after {_size(part):,} of {total:,} bytes")
 
 
 def file_md5(path: Path) -> str:
     """md5 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
