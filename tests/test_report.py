@@ -207,6 +207,14 @@ def test_quoting_needs_the_marks(tmp_path):
         report.quote_in_readme(readme)
 
 
+def test_the_committed_report_was_made_of_the_committed_notebooks_code_and_runs(monkeypatch):
+    """`make evidence` makes it so."""
+    monkeypatch.setenv("RESULTS_DIR", str(paths.ROOT / "results"))
+    known = json.loads((evidence.folder() / "inputs.json").read_text())
+    assert set(known) == set(evidence.saved()) and len(known) >= 12
+    assert [name for name, inputs in known.items() if report.inputs(name) != inputs] == []
+
+
 # ---- what notebooks save
 
 
