@@ -34,7 +34,6 @@ def cells(request):
 MOVED = pytest.mark.xfail(strict=False, reason="notebooks are being moved")
 
 
-@MOVED
 def test_every_code_cell_was_executed_in_order(cells):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
@@ -60,6 +59,7 @@ def test_no_output_that_is_compared_has_an_address_in_it(cells):
     assert not [output for output in outputs if "Styler at 0x" in output]
 
 
+@MOVED
 def test_code_cells_are_short_but_for_the_parameters(cells):
     long = [cell.source for cell in cells if len(cell.source.splitlines()) > 32]
     assert set(long) <= {cell.source for cell in tagged(cells, "parameters")}
@@ -224,8 +224,7 @@ def test_speed_follows_the_stated_rule(profile, factor, units):
     profile paper the same.
 
     There the AL2 CNN itself has the paper's own schedule, whatever the units. The experiment
-    schedules varies it on
-    purpose.
+    schedules varies it on purpose.
     """
     curve = al2_weights(2000)
     runs = {r for r in runs_of(profile, "label_randomization", "combined") if r.al2}
