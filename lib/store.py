@@ -217,8 +217,8 @@ def to_long(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.Dat
     described = [column for column in frame if column not in names]
     long = frame.melt(described, taken, var_name="metric", value_name="value")
     long = long[long.value.notna()]
-    split = long.metric.str.partition(" ")
-    long = long.assign(metric=split[0], where=split[2])
+    places = [column.partition(" ")[2] for column in long.metric]
+    long = long.assign(metric=long.metric.map(names), where=places)
     return long[[*described, "metric", "where", "value"]].reset_index(drop=True)
 
 

@@ -1,6 +1,4 @@
-"""Stored runs of the targeted-sparsity paper as `store.load` gives them, made by hand: no test of
-tables trains anything.
-"""
+"""Stored runs as `store.load` gives them, made by hand: no test of tables trains anything."""
 
 import numpy as np
 import pandas as pd
@@ -43,20 +41,44 @@ PAPERLIKE["sr3Net"] = {"loss": kept, "correlation conv1": 0.05}
 
 
 def stored(
-    run: Run, *, profile: str = "made", diverged: int | None = None, **columns
+    run: Run,
+    *,
+    profile: str = "made",
+    classes: int = 100,
+    epochs=None,
+    diverged: int | None = None,
+    **columns,
 ) -> pd.DataFrame:
-    """A run's rows; a column is a number or a function of the epochs. Diverged in epoch 1: one row,
-    of NaN.
+    """A run's rows at these epochs, all unless given; a column is a number or a function of them.
+    Diverged in epoch 1: one row, of NaN.
     """
-    epochs = np.arange(1.0, (run.epochs if diverged is None else diverged - 1) + 1)
+    last = run.epochs if diverged is None else diverged - 1
+    epochs = np.array([e for e in epochs or range(1, run.epochs + 1) if e <= last], dtype=float)
     rows = {
         name: value(epochs) if callable(value) else np.full(len(epochs), value)
         for name, value in columns.items()
     }
-    fields = {"profile": profile, **run.described(), "num_classes": 100, "precision": "float32"}
-    fields["diverged"] = np.nan if diverged is None else float(diverged)
+    fields = {"profile": profile, **run.described(), "num_classes": classes}
+    fields |= {"precision": "float32", "diverged": np.nan if diverged is None else float(diverged)}
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     return pd.concat([described, pd.DataFrame({"epoch": epochs} | rows)], axis=1)
+
+
+def together(*parts: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)
+
+
+def stop(made: pd.DataFrame, hit: pd.Series, at: float) -> pd.DataFrame:
+    """The same runs, those of the rows `hit` diverged in epoch `at`; where that is their first,
+    they have one row without an epoch and without a number.
+    """
+    begins = made.epoch.min()
+    rows = made[~hit | (made.epoch < at) | (made.epoch == begins) & (at <= begins)]
+    hit = hit.loc[rows.index]
+    rows = rows.assign(diverged=np.where(hit, float(at), rows.diverged))
+    if at <= begins:
+        rows.loc[hit, rows.columns[rows.columns.get_loc("epoch") :]] = np.nan
+    return rows
 
 
 def cell(
@@ -83,89 +105,50 @@ def cell(
         diverged: the epoch at which a (network, seed) diverged.
         measured: whether entropies and correlations were.
     """
-    runs = sparsity_networks(
-        dataset,
-        networks=list(accuracies),
-        size=size,
-        seeds=seeds,
-        optimizer=optimizer,
-        epochs=epochs,
-        **settings,
-    )
+    seen = {"size": size, "seeds": seeds, "optimizer": optimizer, "epochs": epochs} | settings
     widths = dict(zip(LAYERS, CONVNET_WIDTHS[size], strict=True))
     parts = []
-    for run in runs:
+    for run in sparsity_networks(dataset, networks=list(accuracies), **seen):
         curves = dict.fromkeys(LAYERS, 0.95) | {f"correlation {layer}": 0.2 for layer in LAYERS}
         curves |= PAPERLIKE[run.variant] | (over or {}).get(run.variant, {})
-        columns = {
-            "test_accuracy": accuracies[run.variant] + 0.01 * run.seed,
-            "test_cross_entropy": curves.pop("loss"),
-        }
+        accuracy = accuracies[run.variant] + 0.01 * run.seed
+        columns = {"test_accuracy": accuracy, "test_cross_entropy": curves.pop("loss")}
         for name, value in curves.items() if measured else ():
             if name in widths:
-                value = curves[name]
-                factor = np.log(widths[name])
-                name = f"entropy {name}"
-                columns[name] = (
-                    (lambda e, v=value, f=factor: f * v(e)) if callable(value) else factor * value
+                most = np.log(widths[name])
+                columns[f"entropy {name}"] = (
+                    (lambda e, v=value, m=most: m * v(e)) if callable(value) else most * value
                 )
             else:
                 columns[name] = value
-        parts.append(
-            stored(
-                run,
-                profile=profile,
-                diverged=(diverged or {}).get((run.variant, run.seed)),
-                **columns,
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+        ended = (diverged or {}).get((run.variant, run.seed))
+        parts.append(stored(run, profile=profile, diverged=ended, **columns))
+    return together(*parts)
 
 
 def pair(
-    network: str,
-    without: float,
-    with_sr: float,
-    *,
-    dataset: str = HUNDRED,
-    seeds=(0, 1, 2),
-    **settings,
+    network: str, without: float, with_sr: float, *, dataset=HUNDRED, seeds=(0, 1, 2), **settings
 ) -> pd.DataFrame:
     """LeNet or AlexNet, without and with SparsityReg, with these best accuracies in %."""
-    runs = lenet_alexnet(dataset, networks=[network], seeds=seeds, epochs=20, **settings)
-    return pd.concat(
-        [
-            stored(
-                r,
-                test_accuracy=(with_sr if r.sparsity else without) + 0.01 * r.seed,
-                test_cross_entropy=kept,
-            )
-            for r in runs
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for run in lenet_alexnet(dataset, networks=[network], seeds=seeds, epochs=20, **settings):
+        accuracy = (with_sr if run.sparsity else without) + 0.01 * run.seed
+        parts.append(stored(run, test_accuracy=accuracy, test_cross_entropy=kept))
+    return together(*parts)
 
 
 def paper(seeds=(0, 1, 2), **options) -> pd.DataFrame:
     """The paper's printed numbers as runs: Tables 2 and 3."""
     parts = []
-    for (dataset, size, optimizer), rows in tables.published("sparsity_table2").groupby(
-        ["dataset", "size", "optimizer"]
-    ):
-        accuracies = dict(zip(rows.network, 100 * rows.best_accuracy, strict=True))
-        parts.append(
-            cell(
-                accuracies, dataset=dataset, size=size, optimizer=optimizer, seeds=seeds, **options
-            )
-        )
-    for (dataset, network), rows in tables.published("sparsity_table3").groupby(
-        ["dataset", "network"]
-    ):
-        values = 100 * rows.set_index("regularized").best_accuracy
-        parts.append(
-            pair(network.lower(), values[False], values[True], dataset=dataset, seeds=seeds)
-        )
-    return pd.concat(parts, ignore_index=True)
+    second, third = tables.published("sparsity_table2"), tables.published("sparsity_table3")
+    for (dataset, size, optimizer), rows in second.groupby(["dataset", "size", "optimizer"]):
+        best = dict(zip(rows.network, 100 * rows.best_accuracy, strict=True))
+        where = {"dataset": dataset, "size": size, "optimizer": optimizer}
+        parts.append(cell(best, seeds=seeds, **where, **options))
+    for (dataset, network), rows in third.groupby(["dataset", "network"]):
+        best = 100 * rows.set_index("regularized").best_accuracy
+        parts.append(pair(network.lower(), best[False], best[True], dataset=dataset, seeds=seeds))
+    return together(*parts)
 
 
 AL2_EXPERIMENTS = ("label_randomization", "representations", "schedules", "relabelling")

