@@ -23,6 +23,7 @@ RUN = Run(
     momentum=0.9,
     epochs=30,
 )
+pytestmark = pytest.mark.slow  # each trains a network of 1,000 images
 ONLY = ["--only", "bare + AL2"]
 COLUMNS = ["test_accuracy", "cross_entropy", "activation_l2", "lambda"]
 
