@@ -73,6 +73,7 @@ class Report:
     def __init__(self, notebook: str, save: bool) -> None:
         self.notebook = notebook
         self.save = save
+        self.folder = folder()
         self.figures: dict[str, str] = {}
         self.tables: dict[str, str] = {}
         if save:
@@ -102,7 +103,7 @@ class Report:
         if show:
             display(plots.small_png(fig))
         if self.save:
-            self._write(folder() / "figures" / f"{name}.png", plots.png(fig))
+            self._write(self.folder / "figures" / f"{name}.png", plots.png(fig))
             self.figures[name] = caption
             self.note()
         plt.close(fig)
@@ -111,7 +112,7 @@ class Report:
         """Write a table as CSV under its name, where the report is saved."""
         if self.save:
             text = table.to_csv(index=False, float_format="%.6g")
-            self._write(folder() / "tables" / f"{name}.csv", text.encode())
+            self._write(self.folder / "tables" / f"{name}.csv", text.encode())
             self.tables[name] = caption
             self.note()
 
@@ -129,7 +130,7 @@ class Report:
             "tables": self.tables,
         }
         text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        self._write(folder() / "saved" / f"{self.notebook}.json", text.encode())
+        self._write(self.folder / "saved" / f"{self.notebook}.json", text.encode())
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
