@@ -180,6 +180,9 @@ def test_a3_takes_each_ratio_on_the_seeds_that_both_networks_have():
     assert (row.verdict, row.n) == ("holds", 2)
     row = judged("A3", made[made.baseline != "batchnorm"])
     assert row.measured == "Bare/DO 62.0×; WD/DO 56.1×; WD/Bare 0.91×"
+    # in every seed, or a part does not hold
+    made.loc[of(made, "dropout", seed=1), "activation_l2"] = 20.0
+    assert verdict("A3", made) == "does not hold"
     made.loc[of(made, "dropout", seed=1), "activation_l2"] = 0.0
     row = judged("A3", made)
     assert row.verdict == "does not hold"

@@ -262,6 +262,7 @@ def test_load_gives_a_row_a_run_and_epoch_with_the_fields_of_the_run():
     frame = store.load([AL2, BARE])
     rows = [(run.id, epoch) for run in (AL2, BARE) for epoch in (1, 2, 3)]
     assert list(zip(frame["id"], frame["epoch"], strict=True)) == rows
+    assert list(frame.index) == list(range(6))
     assert {*BARE.to_dict(), "id", "baseline", "profile", "diverged", "lambda"} <= set(frame)
     assert set(frame["baseline"]) == {"bare"} and set(frame["profile"]) == {"own"}
     assert frame["diverged"].isna().all()

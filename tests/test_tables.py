@@ -162,11 +162,12 @@ def test_a_longer_training_is_read_as_far_as_the_paper_and_the_shortest_beside_i
 
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_diverged_run_is_text_from_the_epoch_on_at_which_it_diverged(at):
-    runs = together(tidy(SEVEN(), 90.0), tidy(SEVEN(seed=1), 80.0, diverged=at))
+    whole = [tidy(SEVEN(), 90.0), tidy(SEVEN(seed=1), 85.0)]
+    runs = together(*whole, tidy(SEVEN(seed=2), 80.0, diverged=at))
     measured = accuracies(runs)
     assert measured.measured.tolist() == [85.0] * (at - 1) + ["diverged"] * (8 - at)
     assert measured.sd.notna().tolist() == [True] * (at - 1) + [False] * (8 - at)
-    assert set(measured.n) == {2}
+    assert set(measured.n) == {3}
     table = tables.beside_published("al2_table1", runs).set_index(KEYS[2:]).sort_index()
     beside = table.loc["bare", ""].measured.unstack("metric").test_accuracy
     assert beside.tolist() == measured.measured.tolist()
@@ -348,24 +349,24 @@ def test_other_networks_labels_and_screening_seeds_are_in_neither_table(other):
     assert set(kept.id) == set(own.id)
 
 
+READING_TRIED = {"trained": ["own/abs/sum"], "chosen": "own/square/sum"}
+STRENGTH_TRIED = {"chosen": "own/abs/sum", "strengths": [8]}
+
+
 @pytest.mark.parametrize(
-    ("tried", "stated"),
+    ("tried", "field", "stated"),
     [
-        (
-            {"trained": ["own/abs/sum"], "chosen": "own/square/sum"},
-            {"decorrelation_pairs": "square"},
-        ),
-        ({"chosen": "own/abs/sum", "strengths": [8]}, {"sparsity_weight": 0.001}),
+        (READING_TRIED, "decorrelation_pairs", ["signed"] * 3 + ["square"]),
+        (STRENGTH_TRIED, "sparsity_weight", [0.001] * 4),
     ],
     ids=["readings tried on the screening seed", "another strength"],
 )
-def test_what_was_tried_with_the_penalties_is_in_no_table(tried, stated):
+def test_what_was_tried_with_the_penalties_is_in_no_table(tried, field, stated):
     runs = penalty_readings("digits", seeds=(0, 1), epochs=4, **tried)
     kept = tables.sparsity_runs(together(*(stored(run, test_accuracy=1.0) for run in runs)))
     assert set(kept.seed) == {0, 1} and len(runs) > kept.id.nunique()
-    assert set(kept.network) == {"vanillaNet", "sr1Net", "sr2Net", "sr3Net"}
-    ((name, value),) = stated.items()
-    assert set(kept[kept.network == "sr3Net"][name]) == {value}
+    names = ("vanillaNet", "sr1Net", "sr2Net", "sr3Net")
+    assert set(zip(kept.network, kept[field], strict=True)) == set(zip(names, stated, strict=True))
 
 
 def test_the_readings_of_sparsityreg_stand_side_by_side():
