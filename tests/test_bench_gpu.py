@@ -32,6 +32,7 @@ def test_side_by_side_trains_every_network(epochs_trained):
     assert work.flop == 2 * bench_gpu.al2(bench_gpu.Row("al2", "plain"), CPU, tiny=True).flop
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_a_failure_stated(tmp_path, monkeypatch):
     monkeypatch.setitem(bench_gpu.WORKLOADS, "peak", lambda *_: 1 / 0)
     path = tmp_path / "cuda.csv"

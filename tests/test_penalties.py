@@ -456,7 +456,7 @@ def test_networks_in_several_threads_do_not_see_each_other():
 # ---- what compilers and wrappers do with a network
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("read_within", [False, True])
 def test_a_compiled_network_trains_validates_and_trains_again_and_its_copy_is_free(
     backend, read_within

@@ -746,7 +746,17 @@ RESUMED["al2 with momentum"] = AL2
 RESUMED["correlations"] = replace(BARE, cca=("init", "epoch1"), ablations=(), image_size=20)
 
 
-@pytest.mark.parametrize("run", RESUMED.values(), ids=RESUMED)
+# what "everything" holds, too, one by one
+ALONE = {"bare", "batch norm", "dropout", "al2 with momentum", "sr3", "everything, adam"}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, id=name, marks=pytest.mark.slow if name in ALONE else ())
+        for name, run in RESUMED.items()
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     run, tmp_path, often, epochs_trained
 ):

@@ -30,6 +30,10 @@ COLUMNS = [
 # what the papers say, and where
 TEXTS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text())
 STATEMENTS = {name: said["statement"] for name, said in TEXTS.items()}
+if alone := TEXTS.keys() ^ CLAIMS.keys():
+    raise ValueError(
+        f"of {', '.join(sorted(alone))} there is a text in claims.yaml or a rule, but not both"
+    )
 
 
 def runs_of(claim: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
