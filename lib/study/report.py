@@ -356,7 +356,8 @@ def inputs(notebook: str) -> str:
         if cell.cell_type == "code" and "live" not in _tags(cell):
             seen.update(cell.source.encode())
     files = [paths.ROOT / name for name in said["modules"]]
-    files += sorted(paths.PARAMS.glob("*.yaml")) + sorted(paths.PUBLISHED.iterdir())
+    files += [paths.PARAMS / f"{profile}.yaml" for profile in evidence.PROFILES]
+    files += sorted(paths.PUBLISHED.iterdir())
     for experiment in said["experiments"]:
         for runs in evidence.finished(experiment).values():
             files += [store.find(run) / "metrics.csv" for run in runs]
