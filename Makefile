@@ -76,7 +76,7 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 PYTEST := $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
-test: test-lib test-notebooks  ## the fast half of pytest, and nbval (8 to 12 minutes on two cores, by processor)
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (about 12 minutes on two cores with AVX2)
 test-lib: setup  ## pytest without the tests marked slow (2 minutes)
 	$(PYTEST) --dist worksteal -m "not slow" tests
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs
