@@ -72,7 +72,7 @@ verify: setup  ## train the first epochs of stored runs again and compare their 
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 	$(PY) -m lib.data $(DATASET)
 
-# two test processes, each of one thread
+# test processes beside each other, each of one thread (tests/conftest.py)
 PYTEST := $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
