@@ -336,8 +336,8 @@ def build(
         network, in_channels, image_size, num_classes: see `architecture`.
         generator: of the weights, on the CPU; networks that are built with equal ones share the
             weights that they have in common. None: a new one, seeded with 0.
-        gamma_generator: of the scales γ of the AL2 network's batch norm, U(0, 1) as PyTorch 1.1
-            drew them; None: γ = 1.
+        gamma_generator: of the scales γ of the AL2 network's batch norm, U(0, 1) as PyTorch drew
+            them up to 1.1; None: γ = 1.
         options: of `architecture`.
 
     Raises:

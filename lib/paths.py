@@ -20,7 +20,8 @@ _ABOVE = Path(__file__).resolve().parent.parent
 ROOT = _ABOVE if (_ABOVE / "environment.yml").exists() else Path.cwd()
 PUBLISHED = ROOT / "results" / "published"
 PARAMS = ROOT / "notebooks" / "params"
-EVIDENCE = (ROOT / "results" / "lite", ROOT / "results" / "paper")  # committed runs, by profile
+# committed runs, by profile
+EVIDENCE = tuple(ROOT / "results" / profile for profile in ("lite", "paper", "calibration"))
 
 
 def _folder(variable: str, default: Path) -> Path:

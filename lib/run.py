@@ -96,8 +96,8 @@ class Run:
         network: architecture, see `lib.models.build`.
         batch_norm: batch normalisation, in al2_cnn after the second convolution, in ConvNets see
             `norm_place`.
-        bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch 1.1
-            drew it).
+        bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch drew
+            it up to 1.1).
         norm_place: in ConvNets, "conv" (after each convolution) or "block" (after the second one of
             a block).
         padding: of the ConvNets' convolutions, "same" or "valid".

@@ -231,7 +231,8 @@ def collect(profile: str) -> pd.DataFrame:
 def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if frames:
         return pd.concat(frames, ignore_index=True)
-    described = ["profile", *Run("digits").described(), "num_classes", "precision", "diverged"]
+    of_folder = ["num_classes", "precision", "data_hash", "labels_hash", "diverged"]
+    described = ["profile", *Run("digits").described(), *of_folder]
     return pd.DataFrame(columns=[*described, *trainer.METRICS])
 
 
@@ -301,6 +302,7 @@ def _tidy(folder: Path) -> pd.DataFrame:
     said = run_dir.read_environment(folder)
     fields = {"profile": folder.parent.parent.name, **run.described()}
     fields |= {"num_classes": said.get("num_classes"), "precision": said.get("precision")}
+    fields |= {"data_hash": said.get("data"), "labels_hash": said.get("labels")}
     fields["diverged"] = float("nan") if diverged is None else float(diverged)
     if run.entropy:
         before = run_dir.read_arrays(folder).get("entropy before training")  # [1, layers]

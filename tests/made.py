@@ -52,6 +52,7 @@ def stored(
     """A run's rows at these epochs, all unless given; a column is a number or a function of them.
     Diverged in epoch 1: one row, of NaN.
     """
+    columns = {"test_images": 10000, "cross_entropy": 1.9} | columns
     last = run.epochs if diverged is None else diverged - 1
     epochs = np.array([e for e in epochs or range(1, run.epochs + 1) if e <= last], dtype=float)
     rows = {
@@ -60,6 +61,7 @@ def stored(
     }
     fields = {"profile": profile, **run.described(), "num_classes": classes}
     fields |= {"precision": "float32", "diverged": np.nan if diverged is None else float(diverged)}
+    fields |= {"data_hash": run.dataset, "labels_hash": f"{run.dataset} {run.seed}"}
     described = pd.DataFrame([fields] * max(len(epochs), 1))
     return pd.concat([described, pd.DataFrame({"epoch": epochs} | rows)], axis=1)
 
@@ -167,3 +169,22 @@ def by_experiment(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def judge(frame: pd.DataFrame, profiles=("made",), only=claims.STATEMENTS) -> pd.DataFrame:
     """The claims, judged by made runs."""
     return claims.judge(by_experiment(frame), profiles, only)
+
+
+def cells(frame: pd.DataFrame, claim: str, reading: str | None = None) -> pd.DataFrame:
+    """The cells of one claim by name, of one reading if it is given."""
+    found = claims.cells(by_experiment(frame), ["made"], [claim]).set_index("name")
+    return found if reading is None else found[found.reading == reading]
+
+
+def states(frame: pd.DataFrame, claim: str, reading: str | None = None) -> dict[str, str]:
+    """The state of each cell of one claim, by name."""
+    return cells(frame, claim, reading).state.to_dict()
+
+
+def unfinished(frame: pd.DataFrame, hit: pd.Series) -> pd.DataFrame:
+    """The same runs, those of the rows `hit` stated and not finished: one row without a number."""
+    kept = frame[~hit]
+    missing = frame[hit].drop_duplicates("id")
+    measured = frame.columns[frame.columns.get_loc("num_classes") :]
+    return together(kept, missing.assign(**dict.fromkeys(measured, np.nan)))

@@ -68,7 +68,7 @@ def test_an_entry_is_rendered_by_its_own_notebooks_under_names_that_set_it_apart
 
 def test_one_experiment_s_entries_can_be_asked_for_by_its_name(plan):
     assert [entry.name for entry in plan(TEXT, "schedules")] == ["schedules-mnist-0.5"]
-    with pytest.raises(ValueError, match="no experiment 'schedule'; there are label_randomization"):
+    with pytest.raises(ValueError, match="no experiment 'schedule'; there are calibration, lab"):
         plan(TEXT, "schedule")
 
 
@@ -82,7 +82,7 @@ ONE = "all: {}\nexperiments: {schedules: {notebooks: [11_two], entries: [{}]}}\n
         ("all: {}\nexperiments: [a]", "has to hold two mappings"),
         ("all: {\n", "is no YAML"),
         (ONE + "more: {}", "holds more; allowed are all, settings, experiments, notebooks"),
-        ("all: {}\nexperiments: {nine: {entries: []}}", "no experiment 'nine'; there are label"),
+        ("all: {}\nexperiments: {nine: {entries: []}}", "no experiment 'nine'; there are calib"),
         (ONE.replace("[{}]", "{}"), "schedules needs `entries`, a list of mappings"),
         (ONE.replace("[{}]", "[3]"), "schedules needs `entries`, a list of mappings"),
         (ONE.replace("entries", "entry"), "schedules needs `entries`"),

@@ -2,6 +2,7 @@
 measured; best accuracies and overfitting.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -589,3 +590,50 @@ def test_overfitting_is_said_of_each_run_over_all_its_epochs():
     assert table.rise["sr1Net"].tolist() == [0, 0]
     diverged = table.loc[("vanillaNet", 1)]
     assert diverged[["moment", "rise"]].isna().all() and diverged.diverged == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (56.15, 1, "56.2"),
+        (100 * 0.5615, 1, "56.2"),
+        (25.25, 1, "25.3"),
+        (-0.25, 1, "-0.3"),
+        (2.0619, 2, "2.06"),
+        (0.0, 1, "0.0"),
+        (float("nan"), 1, "nan"),
+    ],
+)
+def test_halves_are_rounded_up_from_the_printed_digits(value, digits, text):
+    assert tables.half_up(value, digits) == text
+
+
+def test_alive_is_judged_by_held_out_noisy_labels():
+    """Of 5,000 labels at 75 %, the half-width near chance is 5 points; nothing of the test set."""
+    run = Run("mnist", al2=True, n_validation=5000, seed=100, epochs=2)
+    made = [
+        stored(replace(run, seed=100 + k), classes=10, validation_accuracy=q, test_accuracy=99.0)
+        for k, q in enumerate((10.0, 20.0, 12.0, 13.0))
+    ]
+    found = tables.alive(together(*made))
+    # q = a(1 − p) + (1 − a) p / 9
+    assert found.estimate.tolist() == pytest.approx([10.0, 70.0, 22.0, 28.0])
+    assert found.estimate[0] - found.lower[0] == pytest.approx(4.99, abs=0.01)
+    assert found.alive.tolist() == [False, True, False, True]
+    lost = stored(run, classes=10, diverged=2, validation_accuracy=25.0, test_accuracy=99.0)
+    assert tables.alive(lost).alive.tolist() == [False]
+
+
+def test_ratios_of_the_paper_s_own_training():
+    paper = Run("mnist", al2=True, weight_decay=5e-4)
+    half = replace(paper, epochs=350, speed=2)
+    found = tables.ratios({"paper": paper, "half": half}, images=60000, units=800)
+    assert found.paper["steps"] == 938 * 700
+    assert found.paper["λ in the last epoch"] == pytest.approx(2933.2, abs=0.1)
+    assert found.paper["end stiffness, η'λ/U"] == pytest.approx(0.00733, abs=1e-5)
+    assert found.paper["whole pull, Σ η'λ/U over steps"] == pytest.approx(694, abs=1)
+    assert found.paper["weight decay's e-folds, wd·η'·steps"] == pytest.approx(0.657, abs=1e-3)
+    assert found.half["time, η'·steps"] == pytest.approx(found.paper["time, η'·steps"] / 2)
+    assert found.half["late growth of ln λ per time"] == pytest.approx(
+        2 * found.paper["late growth of ln λ per time"]
+    )

@@ -12,7 +12,8 @@ takes them. Under `experiments`, by the name that `lib.study.experiments` gives 
 experiment's `settings`, the `notebooks` that show it, and `entries`: the values of each execution,
 which may name `notebooks` of its own. What an entry leaves open is as the parameters cell of its
 first notebook has it, so that the notebook and this module cannot disagree. Under `notebooks` stand
-those that are rendered, too, but show no experiment.
+those that are rendered, too, but show no experiment. An experiment whose settings name another
+`profile` trains runs of that one: they are stored and judged as its own.
 """
 
 import argparse
@@ -64,6 +65,11 @@ class Entry:
     def _named(self, what: str) -> str:
         marks = [str(self.parameters[mark]) for mark in MARKS if mark in self.parameters]
         return "-".join([what, *marks])
+
+    @property
+    def profile(self) -> str:
+        """The profile whose runs these are: they are stored and judged as its own."""
+        return self.parameters.get("profile", "")
 
     def rendered(self) -> dict[str, str]:
         """The stem of each rendered notebook, and the notebook it is made of."""
@@ -219,11 +225,15 @@ def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | N
         known = budget.paces() if deadline is not None else []
         runs = [wanted[run.id] for entry in group for run in entry.runs()]
         may_begin = partial(budget.fits, known=known)
-        store.ensure(runs, profile=profile, jobs=jobs, deadline=deadline, may_begin=may_begin)
+        own = group[0].profile or profile
+        store.ensure(runs, profile=own, jobs=jobs, deadline=deadline, may_begin=may_begin)
         reached.extend(group)
 
+    def together(entry: Entry) -> tuple[str, list[str]]:
+        return entry.profile, sorted({run.dataset for run in entry.runs()})
+
     # neighbours on the same data sets in one go, so that no process waits at the end of each
-    for _, group in groupby(entries, lambda entry: sorted({run.dataset for run in entry.runs()})):
+    for _, group in groupby(entries, together):
         group = list(group)
         try:
             ensure(group)

@@ -20,7 +20,8 @@ from lib import paths, plots, store
 from lib.run import Run
 from lib.study import campaign
 
-PROFILES = ("lite", "paper")  # those whose runs are committed
+PROFILES = ("lite", "paper")  # those that the report is about
+COMMITTED = (*PROFILES, "calibration")  # those whose runs are committed
 _read: set[str] = set()  # the experiments that this process has asked for
 _saving: list["Report"] = []  # the notebook's, where it saves
 
@@ -36,7 +37,8 @@ def stated(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, lis
         report.note()
     found = {}
     for profile in profiles:
-        entries = campaign.plan(profile, experiment)
+        # what a profile takes over from another one is that one's
+        entries = [e for e in campaign.plan(profile, experiment) if e.profile in ("", profile)]
         found[profile] = list(store.merged(run for e in entries for run in e.runs()).values())
     return found
 
@@ -60,6 +62,26 @@ def load(*experiments: str, profiles: Iterable[str] = PROFILES) -> pd.DataFrame:
         frames.append(store.load(list(runs.values())).assign(profile=profile))
     full = [frame for frame in frames if len(frame)]
     return pd.concat(full, ignore_index=True) if full else store.load([])
+
+
+def to_judge(*experiments: str, profiles: Iterable[str] = PROFILES) -> dict[str, pd.DataFrame]:
+    """What `lib.study.claims` judges by: by experiment the frame of `load`, and a row without epoch
+    for each run that is stated and not finished.
+    """
+    frames = {}
+    for experiment in experiments:
+        frame = load(experiment, profiles=profiles)
+        done = set(zip(frame.profile, frame.id, strict=True))
+        missing = [
+            {"profile": profile} | run.described()
+            for profile, runs in stated(experiment, profiles).items()
+            for run in runs
+            if (profile, run.id) not in done
+        ]
+        parts = [frame, pd.DataFrame(missing).reindex(columns=frame.columns)]
+        full = [part for part in parts if len(part)]
+        frames[experiment] = pd.concat(full, ignore_index=True) if full else frame
+    return frames
 
 
 class Report:

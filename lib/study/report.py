@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 from lib import paths, store
 from lib.study import campaign, claims, evidence, tables
 from lib.study.claims import pages as claim_pages
+from lib.study.claims.verdicts import CLAIMS
 from lib.study.experiments import EXPERIMENTS, VARIANTS
 
 INDEX = "90_report"  # the notebook that judges and writes the index, after all others
@@ -35,10 +36,11 @@ README_END = "<!-- end of headline.md -->"
 
 @dataclass(frozen=True)
 class Report:
-    """The stored runs by experiment, what the profiles state and lack, and the claims."""
+    """The stored runs by experiment, what the profiles state and lack, the claims, their cells."""
 
     frames: dict[str, pd.DataFrame]
     progress: pd.DataFrame
+    cells: pd.DataFrame
     claims: pd.DataFrame
 
 
@@ -55,18 +57,21 @@ def gather(profiles: Sequence[str]) -> Report:
     frames = {name: evidence.load(name, profiles=profiles) for name in EXPERIMENTS}
     progress = []
     for profile in profiles:
-        stated = store.merged(run for entry in campaign.plan(profile) for run in entry.runs())
+        own = [entry for entry in campaign.plan(profile) if entry.profile in ("", profile)]
+        stated = store.merged(run for entry in own for run in entry.runs())
         done = {run.id for run in store.available(list(stated.values()))}
         for dataset in dict.fromkeys(run.dataset for run in stated.values()):
             own = [run.id for run in stated.values() if run.dataset == dataset]
             progress.append([profile, dataset, len(done.intersection(own)), len(own)])
     columns = ["profile", "dataset", "runs finished", "runs stated"]
-    judged = claims.judge(frames, profiles, only=claims.STATEMENTS)
-    return Report(frames, pd.DataFrame(progress, columns=columns), judged)
+    to_judge = evidence.to_judge(*EXPERIMENTS, profiles=profiles)
+    cells = claims.cells(to_judge, profiles, only=claims.STATEMENTS)
+    judged = claims.verdicts_of(cells)
+    return Report(frames, pd.DataFrame(progress, columns=columns), cells, judged)
 
 
 def write(report: Report) -> None:
-    """Write `claims/*.md`, `claims.csv`, `headline.md` and `report.md`.
+    """Write `claims/*.md`, `claims.csv`, `claim_cells.csv`, `headline.md` and `report.md`.
 
     Figures and tables that no notebook has saved go.
     """
@@ -80,9 +85,11 @@ def write(report: Report) -> None:
                 old.unlink()
     (folder / "claims").mkdir(parents=True, exist_ok=True)
     for claim in claims.STATEMENTS:
-        page = claim_pages.page(claim, report.claims, report.frames, figures, written)
+        page = claim_pages.page(claim, report.claims, report.cells, report.frames, figures, written)
         _write(folder / "claims" / f"{claim}.md", page)
     _write(folder / "claims.csv", report.claims.to_csv(index=False))
+    cells = report.cells.drop(columns="statement")
+    _write(folder / "claim_cells.csv", cells.to_csv(index=False, float_format="%.6g"))
     _write(folder / "headline.md", headline(report))
     _write(folder / "report.md", _markdown(report, figures, written))
 
@@ -107,11 +114,33 @@ def quote_in_readme(readme: Path = paths.ROOT / "README.md") -> None:
 
 
 def headline(report: Report) -> str:
-    """Each paper's main table in short, published and measured.
+    """Each paper's main table in short, published and measured, and the claims' verdicts.
 
     They are Table 1 of AL2 at 75 % corruption, Table 2 of sparsity.
     """
-    return _al2_headline(report) + "\n" + _sparsity_headline(report)
+    return "\n".join([_al2_headline(report), _sparsity_headline(report), _matrix(report.claims)])
+
+
+def _matrix(judged: pd.DataFrame) -> str:
+    """The verdicts, a row a claim, a column a profile; what was not run only where all was not."""
+    rows = []
+    for claim, own in judged.groupby("claim", sort=False):
+        row = {"claim": claim, "": claims.STATEMENTS[claim]}
+        for profile in judged.profile.unique():
+            found = own[own.profile == profile]
+            run = found[~found.verdict.str.startswith("not run")]
+            texts = [
+                f"{' '.join(filter(None, [r.dataset, r.reading]))}: {r.verdict}"
+                for r in run.itertuples()
+            ]
+            row[profile] = "; ".join(texts) or ("not run" if len(found) else "–")
+        rows.append(row)
+    return (
+        "The papers' claims, judged by the rules in the report (mean, sum: "
+        "how SparsityReg joins a batch):\n\n"
+        + pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+        + "\n"
+    )
 
 
 def _al2_headline(report: Report) -> str:
@@ -119,14 +148,8 @@ def _al2_headline(report: Report) -> str:
 
     The paper's MNIST row, then each profile and data set.
     """
-    rows = [
-        [
-            "published",
-            "mnist",
-            1,
-            *_arrows(tables.published("al2_table1").rename(columns={"value": "measured"})),
-        ]
-    ]
+    printed = tables.published("al2_table1").rename(columns={"value": "measured"})
+    rows = [["published", "mnist", 1, "10,000", *_arrows(printed)]]
     every = report.frames["label_randomization"]
     every = every[every.penalties == ""]
     for (profile, dataset, corruption), runs in every.groupby(["profile", "dataset", "corruption"]):
@@ -135,16 +158,23 @@ def _al2_headline(report: Report) -> str:
             # "1–3" where some networks have fewer
             n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))
             measured = tables.at_published_epochs(runs, ["test_accuracy"])
-            rows.append([f"measured, {profile}", dataset, n, *_arrows(measured)])
+            last = runs[runs.epoch == tables.epochs_read(runs)]
+            rows.append([f"measured, {profile}", dataset, n, _images(last), *_arrows(measured)])
     if len(rows) == 1:
-        rows.append(["measured", "not run", "", *["not run"] * len(tables.BASELINES)])
-    table = pd.DataFrame(rows, columns=["", "data set", "n", *tables.BASELINES.values()])
+        rows.append(["measured", "not run", "", "", *["not run"] * len(tables.BASELINES)])
+    columns = ["", "data set", "n", "test images", *tables.BASELINES.values()]
+    table = pd.DataFrame(rows, columns=columns)
     return (
         "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → "
         "with AL2 (mean over n seeds ± standard deviation):\n\n"
         + table.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
+
+
+def _images(rows: pd.DataFrame) -> str:
+    """On how many test images the accuracies of these rows were measured."""
+    return ", ".join(f"{int(number):,}" for number in sorted(rows.test_images.dropna().unique()))
 
 
 def _sparsity_headline(report: Report) -> str:
@@ -163,7 +193,14 @@ def _sparsity_headline(report: Report) -> str:
                 cell.drop_duplicates("network").set_index("network").published.reindex(VARIANTS)
             )
             rows.append(
-                ["published", dataset, size, optimizer, 1, *(f"{100 * v:.1f}" for v in values)]
+                [
+                    "published",
+                    dataset,
+                    size,
+                    optimizer,
+                    1,
+                    *(tables.half_up(100 * v) for v in values),
+                ]
             )
     measured = table[table.measured.notna()]
     for (profile, dataset, size, optimizer), cell in measured.groupby(
@@ -186,7 +223,8 @@ def _sparsity_headline(report: Report) -> str:
         rows.append([name, dataset, size, optimizer, int(cell.n.min()), *printed])
     if measured.empty:
         rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
-    frame = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
+    table = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
+    on = f"; on {_images(frame)} test images" if len(measured) else ""
     both = (
         "; mean, sum: how SparsityReg joins a batch, which the paper does not say"
         if len(measured)
@@ -194,8 +232,8 @@ def _sparsity_headline(report: Report) -> str:
     )
     return (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± "
-        f"standard deviation{both}):\n\n"
-        + frame.to_markdown(index=False, disable_numparse=True)
+        f"standard deviation{both}{on}):\n\n"
+        + table.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
 
@@ -229,8 +267,7 @@ def _longer(frame: pd.DataFrame):
 def _percent(row: pd.Series) -> str:
     if row.measured == tables.DIVERGED:
         return tables.DIVERGED
-    # a fraction may lie a bit below the % it was made of
-    return tables.mean_and_sd(round(100 * row.measured, 6), 100 * row.sd)
+    return tables.mean_and_sd(100 * row.measured, 100 * row.sd)
 
 
 def _arrows(measured: pd.DataFrame) -> list[str]:
@@ -256,12 +293,10 @@ def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) 
         "profile",
         "dataset",
         "reading",
-        "published",
-        "measured",
+        "cells",
         "n",
         "verdict",
     ]
-    rules = report.claims[report.claims.rule != ""].drop_duplicates("claim")
     return (
         "\n\n".join(
             [
@@ -271,15 +306,18 @@ def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) 
                 "## What was run",
                 report.progress.to_markdown(index=False),
                 "## Headline",
-                headline(report).strip(),
+                _al2_headline(report),
+                _sparsity_headline(report),
                 "## Claims",
-                "Published and measured pairs read *without → with AL2*. The rules of the "
-                "verdicts stand below. A claim's own page says where the paper makes it, how the "
-                "runs deviate and what was unclear. A claim about SparsityReg has a row for each "
-                "reading of it, mean or sum over the batch: the paper does not say which.",
-                judged[columns].to_markdown(index=False),
+                "A claim's own page has its cells with their numbers and what the papers print, "
+                "where the paper makes it, how the runs deviate and what was unclear; all cells "
+                "stand in [`claim_cells.csv`](claim_cells.csv). A claim about SparsityReg has a "
+                "row for each reading of it, mean or sum over the batch: the paper does not say "
+                "which. `n` is the least number of seeds of a cell.",
+                judged[columns].to_markdown(index=False, disable_numparse=True),
                 "### Rules",
-                *[f"**{row.claim}**: {row.rule}." for row in rules.itertuples()],
+                f"{claims.RULE}.",
+                *[f"**{name}**: {CLAIMS[name].text}" for name in claims.STATEMENTS],
                 "## Tables",
                 *[f"- [`{name}`](tables/{name}.csv): {said}" for name, said in written.items()],
                 "## Figures",
@@ -356,10 +394,10 @@ def inputs(notebook: str) -> str:
         if cell.cell_type == "code" and "live" not in _tags(cell):
             seen.update(cell.source.encode())
     files = [paths.ROOT / name for name in said["modules"]]
-    files += [paths.PARAMS / f"{profile}.yaml" for profile in evidence.PROFILES]
+    files += [paths.PARAMS / f"{profile}.yaml" for profile in evidence.COMMITTED]
     files += sorted(paths.PUBLISHED.iterdir())
     for experiment in said["experiments"]:
-        for runs in evidence.finished(experiment).values():
+        for runs in evidence.finished(experiment, evidence.COMMITTED).values():
             files += [store.find(run) / "metrics.csv" for run in runs]
     for file in files:
         seen.update(file.read_bytes() if file.exists() else b"gone")

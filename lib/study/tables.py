@@ -1,7 +1,9 @@
 """Published beside measured: tables drawn from stored runs alone. Nothing here trains."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations, product
 
 import numpy as np
@@ -37,7 +39,7 @@ DIVERGED, NOT_RUN = "diverged", "not run"
 # × chance: at or below it a network counts as dead, since it predicts one class whatever it is
 # shown
 DEAD = 2
-MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising (claim A4)
+MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising
 
 
 def published(name: str) -> pd.DataFrame:
@@ -408,6 +410,69 @@ def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
     return accuracy <= DEAD * 100 / classes
 
 
+def alive(runs: pd.DataFrame) -> pd.DataFrame:
+    """Whether networks are alive, judged without a clean label.
+
+    Of q, the accuracy on n held-out noisy labels, a = (q − p/(K−1)) / (1 − p − p/(K−1)) estimates
+    the true accuracy (p the level, K the number of classes). A network is alive if the lower end of
+    its 95 % interval, by the normal approximation of q, is above twice chance.
+
+    Args:
+        runs: as `lib.store.load` gives them, with held-out labels.
+
+    Returns:
+        one row per run at its last epoch: dataset, corruption, speed, baseline, seed, estimate,
+        lower (both in %), alive. A run whose loss became NaN is not alive.
+    """
+    last = runs[runs.epoch == runs.epochs].set_index("id")
+    table = runs.drop_duplicates("id").set_index("id")
+    wrong = table.corruption / (table.num_classes.astype(float) - 1)
+    right = 1 - table.corruption - wrong
+    q = last.validation_accuracy.reindex(table.index).astype(float) / 100
+    half = 1.96 * np.sqrt(q * (1 - q) / table.n_validation) / right
+    estimate = (q - wrong) / right
+    found = table[["dataset", "corruption", "speed", "baseline", "seed"]].assign(
+        estimate=100 * estimate, lower=100 * (estimate - half)
+    )
+    found["alive"] = found.lower > DEAD * 100 / table.num_classes
+    return found.reset_index(drop=True)
+
+
+def ratios(runs: Mapping[str, Run], images: int, units: int) -> pd.DataFrame:
+    """What a miniature of AL2's training keeps of it, and what not.
+
+    With η' = learning rate / (1 − momentum), U units of φ, and time = η' · steps.
+
+    Args:
+        runs: one with AL2 and weight decay by the name of its column.
+        images: of the training set, where a run takes all.
+        units: U.
+
+    Returns:
+        a row a quantity, a column a run.
+    """
+    table = {}
+    for name, run in runs.items():
+        step = run.learning_rate / (1 - run.momentum)
+        steps = math.ceil((run.n_train or images) / run.batch_size)
+        series = schedule(run.schedule, run.epochs, run.speed, run.rate)
+        per_epoch = step * steps
+        late = np.log(series[-1] / series[-2]) / per_epoch if run.epochs > 1 else np.nan
+        table[name] = {
+            "training images": run.n_train or images,
+            "epochs": run.epochs,
+            "steps": run.epochs * steps,
+            "time, η'·steps": run.epochs * per_epoch,
+            "λ in the last epoch": series[-1],
+            "end stiffness, η'λ/U": step * series[-1] / units,
+            "end trade-off, λ/U": series[-1] / units,
+            "whole pull, Σ η'λ/U over steps": per_epoch * series.sum() / units,
+            "late growth of ln λ per time": late,
+            "weight decay's e-folds, wd·η'·steps": run.weight_decay * run.epochs * per_epoch,
+        }
+    return pd.DataFrame(table)
+
+
 def one_setting(
     runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")
 ) -> None:
@@ -424,7 +489,9 @@ def one_setting(
         for f in fields(Run)
         if f.name in runs and f.name not in but and not f.metadata.get("measure")
     ]
-    if mixed := [name for name in names if runs[name].nunique(dropna=False) > 1]:
+    # None and NaN are one
+    known = {name: runs[name].astype(object).where(runs[name].notna(), None) for name in names}
+    if mixed := [name for name in names if known[name].nunique(dropna=False) > 1]:
         raise ValueError(
             f"runs of one cell {cell} differ in {', '.join(mixed)}: a table averages over seeds "
             "alone"
@@ -594,17 +661,21 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
     return mean_and_sd(value, rows.sd.iloc[0] if "sd" in rows else float("nan"), digits)
 
 
-def mean_text(values: pd.Series, form: str = ".1f") -> str:
-    """The mean over seeds as text.
-
-    "diverged" where a value is not finite, that of a run whose loss became NaN.
-    """
-    return format(values.mean(), form) if np.isfinite(values).all() else DIVERGED
-
-
 def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:
     """A mean over seeds as text, "27.4 ± 1.3".
 
     Without ± where there is no standard deviation (NaN), that of one seed.
     """
-    return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
+    return half_up(mean, digits) + ("" if pd.isna(sd) else f" ± {half_up(sd, digits)}")
+
+
+def half_up(value: float, digits: int = 1) -> str:
+    """A number as text with so many digits after the point, halves rounded away from zero.
+
+    As it would be from its printed digits: 56.15 is 56.2, whatever the nearest binary number is.
+    """
+    if not np.isfinite(value):
+        return f"{value}"
+    # nine digits take back what binary fractions and 100 × 0.5615 have added
+    exact = Decimal(f"{value:.9f}")
+    return str(exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))

@@ -1,31 +1,36 @@
-"""The papers' claims, judged by stated rules from stored runs: `judge` gives `claims.csv`.
+"""The papers' claims, judged by stated rules from stored runs.
 
-A claim is its text in `results/published/claims.yaml` and a function that `verdicts.claim`
-registers with the experiments whose runs it reads. No verdict is typed by hand.
+`cells` compares networks, one row a cell; `judge` gives the verdicts, `claims.csv`. A claim is its
+text in `results/published/claims.yaml` and a function that `verdicts.claim` registers with the
+experiments whose runs it reads. No verdict is typed by hand.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from lib import paths, store
 from lib.study.claims import al2, sparsity  # noqa: F401  they register their claims
-from lib.study.claims.verdicts import CLAIMS, Claim, Judged
+from lib.study.claims.verdicts import (
+    CLAIMS,
+    NOT_RUN,
+    NOTHING,
+    RULE,  # noqa: F401  part of the surface
+    SHOWN,
+    Cell,
+    Claim,
+    counts,
+    verdict,
+)
 from lib.study.tables import of_reading, readings_in
 
-COLUMNS = [
-    "claim",
-    "statement",
-    "profile",
-    "dataset",
-    "reading",
-    "published",
-    "measured",
-    "n",
-    "rule",
-    "verdict",
-]
+OF_CLAIM = ["claim", "statement", "profile", "dataset", "reading"]
+CELL_COLUMNS = [*OF_CLAIM, *(f.name for f in fields(Cell))]
+COLUMNS = [*OF_CLAIM, "cells", "n", "images", "verdict"]
+ALL_SETS = "all sets"
 
 # what the papers say, and where
 TEXTS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text())
@@ -47,21 +52,21 @@ def _selected(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return claim.select(runs)
 
 
-def judge(
+def cells(
     frames: Mapping[str, pd.DataFrame],
     profiles: Iterable[str],
     only: Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """A row for each claim, profile and data set it was measured on; columns as in `claims.csv`.
+    """A row for each cell of each claim, by profile and data set.
 
-    Claims about SparsityReg have a row for each `reading` of it, "mean" or "sum" over the batch,
-    that was trained.
+    Claims about SparsityReg have theirs for each `reading` of it, "mean" or "sum" over the batch,
+    that is stated.
 
     Args:
-        frames: by experiment its stored runs of the profiles, as `lib.store.load` gives them; may
-            be empty.
-        profiles: those the report is about: a claim that none of a profile's runs answers says so.
-        only: claims to judge, for example "A6"; None: those that read one of the experiments given.
+        frames: by experiment its runs of the profiles, as `lib.store.load` gives the finished ones
+            and `lib.study.evidence.to_judge` adds the others; may be empty.
+        profiles: those that are judged.
+        only: claims, for example "A6"; None: those that read one of the experiments given.
 
     Raises:
         ValueError: if runs of one cell differ in more than the seed (S1–S10: and the length), or
@@ -78,26 +83,68 @@ def judge(
             selected[key] = _selected(claim, frames)
         for profile in profiles:
             own = selected[key][selected[key].profile == profile]
-            found = _judged(claim, own)
-            for (dataset, reading), judged in found.items():
-                values = [judged.published, judged.measured, judged.n, judged.rule, judged.verdict]
-                rows.append([name, STATEMENTS[name], profile, dataset, reading, *values])
-            if not found:
-                answers = "" if own.empty else " answers it"
-                why = f"not run: no finished run of the profile {profile}{answers}"
-                rows.append([name, STATEMENTS[name], profile, "", "", "", "", 0, "", why])
-    return pd.DataFrame(rows, columns=COLUMNS)
+            for dataset, of_set in own.groupby("dataset"):
+                for reading in readings_in(of_set) if claim.by_reading else [""]:
+                    runs = of_reading(of_set, reading) if claim.by_reading else of_set
+                    of_claim = [name, STATEMENTS[name], profile, dataset, reading]
+                    found = filter(None, claim.rule(runs, dataset))
+                    rows += [[*of_claim, *asdict(cell).values()] for cell in found]
+    return pd.DataFrame(rows, columns=CELL_COLUMNS)
 
 
-def _judged(claim: Claim, runs: pd.DataFrame) -> dict[tuple[str, str], Judged]:
-    """What a claim's rule found in the runs of one profile.
+def judge(
+    frames: Mapping[str, pd.DataFrame],
+    profiles: Iterable[str],
+    only: Iterable[str] | None = None,
+) -> pd.DataFrame:
+    """The verdicts that follow from `cells` (same arguments); columns as in `claims.csv`."""
+    return verdicts_of(cells(frames, profiles, only))
 
-    By data set and reading of SparsityReg, where they answer it.
+
+def verdicts_of(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row for each claim, profile, data set and reading: how many cells of which state, the
+    verdict.
+
+    `n` is the least number of seeds of its cells that say something, `images` on how many test
+    images accuracies were measured. S7 has a row over all sets, too.
     """
-    found = {}
-    for dataset, cells in runs.groupby("dataset"):
-        for reading in readings_in(cells) if claim.by_reading else [""]:
-            own = of_reading(cells, reading) if claim.by_reading else cells
-            if (judged := claim.rule(own, dataset)) is not None:
-                found[dataset, reading] = judged
-    return found
+    rows = []
+    over_sets = cells[cells.claim.map(lambda name: CLAIMS[name].over_sets).astype(bool)]
+    every = [cells, over_sets.assign(dataset=ALL_SETS)]
+    for frame in every if len(cells) else []:
+        for key, own in frame.groupby(OF_CLAIM, sort=False):
+            alive = own[~own.state.isin([NOT_RUN, NOTHING, SHOWN])]
+            found = verdict(own.state, own.as_claimed)
+            if found == NOT_RUN:
+                found = f"{NOT_RUN}: {', '.join(sorted(set(own.why) - {''}))}"
+            images = ", ".join(sorted({text for text in own.images if text}))
+            n = int(alive.n.min()) if len(alive) else 0
+            rows.append([*key, counts(own.state), n, images, found])
+    order = {name: place for place, name in enumerate(STATEMENTS)}
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    return found.sort_values("claim", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+
+
+def shown_cells(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells for a reader: those that were run, numbers as text, their interval as one column."""
+    run = cells[cells.state != NOT_RUN].reset_index(drop=True)
+    numbers = ("mean", "lower", "upper", "printed")
+    number = {name: run[name].map(_number).astype(str) for name in numbers}
+    both = "[" + number["lower"] + ", " + number["upper"] + "]"
+    table = run[["claim", "profile", "dataset", "reading"]].assign(
+        cell=run["name"],
+        asked=run.kind,
+        n=run.n,
+        measured=number["mean"],
+        interval=both.where(number["lower"] != "", ""),
+        printed=number["printed"],
+        state=run.state,
+    )
+    return table.drop(columns=[] if (table.reading != "").any() else ["reading"])
+
+
+def _number(value: float) -> str:
+    """With its sign; two digits behind the point, three where it is small; empty for none."""
+    if np.isnan(value):
+        return ""
+    return f"{value:+.3f}" if abs(value) < 0.995 else f"{value:+.2f}"

@@ -8,11 +8,13 @@ number).
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pandas as pd
 
 from lib.run import Run
-from lib.study.claims import TEXTS, runs_of
+from lib.study import evidence
+from lib.study.claims import RULE, TEXTS, runs_of, shown_cells
 from lib.study.claims.verdicts import CLAIMS
 from lib.study.experiments import SPARSITY_DEFAULTS
 
@@ -36,6 +38,7 @@ READING = (
     "say; with the sum the same λ is 64 times as strong. Both were trained, neither is chosen "
     "([notebook 23](../../../notebooks/23_penalty_readings.ipynb))."
 )
+UNSTATED = "not run: no profile of this report states its runs."
 # what both papers' frameworks compute in where nothing is said
 PAPERS_PRECISION = {"precision": "float32"}
 
@@ -43,6 +46,7 @@ PAPERS_PRECISION = {"precision": "float32"}
 def page(
     claim: str,
     judged: pd.DataFrame,
+    cells: pd.DataFrame,
     frames: Mapping[str, pd.DataFrame],
     figures: Mapping[str, str],
     tables: Mapping[str, str],
@@ -52,6 +56,7 @@ def page(
     Args:
         claim: "A1" … "A10", "S1" … "S10".
         judged: as `lib.study.claims.judge` gives it.
+        cells: as `lib.study.claims.cells`.
         frames: the runs it was judged by, by experiment.
         figures: captions of the report's figures by name, which lie in `../figures` beside the
             page's folder.
@@ -59,34 +64,38 @@ def page(
     """
     said = TEXTS[claim]
     rows = judged[judged.claim == claim]
-    columns = ["profile", "dataset", "reading", "published", "measured", "n", "verdict"]
+    columns = ["profile", "dataset", "reading", "cells", "n", "images", "verdict"]
     by_reading = (rows.reading != "").any()
     if not by_reading:
         columns.remove("reading")
-    rule = next((rule for rule in rows.rule if rule), "not judged yet: no run answers it")
-    explained = ""
-    if rows.measured.str.contains("→").any():
-        explained += "Pairs read *without → with* the regulariser. "
-    if rows.verdict.str.contains("indicative").any():
-        explained += "`indicative` means one seed."
+    run = shown_cells(cells[cells.claim == claim]).drop(columns="claim")
     parts = [
         f"# {claim}: {said['statement']}",
         f"**Where the claim is made.** {said['source']}.",
         "## Verdict",
-        rows[columns].to_markdown(index=False),
-        f"**Rule.** {rule}.",
-        explained,
+        rows[columns].to_markdown(index=False, disable_numparse=True) if len(rows) else UNSTATED,
+        "`n`: the least number of seeds of a cell. `images`: test images that accuracies were "
+        "measured on.",
         READING if by_reading else "",
+        "## Cells",
+        run.to_markdown(index=False, disable_numparse=True) if len(run) else "None was run.",
+        f"**What its cells are.** {CLAIMS[claim].text}",
+        f"**How a verdict is computed.** {RULE}.",
+        *(["**Changes of the rule since first results.**"] if said.get("changes") else []),
+        *(f"- {text}" for text in said.get("changes", [])),
         "## How the runs deviate from the paper",
         deviations(claim, frames),
     ]
     if said["unclear"]:
         parts.append("## What the paper leaves unclear, and how it is read here")
         parts += [f"- {text}" for text in said["unclear"]]
-    parts += ["## How to make it", *commands(claim, rows.profile.unique())]
+    profiles = rows.profile.unique() if len(rows) else ["paper"]
+    parts += ["## How to make it", *commands(claim, profiles)]
     if shown := [name for name in said["tables"] if name in tables]:
         parts.append("## Tables")
-        parts += [f"- [`{name}`](../tables/{name}.csv): {tables[name]}" for name in shown]
+        for name in shown:
+            parts.append(f"[`{name}`](../tables/{name}.csv): {tables[name]}")
+            parts += small_table(evidence.folder() / "tables" / f"{name}.csv")
     shown = [name for name in figures if any(fnmatch(name, p) for p in said["figures"])]
     if shown:
         parts.append("## Figures")
@@ -104,6 +113,14 @@ def commands(claim: str, profiles: Iterable[str]) -> list[str]:
     return ["```sh\n" + "\n".join([*lines, "make report"]) + "\n```"]
 
 
+def small_table(path: Path, rows: int = 15) -> list[str]:
+    """A stored table as Markdown, where it is there and has no more than so many rows."""
+    if not path.exists() or len(table := pd.read_csv(path)) > rows:
+        return []
+    texts = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+    return [texts.to_markdown(index=False, disable_numparse=True)]
+
+
 def picture(name: str, caption: str, folder: str) -> str:
     """A figure of the report with its caption, Markdown; `folder` as seen from the page."""
     return f"![{name}]({folder}/{name}.png)\n\n*{caption}* (`{name}`)"
@@ -115,6 +132,7 @@ def deviations(claim: str, frames: Mapping[str, pd.DataFrame]) -> str:
     It has one row per setting, one column per profile.
     """
     runs = runs_of(claim, frames)
+    runs = runs[runs.epoch.notna() | runs.diverged.notna()]  # finished
     if runs.empty:
         return "No run of it is stored."
     if claim.startswith("S") and claim != "S8":

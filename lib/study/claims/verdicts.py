@@ -1,6 +1,9 @@
-"""How a verdict is computed from differences paired by seed.
+"""How a verdict is computed: cells of differences paired by seed, and what follows from them.
 
-See the protocol, "How a verdict is computed".
+A claim's rule gives cells. Each compares networks over the seeds for which all of them are
+finished, and `holds`, `fails` (the contrary is shown) or is `undecided`; with one seed it is
+`indicative`; it says `nothing` where a network of it is at chance, and is `not run` where the
+profile states its runs but none is finished.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,44 +11,106 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-PAIRED = (
-    "d paired by seed; a cell holds if n ≥ 3 and mean d > 2·sd/√n, or n = 2 and both d have the "
-    "sign and the smaller is ≥ 1 point; all cells: holds, half: in part"
+from lib.data import noise_floor
+from lib.study.tables import DEAD
+
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+INDICATIVE, NOTHING, NOT_RUN = "indicative", "nothing", "not run"
+SHOWN = "shown"  # a number beside the cells, which is not counted
+STATES = (HOLDS, FAILS, UNDECIDED, INDICATIVE, NOTHING, NOT_RUN, SHOWN)
+MARGIN = 2.0  # points of accuracy or area in %
+CONFIDENCE = 0.9  # of the two-sided interval
+# what two runs have to share to be a pair
+PAIRED_BY = ("data_hash", "labels_hash", "precision")
+
+RULE = (
+    "d is the difference paired by seed, with its 90 % interval by t. A gain holds if the lower "
+    f"end is above 0 and fails if the upper end is below 0, or if the interval lies within "
+    f"± {MARGIN:g} points where the paper prints a gain of {MARGIN:g} points or more, or nothing; "
+    f"*not lower* holds if the lower end is above −{MARGIN:g}, and fails if the upper end is below "
+    f"it; *no gain* holds if the upper end is below +{MARGIN:g}, and fails if the lower end is "
+    "above it. What is true or false of a run holds if it is true in every seed, and fails if in "
+    f"none. One seed is indicative. A network at {DEAD} × chance or less in any seed, or one whose "
+    "loss became NaN, silences its cell (nothing), unless it ends below half the noise floor: then "
+    "it has memorised. All cells hold: holds, or in part if some say nothing or are not run; at "
+    "least half: in part; more than half fail: does not hold; else undecided, or indicative where "
+    "at least half have one seed"
 )
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a claim's rule found.
+class Sample:
+    """A number by seed, of the seeds for which all networks of a cell are finished.
 
-    In words what was measured, the smallest n of its cells, the rule and the verdict.
+    Args:
+        values: by seed; NaN for a run whose loss became NaN.
+        alive: whether no network is at chance in any of these seeds.
+        images: test images that the accuracies were measured on, by the number "2,000" or by
+            several.
     """
 
-    published: str
-    measured: str
-    n: int
-    rule: str
-    verdict: str
+    values: pd.Series
+    alive: bool = True
+    images: str = ""
 
 
-Rule = Callable[[pd.DataFrame, str], Judged | None]
+@dataclass(frozen=True)
+class Cell:
+    """One comparison of a claim, judged.
+
+    Args:
+        name: of it, such as "WD" or "sr2Net − sr1Net, m".
+        kind: what is asked of the number, in words.
+        state: one of `STATES`.
+        n: seeds.
+        mean, lower, upper: of the number over the seeds, and the ends of its interval (NaN where
+            there is none).
+        printed: the papers' own number, NaN where they print none.
+        as_claimed: whether the mean has the claimed sign or keeps the bound; what one seed says.
+        images: as in `Sample`.
+        why: why it is not run.
+    """
+
+    name: str
+    kind: str
+    state: str
+    n: int = 0
+    mean: float = np.nan
+    lower: float = np.nan
+    upper: float = np.nan
+    printed: float = np.nan
+    as_claimed: bool = False
+    images: str = ""
+    why: str = ""
+
+
+Rule = Callable[[pd.DataFrame, str], Iterable[Cell | None]]
 
 
 @dataclass(frozen=True)
 class Claim:
     """How a claim is judged.
 
-    `rule` takes the runs of one profile and data set, and that set's name; it gives None where they
-    do not answer it. `experiments` are those whose runs it reads, `select` what it takes of them.
-    `by_reading`: judged for each way in which SparsityReg joins a batch, since the paper does not
-    say which is meant.
+    `rule` takes the runs that one profile states on one data set (finished ones with a row an
+    epoch, the others with one row without epoch), and that set's name; it gives the cells, None for
+    those whose runs are not stated; its docstring says in words what they are. `experiments` are
+    those whose runs it reads, `select` what it takes of them. `by_reading`: judged for each way in
+    which SparsityReg joins a batch, since the paper does not say which is meant. `over_sets`: there
+    is a verdict over all data sets, too.
     """
 
     rule: Rule
     experiments: tuple[str, ...]
     select: Callable[[pd.DataFrame], pd.DataFrame]
     by_reading: bool
+    over_sets: bool
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return " ".join(self.rule.__doc__.split())
 
 
 CLAIMS: dict[str, Claim] = {}  # by name, in the order of their rules
@@ -56,6 +121,7 @@ def claim(
     *experiments: str,
     select: Callable[[pd.DataFrame], pd.DataFrame] = lambda runs: runs,
     by_reading: bool = False,
+    over_sets: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register the rule of a claim whose text stands in `results/published/claims.yaml`.
 
@@ -65,82 +131,297 @@ def claim(
     Args:
         name: of the claim.
         experiments: names in `lib.study.experiments.EXPERIMENTS`; one at least.
-        select, by_reading: see `Claim`.
+        select, by_reading, over_sets: see `Claim`.
     """
 
     def register(rule: Rule) -> Rule:
-        CLAIMS[name] = Claim(rule, experiments, select, by_reading)
+        CLAIMS[name] = Claim(rule, experiments, select, by_reading, over_sets)
         return rule
 
     return register
 
 
-def cell_holds(differences: Iterable[float]) -> bool | None:
-    """Whether a claim d > 0 holds in one cell, from its paired differences in points.
-
-    None where n = 1 can only indicate.
-
-    A difference that is not finite comes from a run whose loss became NaN: the cell does not hold.
-    """
-    d = np.asarray(list(differences), dtype=float)
-    if not np.isfinite(d).all():
-        return False
-    if len(d) >= 3:
-        return bool(d.mean() > 2 * d.std(ddof=1) / np.sqrt(len(d)))
-    return bool(d.min() >= 1) if len(d) == 2 else None
+# ---- Numbers by seed -------------------------------------------------------------------------
 
 
-def differences(one: pd.Series, other: pd.Series) -> pd.Series:
-    """one − other for the seeds that both have.
+def by_seed(
+    value: Callable[..., float],
+    *networks: pd.DataFrame,
+    accuracy: str = "final",
+    most: int | None = None,
+    same: Iterable[str] = PAIRED_BY,
+    needs: Iterable[str] = (),
+) -> Sample | None:
+    """A number of each seed's runs, one run a network; None where no seed of all is stated.
 
-    −∞ where either value is not finite, that of a run whose loss became NaN.
-
-    So no cell holds because such a run is left out, and none because it is the other one's.
-    """
-    seeds = one.index.intersection(other.index)
-    one, other = one.loc[seeds].astype(float), other.loc[seeds].astype(float)
-    return (one - other).where(np.isfinite(one) & np.isfinite(other), -np.inf)
-
-
-def verdict(cells: dict[str, Iterable[float]], expected: int) -> str:
-    """`holds`, `holds in part`, `does not hold`, or `indicative: …` where a cell has one seed only.
+    A seed counts once the runs of all networks are finished, and share what `same` names. A longer
+    run is read at the shorter one's epochs.
 
     Args:
-        cells: paired differences by name of the cell.
-        expected: how many cells the claim is about; with fewer it is `not run`.
+        value: takes the rows of a run per network.
+        networks: the rows of one network's runs, all seeds, as a rule gets them.
+        accuracy: what decides whether a network is at chance: "final" or "best" over its epochs.
+        most: epochs that are read of a run at most.
+        same: columns.
+        needs: columns that `value` reads; a run that has not measured them is not finished.
     """
-    values = {name: list(d) for name, d in cells.items() if len(list(d))}
-    if len(values) < expected:
-        return f"not run: {len(values)} of {expected} cells have finished runs"
-    if min(map(len, values.values())) < 2:
-        right = sum(bool(np.isfinite(d).all() and np.mean(d) > 0) for d in values.values())
-        return f"indicative: {right} of {len(values)} cells have the claimed sign, one seed"
-    return _of_all(cell_holds(d) for d in values.values())
+    if not set.intersection(*(set(rows.seed) for rows in networks)):
+        return None
+    of_run = [dict(list(_finished(rows, needs).groupby("seed"))) for rows in networks]
+    values = {}
+    alive = True
+    images = set()
+    for seed in sorted(set.intersection(*map(set, of_run))):
+        runs = [found[seed] for found in of_run]
+        if any(len({run[c].iloc[0] for run in runs} - {None}) > 1 for c in same if c in runs[0]):
+            continue
+        read = min(int(run.epochs.iloc[0]) for run in runs)
+        read = read if most is None else min(read, most)
+        diverged = any((run.diverged <= read).any() for run in runs)
+        runs = [run[run.epoch <= read].sort_values("epoch") for run in runs]
+        alive &= not (diverged or any(at_chance(run, accuracy) for run in runs))
+        values[seed] = np.nan if diverged else float(value(*runs))
+        for run in runs:
+            measured = run.test_images.dropna()
+            images |= set(measured if accuracy == "best" else measured.iloc[-1:])
+    said = " and ".join(f"{int(number):,}" for number in sorted(images))
+    return Sample(pd.Series(values, dtype=float), alive, said)
 
 
-def smallest_n(cells: dict[str, pd.Series]) -> int:
-    """The number of seeds of the cell that has fewest; 0 without cells."""
-    return min((len(d) for d in cells.values()), default=0)
+def _finished(rows: pd.DataFrame, needs: Iterable[str]) -> pd.DataFrame:
+    """The rows of runs that are finished and have measured something in these columns."""
+    done = rows[rows.epoch.notna() | rows.diverged.notna()]
+    for column in needs:
+        seen = done[column].notna() if column in done else pd.Series(False, done.index)
+        done = done[seen.groupby(done.id).transform("any") | done.diverged.notna()]
+    return done
 
 
-def _of_all(held: Iterable[bool | None]) -> str:
-    held = list(held)
-    return (
-        "holds"
-        if all(held)
-        else "holds in part"
-        if 2 * sum(map(bool, held)) >= len(held)
-        else "does not hold"
+def at_chance(run: pd.DataFrame, accuracy: str = "final") -> bool:
+    """Whether a finished run's network is at chance: at most `DEAD` × it, by this accuracy.
+
+    One whose last training cross-entropy is below half the noise floor has memorised its labels,
+    and is not.
+    """
+    found = run.test_accuracy.dropna()
+    reached = found.max() if accuracy == "best" else found.iloc[-1]
+    classes = int(run.num_classes.iloc[0])
+    memorised = run.cross_entropy.iloc[-1] < noise_floor(run.corruption.iloc[0], classes) / 2
+    return bool(reached <= DEAD * 100 / classes) and not memorised
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 90 % interval by t; the ends are NaN for fewer than two values."""
+    values = np.asarray(list(values), dtype=float)
+    mean = float(values.mean()) if len(values) else np.nan
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error)
+    return mean, mean - half, mean + half
+
+
+# ---- Kinds of cells ----------------------------------------------------------------------------
+
+
+def gain(
+    name: str,
+    sample: Sample | None,
+    printed: float = np.nan,
+    margin: float | None = MARGIN,
+    kind: str = "gain",
+) -> Cell | None:
+    """A difference that is claimed to be positive.
+
+    Args:
+        name: of the cell.
+        sample: the difference by seed.
+        printed: the paper's own, in the same unit; NaN: it prints none.
+        margin: an interval within ± margin fails, too, unless the paper prints a smaller gain;
+            None: it never does.
+        kind: what is asked, in words.
+    """
+
+    def fails(mean: float, lower: float, upper: float) -> bool:
+        small = margin is not None and -margin < lower and upper < margin
+        return upper < 0 or (small and not printed < margin)
+
+    return _cell(name, kind, sample, lambda m, lo, up: lo > 0, fails, lambda m: m > 0, printed)
+
+
+def above(
+    name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
+) -> Cell | None:
+    """A number that is claimed to lie above a bound."""
+    return _cell(
+        name,
+        kind or f"above {bound:g}",
+        sample,
+        lambda m, lo, up: lo > bound,
+        lambda m, lo, up: up < bound,
+        lambda m: m > bound,
+        printed,
     )
 
 
-def of_parts(held: list[bool], n: int, expected: int = 0) -> str:
-    """The verdict of a rule on parts, such as curves.
-
-    One seed can only indicate; fewer parts than expected are `not run`.
-    """
-    if len(held) < expected:
-        return f"not run: {len(held)} of {expected} parts have finished runs"
-    return (
-        _of_all(held) if n >= 2 else f"indicative: {sum(held)} of {len(held)} parts hold, one seed"
+def below(
+    name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
+) -> Cell | None:
+    """A number that is claimed to lie below a bound."""
+    return _cell(
+        name,
+        kind or f"below {bound:g}",
+        sample,
+        lambda m, lo, up: up < bound,
+        lambda m, lo, up: lo > bound,
+        lambda m: m < bound,
+        printed,
     )
+
+
+def not_lower(name: str, sample: Sample | None, printed: float = np.nan) -> Cell | None:
+    """A difference that is claimed not to be negative."""
+    return above(name, sample, -MARGIN, printed, "not lower")
+
+
+def no_gain(
+    name: str, sample: Sample | None, printed: float = np.nan, margin: float = MARGIN
+) -> Cell | None:
+    """A difference that is claimed to be hardly positive."""
+    return below(name, sample, margin, printed, "no gain")
+
+
+def each_run(
+    name: str,
+    sample: Sample | None,
+    claimed: Callable[[float], bool],
+    kind: str,
+    printed: float = np.nan,
+) -> Cell | None:
+    """What is true or false of a run: it holds if true in every seed, and fails if in none."""
+    if sample is None:
+        return None
+    truths = [claimed(value) for value in sample.values]
+    return _cell(
+        name,
+        kind,
+        sample,
+        lambda m, lo, up: all(truths),
+        lambda m, lo, up: not any(truths),
+        lambda m: all(truths),
+        printed,
+        spread=False,
+    )
+
+
+def all_gains(name: str, gains: Iterable[Cell | None], kind: str) -> Cell | None:
+    """One cell of several gains: it holds if all do, and fails if one is a shown loss."""
+    gains = list(gains)
+    if any(one is None for one in gains):
+        return None
+    states = {one.state for one in gains}
+    n = min(one.n for one in gains)
+    least = min(gains, key=lambda one: one.mean if one.n else -np.inf)
+    if NOT_RUN in states:
+        state = NOT_RUN
+    elif NOTHING in states:
+        state = NOTHING
+    elif any(one.upper < 0 for one in gains):
+        state = FAILS
+    elif n == 1:
+        state = INDICATIVE
+    else:
+        state = HOLDS if states == {HOLDS} else UNDECIDED
+    return Cell(
+        name,
+        kind,
+        state,
+        n,
+        least.mean,
+        least.lower,
+        least.upper,
+        min(one.printed for one in gains),
+        all(one.as_claimed for one in gains),
+        least.images,
+        next((one.why for one in gains if one.why), ""),
+    )
+
+
+def shown(name: str, sample: Sample | None, kind: str) -> Cell | None:
+    """A number that stands beside the cells and is not counted."""
+    if sample is None or sample.values.empty:
+        return None
+    found = interval(sample.values)
+    return Cell(name, kind, SHOWN, len(sample.values), *found, images=sample.images)
+
+
+def not_run(name: str, why: str) -> Cell:
+    """A cell that cannot be there, and why."""
+    return Cell(name, "", NOT_RUN, why=why)
+
+
+def _cell(
+    name: str,
+    kind: str,
+    sample: Sample | None,
+    holds: Callable[[float, float, float], bool],
+    fails: Callable[[float, float, float], bool],
+    as_claimed: Callable[[float], bool],
+    printed: float,
+    spread: bool = True,
+) -> Cell | None:
+    if sample is None:
+        return None
+    n = len(sample.values)
+    if n == 0:
+        return Cell(name, kind, NOT_RUN, printed=printed, why="no seed is finished")
+    found = interval(sample.values)
+    if not (sample.alive and np.isfinite(sample.values).all()):
+        state = NOTHING
+    elif n == 1:
+        state = INDICATIVE
+    else:
+        state = HOLDS if holds(*found) else FAILS if fails(*found) else UNDECIDED
+    if not spread:
+        found = found[0], np.nan, np.nan
+    claimed = sample.alive and bool(as_claimed(found[0]))
+    return Cell(name, kind, state, n, *found, printed, claimed, sample.images)
+
+
+# ---- Verdicts ------------------------------------------------------------------------------------
+
+
+def verdict(states: Iterable[str], as_claimed: Iterable[bool]) -> str:
+    """What a claim's cells say together.
+
+    `holds`, `holds in part`, `does not hold`, `undecided`, `nothing`, `not run`, or `indicative: k
+    of m cells as claimed, one seed`.
+
+    Args:
+        states: of the cells; `shown` ones are not counted.
+        as_claimed: see `Cell`, in the same order.
+    """
+    cells = [pair for pair in zip(states, as_claimed, strict=True) if pair[0] != SHOWN]
+    run = [pair for pair in cells if pair[0] != NOT_RUN]
+    alive = [pair for pair in run if pair[0] != NOTHING]
+    if not run:
+        return NOT_RUN
+    if 2 * len(alive) < len(run):
+        return NOTHING
+    count = {state: sum(s == state for s, _ in alive) for state in STATES}
+    if count[HOLDS] == len(cells):
+        return HOLDS
+    if 2 * count[HOLDS] >= len(alive):
+        return "holds in part"
+    if 2 * count[FAILS] > len(alive):
+        return "does not hold"
+    if 2 * count[INDICATIVE] >= len(alive):
+        right = sum(claimed for state, claimed in alive if state == INDICATIVE)
+        return f"{INDICATIVE}: {right} of {count[INDICATIVE]} cells as claimed, one seed"
+    return UNDECIDED
+
+
+def counts(states: Iterable[str]) -> str:
+    """How many cells there are of each state, "3 holds, 1 undecided"."""
+    states = list(states)
+    return ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states and s != SHOWN)
