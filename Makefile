@@ -22,6 +22,8 @@ $(VENV)/.ready: environment.yml pyproject.toml
 DATASET ?= mnist
 PROFILE ?= quick
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+# to trainings only what was asked for: what suits a GPU is not the number of cores
+ASKED = $(if $(filter environment command,$(firstword $(origin JOBS))),--jobs $(JOBS)) $(if $(SCHEDULER),--scheduler $(SCHEDULER))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .PHONY: study lite paper
@@ -32,15 +34,15 @@ study: setup  ## train and render the quick profile into results/quick (minutes;
 lite: setup  ## the lite profile: MNIST and Fashion-MNIST, thousands of images (hours on two cores; DATA_DIR has the data)
 paper: setup  ## the papers' own settings (best on a GPU; resumable; PRECISION=bfloat16 for faster steps where the hardware has it)
 study lite paper:
-	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS)
+	$(PY) -m lib.study.campaign --profile $(PROFILE) $(ASKED)
 
 .PHONY: experiment
 experiment: setup  ## train one experiment of a profile and render its notebooks: make experiment NAME=schedules PROFILE=lite
-	$(PY) -m lib.study.campaign --profile $(PROFILE) --experiment "$(NAME)" --jobs $(JOBS)
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --experiment "$(NAME)" $(ASKED)
 
 .PHONY: campaign
 campaign: setup  ## train a profile in slices of so many seconds: make campaign PROFILE=paper BUDGET=540 (no BUDGET: to the end)
-	$(PY) -m lib.study.campaign --profile $(PROFILE) --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET))
+	$(PY) -m lib.study.campaign --profile $(PROFILE) $(ASKED) $(if $(BUDGET),--budget $(BUDGET))
 
 .PHONY: plan
 plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite

@@ -188,7 +188,7 @@ def finish(
         _write_json(folder / "env.json", env)
         _write_config(folder, run)
     # a killed writer leaves its temporary file
-    for left in [folder / "checkpoint.pt", *folder.glob(".*.part")]:
+    for left in [folder / "checkpoint.pt", folder / "progress", *folder.glob(".*.part")]:
         left.unlink(missing_ok=True)
 
 

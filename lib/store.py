@@ -8,33 +8,23 @@ The profile names a folder and no more: a run is found by its id in whichever pr
 for, in `$RESULTS_DIR` or among the committed runs of the project.
 """
 
-import contextlib
-import fcntl
-import multiprocessing
 import os
-import pickle
 import re
-import signal
-import sys
 import tempfile
-import threading
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
-from itertools import islice
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+import torch
 
-from lib import bundle, losses, paths, run_dir, trainer
+from lib import bundle, engine, paths, run_dir, trainer
+from lib.engine import MayBegin, epochs_left, is_done, is_without_labels
+from lib.progress import Progress
 from lib.run import Run
-
-MayBegin = Callable[[Run, int, float], bool]
 
 
 def find(run: Run) -> Path | None:
@@ -58,6 +48,7 @@ def ensure(
     *,
     profile: str = "own",
     jobs: int = 1,
+    executor: Executor | None = None,
     deadline: float | None = None,
     may_begin: MayBegin | None = None,
 ) -> None:
@@ -78,7 +69,10 @@ def ensure(
         jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a
             parallel make in one; a script that asks for more than one has to guard its own start by
             `if __name__ == "__main__":`, as Python's multiprocessing wants it. On a GPU side by
-            side in this process, which its memory has to hold.
+            side, which its memory has to hold; several GPUs have a process each.
+        executor: who trains them instead, a run a task, such as Dask's
+            `distributed.Client(address).get_executor()`. Workers need this package and the data
+            sets; those that do not share the results folder send finished runs back.
         deadline: a value of `time.monotonic()` at which to stop: runs under way end their epoch and
             keep a checkpoint, none is waited for. None: train all to the end.
         may_begin: with a deadline, asked before each run is begun, with run, epochs it lacks and
@@ -95,7 +89,7 @@ def ensure(
             f"profile is {profile!r}; it has to be the name of a folder, such as 'quick'"
         )
     asked = merged(runs)
-    missing = [run for run in asked.values() if not _is_done(run)]
+    missing = [run for run in asked.values() if not is_done(run)]
     may_begin = may_begin or _while_there_is_time
     if deadline is not None:
         seconds = deadline - time.monotonic()
@@ -108,14 +102,17 @@ def ensure(
         bundle.prepare(replace(run, relabelled_by=None), loaded=loaded)
     del loaded
     _check_relabelling(missing, asked)
-    while ready := _ready(missing):
-        _ensure(ready, profile, jobs, deadline, may_begin)
-        missing = [run for run in missing if run not in ready]
-        # those whose teacher was trained again are missing now, too: it may predict other labels
-        teachers = {run.id for run in ready}
-        for run in asked.values():
-            if run.relabelled_by in teachers and run not in missing and not _is_done(run):
-                missing.append(run)
+    with Progress(missing) as progress:
+        while ready := _ready(missing):
+            _train(ready, profile, jobs, executor, progress, deadline, may_begin)
+            missing = [run for run in missing if run not in ready]
+            # those whose teacher was trained again are missing now, too: it may predict other
+            # labels
+            teachers = {run.id for run in ready}
+            for run in asked.values():
+                if run.relabelled_by in teachers and run not in missing and not is_done(run):
+                    missing.append(run)
+                    progress.add([run])
 
 
 def _while_there_is_time(run: Run, epochs: int, seconds: float) -> bool:
@@ -137,25 +134,36 @@ def _ready(missing: Sequence[Run]) -> list[Run]:
     return ready
 
 
-def _ensure(
+def _train(
     missing: list[Run],
     profile: str,
     jobs: int,
+    executor: Executor | None,
+    progress: Progress,
     deadline: float | None,
     may_begin: MayBegin,
 ) -> None:
-    """Train runs that wait for no other."""
+    """Train runs that wait for no other, where they are to be trained."""
+    ends = {"deadline": deadline, "may_begin": may_begin}
     on_cpu = trainer.default_device() == "cpu"
+    gpus = 0 if on_cpu else torch.cuda.device_count()
     jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
-    if jobs > 1 and on_cpu and deadline is None:
+    if deadline is None and (jobs > 1 or executor) and on_cpu:
         # the longest first, so that no process is left alone at the end
         missing.sort(key=lambda run: -run.epochs)
-    total = sum(run.epochs for run in missing)
-    with tqdm(total=total, unit="epoch", disable=None, desc=f"{len(missing)} runs") as bar:
-        if jobs == 1 or not on_cpu:
-            _train_all(iter(missing), profile, bar.update, deadline, may_begin, together=jobs)
-        else:
-            _train_in_processes(missing, profile, jobs, bar, deadline, may_begin)
+    if executor is not None:
+        classes = engine.classes_to_send(missing)
+        each = [[run] for run in missing]
+        engine.by(executor, each, profile, progress, penalties=classes, **ends)
+    elif (jobs > 1 and on_cpu) or gpus > 1:
+        classes = engine.classes_to_send(missing)
+        engine.check_importable(classes)
+        together = 1 if on_cpu else jobs
+        groups = [missing[k : k + together] for k in range(0, len(missing), together)]
+        with engine.processes(jobs if on_cpu else gpus, on_gpus=not on_cpu) as pool:
+            engine.by(pool, groups, profile, progress, penalties=classes, **ends)
+    else:
+        engine.here(missing, profile, progress, together=1 if on_cpu else jobs, **ends)
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
@@ -246,35 +254,6 @@ def available(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def epochs_left(run: Run) -> int:
-    """How many epochs a run lacks: those after its checkpoint.
-
-    0 if it is finished with its measures, or if it can never be trained (`is_without_labels`).
-    """
-    if _is_done(run) or is_without_labels(run):
-        return 0
-    folder = find(run)
-    if folder is None or not run_dir.is_begun(folder):
-        return run.epochs
-    state = run_dir.load_checkpoint(
-        folder, run.with_measures(run_dir.read_run(folder)), bundle.pseudo_labels_hash(run)
-    )
-    return run.epochs - len(state["rows"]) if state else run.epochs
-
-
-def is_without_labels(run: Run) -> bool:
-    """Whether a run can never be trained, for want of labels.
-
-    So it is if the loss of the run that relabels it became NaN.
-    """
-    folder = run_dir.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
-    return (
-        folder is not None
-        and run_dir.is_finished(folder)
-        and run_dir.read_metrics(folder)[1] is not None
-    )
-
-
 def arrays(run: Run) -> dict[str, np.ndarray]:
     """The arrays measured in a finished run, by name.
 
@@ -312,220 +291,6 @@ def _tidy(folder: Path) -> pd.DataFrame:
             metrics = pd.concat([start, metrics], ignore_index=True)[list(metrics)]
     described = pd.DataFrame([fields] * max(len(metrics), 1))
     return pd.concat([described, metrics], axis=1)
-
-
-def _is_done(run: Run) -> bool:
-    """Whether a run is finished with its measures, on the labels it would be given now.
-
-    That is: with every measure asked for. Damaged folders raise.
-
-    A run that is relabelled by another one is not done if that teacher has been trained again and
-    predicts other labels than those whose hash the run recorded. Where either hash is missing (no
-    teacher in the store, no predictions) it is done.
-    """
-    folder = find(run)
-    if folder is None or not run_dir.is_begun(folder):
-        return False
-    stored = run_dir.read_run(folder)
-    if not run_dir.is_finished(folder):
-        run_dir.load_checkpoint(folder, stored)
-        return False
-    run_dir.read_metrics(folder)
-    run_dir.read_arrays(folder)
-    if stored.measured() != stored.with_measures(run).measured():
-        return False
-    labels = bundle.pseudo_labels_hash(run)
-    return labels is None or run_dir.read_environment(folder).get("labels", labels) == labels
-
-
-def _train_all(
-    runs: Iterator[Run],
-    profile: str,
-    advance: Callable[[int], object],
-    deadline: float | None,
-    may_begin: MayBegin,
-    together: int = 1,
-) -> None:
-    """Train the runs, so many at a time.
-
-    Those that another process is training are waited for, without a deadline. `advance` is told of
-    each number of epochs that are done.
-    """
-    busy: list[Run] = []
-    while group := list(islice(runs, together)):
-        if deadline is not None:
-            # asked anew before each: what was trained meanwhile says how long the next one takes
-            group = [
-                run
-                for run in group
-                if may_begin(run, epochs_left(run), deadline - time.monotonic())
-            ]
-        try:
-            busy += _train(group, profile, advance, deadline, block=False)
-        except trainer.OutOfTime:
-            return
-    for run in busy if deadline is None else ():
-        _train([run], profile, advance, None, block=True)
-
-
-def _train(
-    runs: Sequence[Run],
-    profile: str,
-    advance: Callable[[int], object],
-    deadline: float | None,
-    *,
-    block: bool,
-) -> list[Run]:
-    """Train runs under their locks; gives those that another process still holds.
-
-    Those that another process has finished meanwhile are not trained.
-    """
-    done: Counter[str] = Counter()  # epochs by run
-
-    def count(run: Run, model: object, epoch: int) -> None:
-        advance(epoch - done[run.id])  # the first epoch after a checkpoint counts those before
-        done[run.id] = epoch
-
-    with contextlib.ExitStack() as locks:
-        held = [run for run in runs if locks.enter_context(lock(run, block=block))]
-        todo = []
-        folders = []
-        for run in held:
-            if _is_done(run):
-                advance(run.epochs)
-                continue
-            folder = run_dir.find(run.dataset, run.id, to_write=True)
-            if folder is None:
-                folder = paths.results_dir() / profile / run.dataset / run.name
-            if run_dir.is_begun(folder):
-                run = run.with_measures(run_dir.read_run(folder))
-            todo.append(run)
-            folders.append(folder)
-        if todo:
-            trainer.fit(todo, folders, callback=count, deadline=deadline)
-    return [run for run in runs if run not in held]
-
-
-def _train_in_processes(
-    runs: list[Run],
-    profile: str,
-    jobs: int,
-    bar: tqdm,
-    deadline: float | None,
-    may_begin: MayBegin,
-) -> None:
-    """Train the runs in processes, each of which takes the next run that nobody has taken.
-
-    The first error ends them all and is raised here.
-    """
-    context = multiprocessing.get_context("spawn")
-    taken = context.Value("i", 0)
-    epochs = context.Value("i", 0)
-    errors = context.SimpleQueue()
-    penalties = _classes_to_send(runs)
-    # one monotonic clock serves all processes
-    arguments = (runs, profile, taken, epochs, errors, deadline, may_begin, penalties)
-    processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
-    for process in processes:
-        process.start()
-    try:
-        while alive := [process.sentinel for process in processes if process.is_alive()]:
-            wait(alive, timeout=0.5)
-            bar.update(epochs.value - bar.n)
-            if any(process.exitcode for process in processes):
-                break
-        bar.update(epochs.value - bar.n)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-    if not errors.empty():
-        raise errors.get()
-    failed = [process.exitcode for process in processes if process.exitcode]
-    if failed and not all(_is_done(run) for run in runs):
-        raise RuntimeError(
-            f"a training process ended with code {failed[0]}; run again to go on where it was"
-            " (a script of yours needs `if __name__ == '__main__':` around its call with jobs > 1)"
-        )
-
-
-def _classes_to_send(runs: Iterable[Run]) -> dict[str, type]:
-    """The classes of the runs' added penalties by name, which another process has not registered.
-
-    Raises:
-        ValueError: for one that another process cannot import: defined in a notebook, in an
-            interactive session or inside a function.
-    """
-    names = {term.name for run in runs for term in run.terms() if term.added}
-    classes = {name: losses.PENALTIES[name] for name in sorted(names)}
-    for name, kind in classes.items():
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        typed_in = kind.__module__ == "__main__" and not (script and os.path.exists(script))
-        try:
-            pickle.dumps(kind)
-        except (pickle.PicklingError, AttributeError):
-            typed_in = True
-        if typed_in:
-            raise ValueError(
-                f"the penalty {name!r} is a class that other processes cannot import (it was "
-                "defined in a notebook or inside a function): train with jobs=1, or put the class "
-                "into a module"
-            )
-    return classes
-
-
-def _work(
-    runs: list[Run],
-    profile: str,
-    taken,
-    epochs,
-    errors,
-    deadline: float | None,
-    may_begin: MayBegin,
-    penalties: dict[str, type],
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    parent = multiprocessing.parent_process().sentinel
-    # a process whose parent was killed must not go on holding locks
-    threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
-    losses.PENALTIES.update(penalties)
-
-    def count(more: int) -> None:
-        with epochs.get_lock():
-            epochs.value += more
-
-    def mine() -> Iterator[Run]:
-        while True:
-            with taken.get_lock():
-                next_one = taken.value
-                taken.value += 1
-            if next_one >= len(runs):
-                return
-            yield runs[next_one]
-
-    try:
-        _train_all(mine(), profile, count, deadline, may_begin)
-    except Exception as error:
-        error.add_note(f"In a training process: {traceback.format_exc()}")
-        errors.put(error)
-        raise SystemExit(1) from error
-
-
-@contextlib.contextmanager
-def lock(run: Run, *, block: bool) -> Iterator[bool]:
-    """Hold the run's lock, or say that another process does.
-
-    The system frees it however its holder ends.
-    """
-    folder = paths.results_dir() / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / run.id, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if block else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import paths, run_dir, store, trainer
+from lib import engine, paths, run_dir, store, trainer
 from lib.run import Run
 from lib.study import budget, campaign
 
@@ -121,7 +121,7 @@ def test_after_the_deadline_nothing_is_begun():
 
 
 def test_with_a_deadline_a_run_that_another_process_trains_is_not_waited_for():
-    with store.lock(AL2, block=False) as held:
+    with engine.lock(AL2, block=False) as held:
         assert held
         store.ensure([AL2], deadline=time.monotonic() + 1e6)
     assert store.available([AL2]) == []

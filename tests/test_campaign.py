@@ -6,7 +6,6 @@ import pytest
 from test_data import WNIDS, tiny, write
 
 from lib import paths
-from lib.data import load
 from lib.run import Run
 from lib.study import campaign
 from lib.study.experiments import EXPERIMENTS
@@ -142,6 +141,17 @@ def test_a_run_that_two_entries_state_is_asked_for_once_with_the_measures_of_bot
     assert campaign.progress(iter(entries))[-1] == "together: 0 of 2 runs done, 5 epochs left"
 
 
+def test_runs_that_a_profile_takes_over_from_another_are_trained_as_that_one_s(monkeypatch):
+    entries = entries_of(monkeypatch, [Run("digits", epochs=2)], [Run("digits", epochs=3)])
+    entries[1].parameters["profile"] = "paper"
+    asked = []
+    monkeypatch.setattr(
+        campaign.store, "ensure", lambda runs, profile, **_: asked.append((profile, len(runs)))
+    )
+    campaign.train(entries, "lite", jobs=1)
+    assert asked == [("lite", 1), ("paper", 1)]
+
+
 def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(
     tmp_path, monkeypatch, capsys
 ):
@@ -149,12 +159,10 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
     sets = ("tiny_imagenet", "digits")
     entries = entries_of(monkeypatch, *([Run(name, epochs=2)] for name in sets))
     trained = []
-
-    def ensure(runs, **_):
-        load(runs[0].dataset, root=tmp_path)
-        trained.append(runs[0].dataset)
-
-    monkeypatch.setattr(campaign.store, "ensure", ensure)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        campaign.store, "ensure", lambda runs, **_: trained.extend(run.dataset for run in runs)
+    )
     assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
     said = "not run: schedules-0: data set not reachable: tiny_imagenet: classes=200 were asked for"
     assert capsys.readouterr().err.startswith(said)

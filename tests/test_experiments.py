@@ -7,11 +7,12 @@ from made import stored
 from lib import measures, trainer
 from lib.run import SCREENING_SEED, Run
 from lib.schedules import SCHEDULES, schedule
-from lib.study import campaign, tables
+from lib.study import campaign, evidence, tables
 from lib.study.experiments import (
     READINGS,
     REGULARISED,
     VARIANTS,
+    calibration,
     combined,
     label_randomization,
     lenet_alexnet,
@@ -695,3 +696,40 @@ def test_of_both_penalties_runs_the_papers_tables_read_vanillanet_and_sr2net_alo
     runs = combined("mnist", clean_dataset="digits", **SHORT)
     frame = pd.concat([stored(run, test_accuracy=50.0) for run in runs], ignore_index=True)
     assert set(tables.sparsity_runs(frame).variant) == {"vanillaNet", "sr2Net"}
+
+
+# ---- calibration
+
+
+def test_a_calibration_is_the_networks_with_al2_at_each_speed_on_screening_seeds():
+    shared = {"epochs": 5, "n_validation": 500, "weight_decay": 1e-3}
+    runs = calibration("mnist", speeds=[2.0, 4.0], **shared)
+    assert [(run.speed, run.baseline) for run in runs] == [
+        (speed, baseline)
+        for speed in (2.0, 4.0)
+        for baseline in ("bare", "batchnorm", "dropout", "weight_decay")
+    ]
+    assert all(run.al2 and run.seed == 100 and run.n_validation == 500 for run in runs)
+    with pytest.raises(ValueError, match="seeds holds 3; those below 100 are the tables'"):
+        calibration("mnist", seeds=[3, 100])
+
+
+def test_what_lite_takes_over_from_paper_are_that_profile_s_own_runs():
+    taken = [entry for entry in campaign.plan("lite") if entry.profile == "paper"]
+    stated = {run.id for entry in campaign.plan("paper") for run in entry.runs()}
+    assert {entry.experiment for entry in taken} == {
+        "penalty_readings",
+        "sparsity_networks",
+        "lenet_alexnet",
+    }
+    assert {run.id for entry in taken for run in entry.runs()} <= stated
+    own = evidence.stated("sparsity_networks")
+    assert own["lite"] == [] and own["paper"]
+
+
+def test_what_claims_are_judged_by_has_a_row_for_each_run_that_is_not_finished():
+    frame = evidence.to_judge("schedules", profiles=["paper"])["schedules"]
+    stated = evidence.stated("schedules", ["paper"])["paper"]
+    assert set(frame.id) == {run.id for run in stated}
+    missing = frame[frame.epoch.isna() & frame.diverged.isna()]
+    assert missing.id.is_unique and set(frame.profile) == {"paper"}

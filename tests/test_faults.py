@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import paths, run_dir, store, trainer
+from lib import engine, paths, run_dir, store, trainer
 from lib.run import Run
 from lib.trainer import TrainStep
 
@@ -515,7 +515,7 @@ def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
         os.kill(parent, signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, {parent, *workers})))
     for run in runs:
-        with store.lock(run, block=False) as held:
+        with engine.lock(run, block=False) as held:
             assert held
         assert run_dir.load_checkpoint(folder_of(run), run)["rows"]
         assert not run_dir.is_finished(folder_of(run))
@@ -557,5 +557,5 @@ def test_a_failing_worker_ends_the_others_and_its_error_is_raised():
     with pytest.raises((OSError, run_dir.RecordError), match=runs[0].name):
         store.ensure(runs, jobs=2)
     for run in runs:
-        with store.lock(run, block=False) as held:
+        with engine.lock(run, block=False) as held:
             assert held

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import paths, run_dir, store, trainer
+from lib import engine, paths, run_dir, store, trainer
 from lib.data.sources import DataNotFoundError
 from lib.run import Run
 from lib.trainer import TrainStep
@@ -113,14 +113,16 @@ def test_an_unfinished_run_is_missing_and_continued_in_its_profile():
 @pytest.mark.parametrize("late", [False, True])
 def test_several_processes_begin_with_the_longest_unless_time_is_short(late, monkeypatch):
     runs, order = [BARE, replace(BARE, epochs=5)], []
-    monkeypatch.setattr(store, "_train_in_processes", lambda runs, *_: order.extend(runs))
+    monkeypatch.setattr(
+        engine, "by", lambda pool, groups, *_, **__: order.extend(run for (run,) in groups)
+    )
     store.ensure(runs, jobs=2, deadline=time.monotonic() + 1000 if late else None)
     assert order == (runs if late else runs[::-1])
 
 
 def test_a_parallel_make_gets_one_process(monkeypatch, trained):
     monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4")
-    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
+    monkeypatch.setattr(engine, "processes", lambda *_: pytest.fail("started processes"))
     store.ensure([BARE, AL2], jobs=2)
     assert len(trained) == 2
 
@@ -457,7 +459,7 @@ def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
     run, change, message, jobs, monkeypatch
 ):
     monkeypatch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
-    monkeypatch.setattr(store, "_train_in_processes", lambda *_: pytest.fail("started processes"))
+    monkeypatch.setattr(engine, "processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(ValueError, match=message):
         store.ensure([replace(run, epochs=9), replace(run, **change)], jobs=jobs)
     assert run_folders() == []

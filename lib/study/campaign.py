@@ -26,9 +26,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from lib import paths, run_dir, store
+from lib import bundle, engine, paths, run_dir, store
 from lib.data.sources import DataError, DataNotFoundError
 from lib.run import Run
 from lib.study import budget
@@ -44,6 +44,7 @@ from lib.study.experiments import EXPERIMENTS
 
 # parameters of a notebook that are no arguments of its experiment
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive", "save"}
+CONNECT_SECONDS = 10  # that a scheduler is given to answer
 MARKS = ("dataset", "size", "optimizer", "corruption")  # what sets executions apart
 
 
@@ -206,44 +207,92 @@ class _Unused:
             )
 
 
-def train(entries: Iterable[Entry], profile: str, jobs: int, deadline: float | None = None) -> bool:
+def train(
+    entries: Iterable[Entry],
+    profile: str,
+    jobs: int,
+    deadline: float | None = None,
+    executor: Executor | None = None,
+) -> bool:
     """Train what the entries lack, in their order, until a value of `time.monotonic()` (None: to
     the end).
 
     A run that several entries state is trained once, with the measures that any of them asks for.
-    Entries whose data set is not there are named and passed over. At the deadline runs under way
-    end their epoch and are left with a checkpoint.
+    Entries whose data set is not there are named first and passed over; all others are trained in
+    one go. At the deadline runs under way end their epoch and are left with a checkpoint.
 
     Returns whether any entry could be trained.
     """
-    entries = list(entries)
+    entries = [entry for entry in entries if entry.runs()]
     wanted = store.merged(run for entry in entries for run in entry.runs())
     reached = []
-
-    def ensure(group: Sequence[Entry]) -> None:
-        # what was trained before says how long these take
-        known = budget.paces() if deadline is not None else []
+    absent: dict[tuple, DataNotFoundError | None] = {}
+    for entry in entries:
+        if (error := _not_reachable(entry, absent)) is None:
+            reached.append(entry)
+        else:
+            said = f"not run: {entry.name}: data set not reachable: {error}"
+            print(said, file=sys.stderr)
+    # what was trained before says how long these take
+    known = budget.paces() if deadline is not None else []
+    may_begin = partial(budget.fits, known=known)
+    for own, group in groupby(sorted(reached, key=lambda entry: entry.profile != profile), _folder):
         runs = [wanted[run.id] for entry in group for run in entry.runs()]
-        may_begin = partial(budget.fits, known=known)
-        own = group[0].profile or profile
-        store.ensure(runs, profile=own, jobs=jobs, deadline=deadline, may_begin=may_begin)
-        reached.extend(group)
-
-    def together(entry: Entry) -> tuple[str, list[str]]:
-        return entry.profile, sorted({run.dataset for run in entry.runs()})
-
-    # neighbours on the same data sets in one go, so that no process waits at the end of each
-    for _, group in groupby(entries, together):
-        group = list(group)
-        try:
-            ensure(group)
-        except DataNotFoundError as error:
-            for entry in group:
-                print(
-                    f"not run: {entry.name}: data set not reachable: {error}",
-                    file=sys.stderr,
-                )
+        store.ensure(
+            runs,
+            profile=own or profile,
+            jobs=jobs,
+            executor=executor,
+            deadline=deadline,
+            may_begin=may_begin,
+        )
     return bool(reached)
+
+
+def _folder(entry: Entry) -> str:
+    return entry.profile
+
+
+def _not_reachable(
+    entry: Entry, absent: dict[tuple, DataNotFoundError | None]
+) -> DataNotFoundError | None:
+    """Why the images of an entry cannot be read, if they cannot; `absent` is what is known of
+    others.
+    """
+    for run in entry.runs():
+        key = run.dataset, run.image_size, run.classes
+        if key not in absent and not engine.is_done(run):
+            absent[key] = None
+            try:
+                bundle.prepare(replace(run, relabelled_by=None))
+            except DataNotFoundError as error:
+                absent[key] = error
+            except (ValueError, DataError):
+                pass  # `store.ensure` says it
+        if absent.get(key) is not None:
+            return absent[key]
+    return None
+
+
+def scheduler(address: str) -> Executor:
+    """The executor of a Dask scheduler, such as "tcp://host:8786".
+
+    Raises:
+        ValueError: where the package is missing, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(
+            "a scheduler needs the package distributed: pip install distributed"
+        ) from error
+    try:
+        return Client(address, timeout=CONNECT_SECONDS).get_executor()
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(
+            f"no scheduler answers at {address} ({error}); start one with `dask scheduler` and "
+            "workers with `dask worker ADDRESS --nthreads 1`"
+        ) from error
 
 
 def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
@@ -342,8 +391,8 @@ def main() -> None:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=os.cpu_count(),
-        help="processes on a CPU (default: all cores)",
+        help="runs at a time: processes on a CPU (default: all cores), networks side by side on "
+        "each GPU (default: by its memory)",
     )
     parser.add_argument("--only", default="", help="only entries whose name holds this text")
     parser.add_argument(
@@ -353,6 +402,7 @@ def main() -> None:
     )
     parser.add_argument("--list", action="store_true", help="show what there is to do and stop")
     parser.add_argument("--train-only", action="store_true", help="train, render nothing")
+    parser.add_argument("--scheduler", help="of Dask, which trains instead: tcp://host:8786")
     arguments = parser.parse_args()
     try:
         entries = plan(arguments.profile, arguments.experiment)
@@ -363,12 +413,14 @@ def main() -> None:
             print(*progress(entries), sep="\n")
             return
         deadline = None if arguments.budget is None else began + arguments.budget
-        if not train(entries, arguments.profile, arguments.jobs, deadline):
+        executor = scheduler(arguments.scheduler) if arguments.scheduler else None
+        jobs = arguments.jobs or engine.default_jobs()
+        if not train(entries, arguments.profile, jobs, deadline, executor):
             sys.exit(f"error: nothing of {arguments.profile} could be run, see above")
         if arguments.budget is not None:
             print(*progress(entries, arguments.budget), sep="\n")
         elif not arguments.train_only:
-            render_all(entries, arguments.profile, arguments.jobs)
+            render_all(entries, arguments.profile, arguments.jobs or os.cpu_count() or 1)
     except (ValueError, TypeError, OSError, DataError, run_dir.RecordError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,0 +1,445 @@
+"""How missing runs are trained: in this process, in processes of one thread, or by an executor.
+
+A task is one run, or on a GPU a group that share it. Whoever takes it trains it under its lock,
+from its last checkpoint, in the results folder. A worker that does not share that folder trains in
+its own and sends the finished run back as bytes. No cluster code here: any
+`concurrent.futures.Executor` will do, such as Dask's.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from lib import bundle, losses, paths, run_dir, trainer
+from lib.progress import Progress
+from lib.run import Run
+
+MayBegin = Callable[[Run, int, float], bool]
+Files = dict[str, bytes]  # of a run's folder by name
+
+LOOK_SECONDS = 1.0  # between two looks at how far others' runs are
+# one training at a time in a process, whatever the threads of an executor's worker
+_alone = threading.Lock()
+
+
+def is_done(run: Run) -> bool:
+    """Whether a run is finished with its measures, on the labels it would be given now.
+
+    That is: with every measure asked for. Damaged folders raise.
+
+    A run that is relabelled by another one is not done if that teacher has been trained again and
+    predicts other labels than those whose hash the run recorded. Where either hash is missing (no
+    teacher in the store, no predictions) it is done.
+    """
+    folder = run_dir.find(run.dataset, run.id)
+    if folder is None or not run_dir.is_begun(folder):
+        return False
+    stored = run_dir.read_run(folder)
+    if not run_dir.is_finished(folder):
+        run_dir.load_checkpoint(folder, stored)
+        return False
+    run_dir.read_metrics(folder)
+    run_dir.read_arrays(folder)
+    if stored.measured() != stored.with_measures(run).measured():
+        return False
+    labels = bundle.pseudo_labels_hash(run)
+    return labels is None or run_dir.read_environment(folder).get("labels", labels) == labels
+
+
+def epochs_left(run: Run) -> int:
+    """How many epochs a run lacks: those after its checkpoint.
+
+    0 if it is finished with its measures, or if it can never be trained (`is_without_labels`).
+    """
+    if is_done(run) or is_without_labels(run):
+        return 0
+    folder = run_dir.find(run.dataset, run.id)
+    if folder is None or not run_dir.is_begun(folder):
+        return run.epochs
+    state = run_dir.load_checkpoint(
+        folder, run.with_measures(run_dir.read_run(folder)), bundle.pseudo_labels_hash(run)
+    )
+    return run.epochs - len(state["rows"]) if state else run.epochs
+
+
+def is_without_labels(run: Run) -> bool:
+    """Whether a run can never be trained, for want of labels.
+
+    So it is if the loss of the run that relabels it became NaN.
+    """
+    folder = run_dir.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
+    return (
+        folder is not None
+        and run_dir.is_finished(folder)
+        and run_dir.read_metrics(folder)[1] is not None
+    )
+
+
+@contextlib.contextmanager
+def lock(run: Run, *, block: bool) -> Iterator[bool]:
+    """Hold the run's lock, or say that another process does.
+
+    The system frees it however its holder ends. The locks lie beside the profiles, since a run has
+    one lock whichever profile its folder is in.
+
+    Raises:
+        OSError: where the file system of the results cannot lock.
+    """
+    folder = paths.results_dir() / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / run.id)
+    try:
+        held.acquire(timeout=-1 if block else 0)
+    except Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        raise OSError(
+            f"files in {folder} cannot be locked ({error}): set RESULTS_DIR to a folder on a file "
+            "system with locks (a local disk, NFS 4)"
+        ) from error
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+def train(
+    runs: Sequence[Run],
+    profile: str,
+    told: Callable[[Run, int], object],
+    deadline: float | None,
+    *,
+    block: bool,
+) -> list[Run]:
+    """Train runs together under their locks; gives those that another process still holds.
+
+    Those that another process has finished meanwhile are not trained.
+
+    Args:
+        runs: of one device.
+        profile: the folder of those that are new.
+        told: of each run and epoch that is done.
+        deadline: a value of `time.monotonic()`, see `trainer.fit`.
+        block: whether a lock is waited for.
+
+    Raises:
+        trainer.OutOfTime: at the deadline.
+    """
+    with contextlib.ExitStack() as locks:
+        held = [run for run in runs if locks.enter_context(lock(run, block=block))]
+        todo = []
+        folders = []
+        for run in held:
+            if is_done(run):
+                continue
+            folder = folder_of(run, profile)
+            if run_dir.is_begun(folder):
+                run = run.with_measures(run_dir.read_run(folder))
+            todo.append(run)
+            folders.append(folder)
+        if todo:
+            trainer.fit(
+                todo,
+                folders,
+                callback=lambda run, model, epoch: told(run, epoch),
+                deadline=deadline,
+            )
+    return [run for run in runs if run not in held]
+
+
+def folder_of(run: Run, profile: str) -> Path:
+    """Where a run is trained: its folder in the results, of whichever profile, else a new one."""
+    found = run_dir.find(run.dataset, run.id, to_write=True)
+    return found or paths.results_dir() / profile / run.dataset / run.name
+
+
+# ---- In this process -----------------------------------------------------------------------------
+
+
+def here(
+    runs: Sequence[Run],
+    profile: str,
+    progress: Progress,
+    deadline: float | None,
+    may_begin: MayBegin,
+    together: int = 1,
+) -> None:
+    """Train the runs in their order, so many side by side.
+
+    Those that another process is training are waited for, without a deadline.
+    """
+    busy: list[Run] = []
+    for first in range(0, len(runs), together):
+        group = list(runs[first : first + together])
+        if deadline is not None:
+            # asked anew before each: what was trained meanwhile says how long the next one takes
+            left = deadline - time.monotonic()
+            group = [run for run in group if may_begin(run, epochs_left(run), left)]
+        try:
+            held = train(group, profile, progress.at, deadline, block=False)
+        except trainer.OutOfTime:
+            return
+        busy += held
+        for run in group:
+            if run not in held:
+                progress.finished(run)
+    for run in busy if deadline is None else ():
+        train([run], profile, progress.at, None, block=True)
+        progress.finished(run)
+
+
+# ---- By an executor ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is asked to do.
+
+    Args:
+        runs: one, or those that share a GPU.
+        profile: the folder of those that are new.
+        deadline: a value of `time.time()`, which several machines share; None: no end.
+        may_begin: as `store.ensure` takes it.
+        penalties: classes of added penalties, which a worker has not registered.
+        marker: a file beside the profiles; a worker that does not see it does not share the results
+            folder.
+        teachers: files of the runs that relabel these, by dataset/name, for such a worker.
+        block: whether a run that another process trains is waited for.
+    """
+
+    runs: tuple[Run, ...]
+    profile: str
+    deadline: float | None
+    may_begin: MayBegin
+    penalties: dict[str, type]
+    marker: str
+    teachers: dict[str, Files]
+    block: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker has done: the runs that another process holds, and finished runs as bytes."""
+
+    busy: tuple[Run, ...] = ()
+    sent: tuple[tuple[Run, Files], ...] = ()
+
+
+def work(task: Task) -> Answer:
+    """Do a task, in whatever process an executor runs it.
+
+    Each run's folder says in `progress` which epoch it has reached.
+
+    Raises:
+        Exception: whatever ends a training, with a note that says where.
+    """
+    shared = (paths.results_dir() / task.marker).exists()
+    losses.PENALTIES.update(task.penalties)
+    deadline = None
+    runs = task.runs
+
+    def told(run: Run, epoch: int) -> None:
+        with contextlib.suppress(OSError):
+            (folder_of(run, task.profile) / "progress").write_text(str(epoch))
+
+    try:
+        with _alone:
+            for place, files in {} if shared else task.teachers.items():
+                _write_files(paths.results_dir() / task.profile / place, files)
+            if task.deadline is not None:
+                left = task.deadline - time.time()
+                deadline = time.monotonic() + left
+                runs = [run for run in runs if task.may_begin(run, epochs_left(run), left)]
+            try:
+                busy = train(runs, task.profile, told, deadline, block=task.block)
+            except trainer.OutOfTime:
+                return Answer()
+        finished = [] if shared else [run for run in runs if run not in busy]
+        return Answer(tuple(busy), tuple((run, _read_files(run)) for run in finished))
+    except Exception as error:
+        error.add_note(f"In a training process (pid {os.getpid()} on {socket.gethostname()}).")
+        raise
+
+
+def _read_files(run: Run) -> Files:
+    folder = run_dir.find(run.dataset, run.id)
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _write_files(folder: Path, files: Files) -> None:
+    """A run's folder, `metrics.csv` last, which says that it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == "metrics.csv"):
+        with paths.replacing(folder / name) as part:
+            part.write_bytes(files[name])
+
+
+def by(
+    executor: Executor,
+    groups: Sequence[Sequence[Run]],
+    profile: str,
+    progress: Progress,
+    deadline: float | None,
+    may_begin: MayBegin,
+    penalties: dict[str, type],
+) -> None:
+    """Hand groups of runs to an executor, in their order, and wait for them.
+
+    The first error cancels what has not begun and is raised here. Runs that another process is
+    training are waited for, without a deadline.
+    """
+    marker = paths.results_dir() / ".locks" / f"seen-by-{secrets.token_hex(8)}"
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    ends = None if deadline is None else time.time() + deadline - time.monotonic()
+
+    def task(runs: Iterable[Run], block: bool = False) -> Task:
+        runs = tuple(runs)
+        name = marker.relative_to(paths.results_dir()).as_posix()
+        teachers = _teachers(runs)
+        return Task(runs, profile, ends, may_begin, penalties, name, teachers, block)
+
+    pending: dict[Future, Sequence[Run]] = {}
+    try:
+        for runs in groups:
+            pending[executor.submit(work, task(runs))] = runs
+        while pending:
+            done, _ = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                runs = pending.pop(future)
+                answer = future.result()
+                for run, files in answer.sent:
+                    _write_files(folder_of(run, profile), files)
+                if answer.busy and deadline is None:
+                    pending[executor.submit(work, task(answer.busy, block=True))] = answer.busy
+                for run in runs:
+                    if run not in answer.busy and is_done(run):
+                        progress.finished(run)
+            for runs in pending.values():
+                for run in runs:
+                    _look(run, profile, progress)
+            progress.tick()
+    finally:
+        for future in pending:
+            future.cancel()
+        marker.unlink(missing_ok=True)
+
+
+def _look(run: Run, profile: str, progress: Progress) -> None:
+    """Tell the progress how far a worker says that it is."""
+    file = paths.results_dir() / profile / run.dataset / run.name / "progress"
+    with contextlib.suppress(OSError, ValueError):
+        progress.at(run, int(file.read_text()))
+
+
+def _teachers(runs: Iterable[Run]) -> dict[str, Files]:
+    folders = {bundle.teacher_folder(run) for run in runs if run.relabelled_by}
+    return {
+        f"{folder.parent.name}/{folder.name}": {
+            file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()
+        }
+        for folder in folders
+        if folder is not None
+    }
+
+
+# ---- Processes of our own ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def processes(number: int, on_gpus: bool = False) -> Iterator[Executor]:
+    """A pool of processes, spawned, each of which trains what it takes; on GPUs one each.
+
+    They end with this process, however it ends, and with the block.
+
+    Raises:
+        RuntimeError: if one of them is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    stop, stopped = context.Pipe(duplex=False)
+    counter = context.Value("i", 0) if on_gpus else None
+    pool = ProcessPoolExecutor(
+        max_workers=number, mp_context=context, initializer=_begin, initargs=(stop, counter)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a training process was ended from outside (by the system, for memory, or by hand); "
+            "run again to go on where it was (a script of yours needs `if __name__ == "
+            "'__main__':` around its call with jobs > 1)"
+        ) from error
+    except BaseException:
+        stopped.close()  # which all of them see: what is under way ends, too
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        stopped.close()
+        stop.close()
+
+
+def _begin(stop, counter) -> None:
+    """Settings of a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    if counter is not None:
+        with counter.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(counter.value)
+            counter.value += 1
+    parent = multiprocessing.parent_process().sentinel
+    # a process whose parent was killed, or has ended the pool, must not go on holding locks
+    threading.Thread(target=lambda: (wait_for([parent, stop]), os._exit(1)), daemon=True).start()
+
+
+def classes_to_send(runs: Iterable[Run]) -> dict[str, type]:
+    """The classes of the runs' added penalties by name, which a worker has not registered."""
+    names = {term.name for run in runs for term in run.terms() if term.added}
+    return {name: losses.PENALTIES[name] for name in sorted(names)}
+
+
+def check_importable(classes: dict[str, type]) -> None:
+    """Refuse penalties that a spawned process cannot import.
+
+    Raises:
+        ValueError: for one defined in a notebook, in an interactive session or inside a function.
+    """
+    for name, kind in classes.items():
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        typed_in = kind.__module__ == "__main__" and not (script and os.path.exists(script))
+        try:
+            pickle.dumps(kind)
+        except (pickle.PicklingError, AttributeError):
+            typed_in = True
+        if typed_in:
+            raise ValueError(
+                f"the penalty {name!r} is a class that other processes cannot import (it was "
+                "defined in a notebook or inside a function): train with jobs=1, or put the class "
+                "into a module"
+            )
+
+
+def default_jobs() -> int:
+    """Runs at a time: on a CPU a process a core; on a GPU as many as its memory holds.
+
+    A network of these studies, with its data set and a recorded step, takes up to 4 GiB.
+    """
+    if trainer.default_device() == "cpu":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return int(max(1, min(16, memory // (4 << 30))))

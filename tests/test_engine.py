@@ -1,0 +1,234 @@
+"""Trainings by an executor: the standard library's, and Dask with a scheduler and workers that are
+processes of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib import engine, losses, paths, run_dir, store
+from lib.run import Run
+from lib.study import campaign
+
+SHORT = dict(image_size=16, n_train=100, n_validation=20, test_images=40, epochs=3)
+SHORT = Run("digits", **SHORT, learning_rate=0.1, batch_size=32)
+FOUR = [replace(SHORT, seed=seed, epochs=150, al2=True) for seed in range(4)]
+DEADLINE = 120  # seconds for a state to be reached; a failure, not a measurement
+
+
+def metrics(run):
+    return (store.find(run) / "metrics.csv").read_text()
+
+
+def test_any_executor_of_the_standard_library_will_do():
+    student = replace(SHORT, relabelled_by=replace(SHORT, predictions=True).id)
+    runs = [student, replace(SHORT, predictions=True), replace(SHORT, seed=1)]
+    with ThreadPoolExecutor(3) as threads:
+        store.ensure(runs, executor=threads)
+    assert store.available(runs) == runs
+    assert not list(paths.results_dir().rglob("progress"))
+    assert not list(paths.results_dir().glob(".locks/seen-by-*"))
+
+
+def test_the_first_error_is_raised_and_says_where_it_was(monkeypatch):
+    def fail(*_, **__):
+        raise FloatingPointError("in a step")
+
+    monkeypatch.setattr(engine.trainer, "fit", fail)
+    with ThreadPoolExecutor(1) as threads, pytest.raises(FloatingPointError) as caught:
+        store.ensure([SHORT, replace(SHORT, seed=1)], executor=threads)
+    assert "In a training process" in caught.value.__notes__[0]
+    assert store.available([SHORT]) == []
+
+
+def test_a_run_that_another_process_trains_is_waited_for():
+    with ThreadPoolExecutor(1) as threads, engine.lock(SHORT, block=False):
+        task = engine.Task((SHORT,), "own", None, None, {}, "none", {})
+        assert threads.submit(engine.work, task).result().busy == (SHORT,)
+
+
+def test_where_files_cannot_be_locked_it_is_said(monkeypatch):
+    def refuse(self, **_):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(engine.FileLock, "acquire", refuse)
+    with pytest.raises(OSError, match=r"cannot be locked .*set RESULTS_DIR"):
+        store.ensure([SHORT])
+
+
+def test_a_worker_that_does_not_share_the_results_sends_them_back(monkeypatch, tmp_path):
+    """Teachers go the other way: it could not relabel without them."""
+    teacher = replace(SHORT, predictions=True)
+    student = replace(SHORT, relabelled_by=teacher.id)
+    store.ensure([teacher, student], profile="alone")
+    expected = metrics(student)
+    (paths.results_dir() / "alone").rename(tmp_path / "kept")
+    own = paths.results_dir()
+
+    class Elsewhere(ThreadPoolExecutor):
+        """Its worker has a results folder of its own."""
+
+        def submit(self, function, task):
+            def there():
+                monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "elsewhere"))
+                try:
+                    return function(task)
+                finally:
+                    monkeypatch.setenv("RESULTS_DIR", str(own))
+
+            future = super().submit(there)
+            future.exception()  # one at a time: the environment is the whole process's
+            return future
+
+    with Elsewhere(1) as executor:
+        store.ensure([teacher, student], executor=executor)
+    assert store.find(student).is_relative_to(own) and metrics(student) == expected
+    assert (tmp_path / "elsewhere" / "own" / "digits" / student.name / "metrics.csv").exists()
+
+
+# ---- Dask
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Starts workers of one scheduler: cluster(name, **environment) gives a worker's process."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "often.py").write_text("from lib import trainer\ntrainer.CHECKPOINT_SECONDS = -1\n")
+    said = folder / "scheduler.json"
+    environment = os.environ | {"PYTHONPATH": f"{paths.ROOT}{os.pathsep}{folder}"}
+    started = []
+
+    def start(kind, *arguments, **more):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
+        process = subprocess.Popen(
+            [*command, "--no-dashboard"],
+            env=environment | more,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        return process
+
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(said))
+    until(lambda: said.exists() and said.read_text().endswith("}"))
+    address = json.loads(said.read_text())["address"]
+
+    def worker(name, **more):
+        options = ["--nthreads", "1", "--no-nanny", "--name", name, "--preload", "often"]
+        return start("worker", address, *options, RESULTS_DIR=str(paths.results_dir()), **more)
+
+    worker.address = address
+    worker.folder = folder
+    yield worker
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def workers(cluster):
+    """Two workers that share the results folder, and the executor."""
+    both = [cluster(name) for name in ("one", "two")]
+    executor = campaign.scheduler(cluster.address)
+    until(lambda: len(executor._client.scheduler_info()["workers"]) == 2)
+    yield both, executor
+    executor._client.close()
+    for process in both:
+        process.kill()
+        process.wait()
+
+
+def until(reached):
+    end = time.monotonic() + DEADLINE
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_trained_twice(workers, tmp_path):
+    both, executor = workers
+    own = paths.results_dir()
+    with ThreadPoolExecutor(1) as beside:
+        training = beside.submit(store.ensure, FOUR, executor=executor)
+        until(lambda: list(own.rglob("checkpoint.pt")))
+        both[0].kill()
+        training.result(timeout=DEADLINE)
+    assert store.available(FOUR) == FOUR
+    found = {run.id: metrics(run) for run in FOUR}
+    before = {run.id: (store.find(run) / "metrics.csv").stat().st_mtime_ns for run in FOUR}
+    store.ensure(FOUR, executor=executor)  # nothing is left to do
+    assert before == {run.id: (store.find(run) / "metrics.csv").stat().st_mtime_ns for run in FOUR}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESULTS_DIR", str(tmp_path / "alone"))
+        store.ensure(FOUR)
+        assert found == {run.id: metrics(run) for run in FOUR}
+
+
+@pytest.mark.slow
+def test_two_campaigns_on_one_store_train_each_run_once(workers):
+    _, executor = workers
+    with ThreadPoolExecutor(2) as beside:
+        asked = [beside.submit(store.ensure, FOUR, executor=executor)]
+        asked += [beside.submit(store.ensure, FOUR)]
+        for training in asked:
+            training.result(timeout=DEADLINE)
+    assert store.available(FOUR) == FOUR and len(list(paths.results_dir().glob("own/*/*"))) == 4
+
+
+@pytest.mark.slow
+def test_a_penalty_of_one_s_own_is_trained_by_workers(workers, cluster, monkeypatch):
+    (cluster.folder / "mine.py").write_text(
+        "from lib.losses import ActivationL2\n\n\nclass Mine(ActivationL2):\n    metric = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(str(cluster.folder))
+    from mine import Mine
+
+    monkeypatch.setitem(losses.PENALTIES, "mine", Mine)
+    run = replace(SHORT, penalties=({"name": "mine", "layer": "trunk"},))
+    store.ensure([run], executor=workers[1])
+    assert store.available([run]) == [run]
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_data_set_says_so(cluster, tmp_path, monkeypatch):
+    here, nothing = tmp_path / "here", tmp_path / "nothing"
+    for split, kind, k in np.ndindex(2, 2, 8):
+        place = here / "my_pictures" / ("train", "test")[split] / ("a", "b")[kind]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((16, 16), 16 * k + kind, np.uint8)
+        Image.fromarray(pixels).save(place / f"{k}.png")
+    monkeypatch.setenv("DATA_DIR", str(here))
+    process = cluster("poor", DATA_DIR=str(nothing), CACHE_DIR=str(nothing))
+    executor = campaign.scheduler(cluster.address)
+    try:
+        run = Run("my_pictures", epochs=2, batch_size=4)
+        with pytest.raises(ValueError, match="unknown data set 'my_pictures'") as caught:
+            store.ensure([run], executor=executor)
+        assert "In a training process" in caught.value.__notes__[0]
+        assert run_dir.find(run.dataset, run.id) is None
+    finally:
+        executor._client.close()
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(campaign, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(ValueError, match=r"answers at tcp://127.0.0.1:1 .*dask worker"):
+        campaign.scheduler("tcp://127.0.0.1:1")
+
+
+def test_without_the_package_the_command_that_installs_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match="pip install distributed"):
+        campaign.scheduler("tcp://127.0.0.1:1")
