@@ -348,6 +348,7 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     known = notebook_parameters(notebook)
+    os.environ["PROGRESS"] = "0"  # a rendered page keeps none
     with paths.replacing(target) as part, warnings.catch_warnings():
         # papermill calls the temporary name's ending unknown
         warnings.simplefilter("ignore", UserWarning)
