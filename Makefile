@@ -84,7 +84,7 @@ test-lib: setup  ## pytest without the tests marked slow (2 minutes)
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	RESULTS_DIR=$$folder $(PY) -m lib.study.campaign --profile quick --train-only --jobs $(JOBS); \
-	PROGRESS=0 PROGRESS=0 RESULTS_DIR=$$folder $(PYTEST) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
+	PROGRESS=0 RESULTS_DIR=$$folder $(PYTEST) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
 test-slow: setup  ## the rest of pytest (12 minutes): what trains for longer, starts processes, or calls every command of this file
 	$(PY) -m pytest -m slow tests
 
@@ -93,7 +93,7 @@ notebooks: setup  ## execute the committed notebooks in place with their quick s
 	mkdir -p .cache
 	for notebook in $(NOTEBOOKS); do \
 	  copy=.cache/$$(basename $$notebook); \
-	  PROGRESS=0 PROGRESS=0 $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$copy; \
+	  PROGRESS=0 $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$copy; \
 	  $(VENV)/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys \
 	    "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution" $$copy; \
 	  mv $$copy $$notebook; \
