@@ -294,16 +294,20 @@ def check_teacher(run: Run, teacher: Run) -> None:
         )
 
 
-def pseudo_labels_hash(run: Run) -> str | None:
-    """Hash of the labels that the run's teacher predicts now, as `Bundle.hashes` has it.
+def known_hashes(run: Run) -> dict[str, str]:
+    """Those of `Bundle.hashes` that may have changed since a run was trained, as they are now.
 
-    None where no teacher predicts any. A teacher that is trained again, on another device or in
-    another precision, may predict other labels than it did.
+    `data` of an image folder of one's own. `labels` of a run that another one relabels: a teacher
+    that is trained again, on another device or in another precision, may predict other labels than
+    it did. Without an entry where the images are absent, or no teacher predicts any labels.
     """
-    if run.relabelled_by is None:
-        return None
-    folder = teacher_folder(run)
-    return None if folder is None else _hash(_predictions(folder))
+    found = {}
+    if (images := data.own_hash(run.dataset)) is not None:
+        found["data"] = images
+    folder = teacher_folder(run) if run.relabelled_by else None
+    if folder is not None:
+        found["labels"] = _hash(_predictions(folder))
+    return found
 
 
 def data_fields(run: Run) -> tuple:

@@ -39,9 +39,10 @@ _alone = threading.Lock()
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run is finished with its measures, on the labels it would be given now.
+    """Whether a run is finished with its measures, on the images and labels it would get now.
 
-    That is: with every measure asked for. Damaged folders raise.
+    That is: with every measure asked for. Damaged folders raise. An image folder of one's own that
+    has changed since makes its runs undone.
 
     A run that is relabelled by another one is not done if that teacher has been trained again and
     predicts other labels than those whose hash the run recorded. Where either hash is missing (no
@@ -58,8 +59,8 @@ def is_done(run: Run) -> bool:
     run_dir.read_arrays(folder)
     if stored.measured() != stored.with_measures(run).measured():
         return False
-    labels = bundle.pseudo_labels_hash(run)
-    return labels is None or run_dir.read_environment(folder).get("labels", labels) == labels
+    said = run_dir.read_environment(folder)
+    return all(said.get(name, value) == value for name, value in bundle.known_hashes(run).items())
 
 
 def epochs_left(run: Run) -> int:
@@ -73,7 +74,7 @@ def epochs_left(run: Run) -> int:
     if folder is None or not run_dir.is_begun(folder):
         return run.epochs
     state = run_dir.load_checkpoint(
-        folder, run.with_measures(run_dir.read_run(folder)), bundle.pseudo_labels_hash(run)
+        folder, run.with_measures(run_dir.read_run(folder)), bundle.known_hashes(run)
     )
     return run.epochs - len(state["rows"]) if state else run.epochs
 

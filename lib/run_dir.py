@@ -12,6 +12,7 @@ weights.pt      only on request (`keep_weights`)
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,20 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     _write_torch(folder / "checkpoint.pt", state)
 
 
-def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, run: Run, hashes: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """The state a training was left in, on the CPU, or None where it has to start anew.
 
     A state that was measuring something else than is asked for now is not continued, nor one that
-    was trained on other labels. None, too, where another process has finished the run and taken its
-    checkpoint away.
+    was trained on other images or labels. None, too, where another process has finished the run and
+    taken its checkpoint away.
 
     Args:
         folder: the run's.
         run: with the measures that are asked for.
-        labels: hash of the labels to train on (`lib.bundle.Bundle.hashes`); None, or a state that
-            does not say: not compared.
+        hashes: of the images and labels to train on (`lib.bundle.Bundle.hashes`); those that are
+            not given, or that the state does not say, are not compared.
 
     Raises:
         RecordError: if the checkpoint is damaged.
@@ -119,8 +122,8 @@ def load_checkpoint(folder: Path, run: Run, labels: str | None = None) -> dict[s
             f"{path} belongs to the run {run_id}, not to {run.id}. Delete the folder to train it "
             "anew."
         )
-    same_labels = labels is None or state.get("labels", labels) == labels
-    return state if measures == json.dumps(run.measured()) and same_labels else None
+    same = all(state.get(name, value) == value for name, value in (hashes or {}).items())
+    return state if measures == json.dumps(run.measured()) and same else None
 
 
 def read_pace(folder: Path) -> tuple[float, str]:

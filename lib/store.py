@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import bundle, engine, paths, run_dir, trainer
+from lib import bundle, data, engine, paths, run_dir, trainer
 from lib.engine import MayBegin, epochs_left, is_done, is_without_labels
 from lib.progress import Progress
 from lib.run import Run
@@ -182,6 +182,8 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         what = "train them with store.ensure"
+        if any(_is_finished(run) and _has_other_images(run) for run in absent):
+            what += "; they were trained on other images than their data set has now"
         if all(map(is_without_labels, absent)):
             what = (
                 "the runs that relabel them diverged, so that there are no labels to train them "
@@ -245,13 +247,25 @@ def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def available(runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are finished.
+    """Those of the runs that are finished, on the images that there are now.
 
-    Also where `ensure` would train them again (for a measure, or for other labels).
+    Also where `ensure` would train them again for a measure, or for other labels; not where an
+    image folder of yours has changed since. Where the images are absent nothing is compared.
     """
-    return [
-        run for run in runs if (folder := find(run)) is not None and run_dir.is_finished(folder)
-    ]
+    return [run for run in runs if _is_finished(run) and not _has_other_images(run)]
+
+
+def _is_finished(run: Run) -> bool:
+    folder = find(run)
+    return folder is not None and run_dir.is_finished(folder)
+
+
+def _has_other_images(run: Run) -> bool:
+    """Whether a finished run was trained on other images than there are now."""
+    images = data.own_hash(run.dataset)
+    if images is None:
+        return False
+    return run_dir.read_environment(find(run)).get("data", images) != images
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:

@@ -152,7 +152,7 @@ def _train(
     device = data.true_labels.device
     model = build_network(run, *data.shape).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(run, model)
-    state = run_dir.load_checkpoint(folder, run, data.hashes["labels"]) if folder else None
+    state = run_dir.load_checkpoint(folder, run, data.hashes) if folder else None
     rows: list[dict[str, float]] = []  # one per epoch
     arrays: dict[str, list[Tensor]] = {}
     starts: dict[str, Tensor] = {}
@@ -216,7 +216,7 @@ def _train(
                 "seconds": seconds + saved - started,
                 "device": device_name(device),
                 "precision": precision,
-                "labels": data.hashes["labels"],
+                **data.hashes,
             }
             run_dir.save_checkpoint(folder, state)
         if late:

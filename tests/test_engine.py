@@ -10,9 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from PIL import Image
+from made import image_folder
 
 from lib import engine, losses, paths, run_dir, store
 from lib.run import Run
@@ -202,11 +201,7 @@ def test_a_penalty_of_one_s_own_is_trained_by_workers(workers, cluster, monkeypa
 @pytest.mark.slow
 def test_a_worker_without_the_data_set_says_so(cluster, tmp_path, monkeypatch):
     here, nothing = tmp_path / "here", tmp_path / "nothing"
-    for split, kind, k in np.ndindex(2, 2, 8):
-        place = here / "my_pictures" / ("train", "test")[split] / ("a", "b")[kind]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = np.full((16, 16), 16 * k + kind, np.uint8)
-        Image.fromarray(pixels).save(place / f"{k}.png")
+    image_folder(here / "my_pictures", "a", "b")
     monkeypatch.setenv("DATA_DIR", str(here))
     process = cluster("poor", DATA_DIR=str(nothing), CACHE_DIR=str(nothing))
     executor = campaign.scheduler(cluster.address)

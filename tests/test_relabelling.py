@@ -61,7 +61,7 @@ def predicted(run):
 def taught(student, teacher):
     """Whether the stored student was trained on what the stored teacher predicts."""
     sha256 = hashlib.sha256(predicted(teacher).numpy().tobytes()).hexdigest()
-    assert bundle.pseudo_labels_hash(student) == sha256
+    assert bundle.known_hashes(student) == {"labels": sha256}
     return hash_of_labels(student) == sha256
 
 
@@ -223,8 +223,8 @@ def test_a_student_s_checkpoint_of_other_labels_is_not_gone_on_from_where_it_say
         trainer.fit([STUDENT], [folder], deadline=0.0)
     assert store.epochs_left(STUDENT) == 2
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert state["labels"] == bundle.pseudo_labels_hash(STUDENT)
-    assert run_dir.load_checkpoint(folder, STUDENT, "others") is None
+    assert state["labels"] == bundle.known_hashes(STUDENT)["labels"]
+    assert run_dir.load_checkpoint(folder, STUDENT, {"labels": "others"}) is None
     teach_others()
     if not said:  # as checkpoints were once written
         state.pop("labels")

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from made import image_folder
 
-from lib import engine, paths, run_dir, store, trainer
+from lib import data, engine, paths, run_dir, store, trainer
 from lib.data.sources import DataNotFoundError
 from lib.run import Run
 from lib.trainer import TrainStep
@@ -524,3 +525,58 @@ def test_a_committed_run_is_read_while_another_measure_of_it_is_under_way(commit
     run_dir.begin(folder_of(BARE), replace(BARE, keep_weights=True))  # and then killed
     assert store.available([BARE]) == [BARE] and store.find(BARE).is_relative_to(committed)
     assert run_dir.find(BARE.dataset, BARE.id, to_write=True) == folder_of(BARE)
+
+
+# ---- images of one's own that change
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """An image folder of two classes, and a run on it that is stored."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    folder = tmp_path / "data" / "mine"
+    image_folder(folder, "cat", "dog")
+    run = Run("mine", corruption=0.0, epochs=2, batch_size=4, ablations=())
+    store.ensure([run])
+    return folder, run
+
+
+def test_runs_on_a_folder_of_one_s_own_are_trained_anew_once_it_has_changed(mine, trained):
+    folder, run = mine
+    before = store.load([run])
+    trained.clear()
+    store.ensure([run])
+    assert trained == []
+    image_folder(folder, "ant", "cat", "dog")
+    with pytest.raises(LookupError, match="trained on other images than their data set has now"):
+        store.load([run])
+    store.ensure([run])
+    after = store.load([run])
+    assert trained and before.num_classes.unique() == [2] and after.num_classes.unique() == [3]
+    assert before.data_hash[0] != after.data_hash[0]
+
+
+def test_a_stored_run_is_read_where_its_images_are_absent(mine, monkeypatch, tmp_path):
+    _, run = mine
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
+    assert len(store.load([run])) == 2
+
+
+def test_a_checkpoint_is_not_continued_on_other_images(mine):
+    folder, run = mine
+    longer = replace(run, epochs=3)
+    store.ensure([longer], deadline=time.monotonic() + 1e-3, may_begin=lambda *_: True)
+    assert store.epochs_left(longer) == 2
+    image_folder(folder, "cat", "dog", shade=7)  # the same labels
+    assert store.epochs_left(longer) == 3
+
+
+def test_a_folder_of_one_s_own_is_read_once_and_anew_where_a_file_has_changed(mine, monkeypatch):
+    folder, _ = mine
+    known = data.own_hash("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read", lambda *_, **__: pytest.fail("read again"))
+        assert data.own_hash("mine") == known
+    assert data.own_hash("digits") is None and data.own_hash("no_such_set") is None
+    (folder / "train" / "cat" / "0.png").unlink()
+    assert data.own_hash("mine") not in (known, None)
