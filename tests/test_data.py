@@ -334,7 +334,7 @@ FAULTS = [
     ({SEVEN: encoded(7, mode="L").replace(b"IHDR", b"IHDX")}, f"{SEVEN} cannot be read"),
     ({SEVEN: SIXTEEN_BITS}, "8 bits a channel"),
     ({"test/bird/1.png": encoded(7)}, "test classes without training images: bird"),
-    ({"other/train/dog/1.png": encoded(7)}, "below 2 top folders"),
+    ({"train/dog/8.xyz": b"what is this?"}, "train/dog/8.xyz cannot be read as an image"),
     (lambda content: content[:-40], "truncated or no zip archive"),
     (
         lambda content: flipped(content, content.index(b"IDAT") + 6, by=0xFF),
@@ -361,8 +361,110 @@ def test_faults_in_image_folders_are_named(root, change, said):
 
 def test_an_archive_without_the_layout_is_refused(root):
     write(root / "pets.zip", {"cat/1.png": encoded(1)})
-    with pytest.raises(DataError, match="0 images in train/<class>/ and 0 in test"):
+    with pytest.raises(DataError, match=r"has to hold train/<class>/.*; it holds cat/"):
         load("pets", root=root)
+
+
+def named(change):
+    """The files of `pets` under other names."""
+    return {change(name): content for name, content in pets().items()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        named(lambda name: name.replace("train/", "Train/").replace("test/", "TEST/")),
+        named(lambda name: name.replace("test/", "validation/")),
+        named(lambda name: "train/" + name),  # a top folder that is called like a split
+        named(lambda name: name.replace("/", "\\")),
+        named(lambda name: name.replace(".png", ".jfif") if "dog" in name else name),
+        named(lambda name: name.removesuffix(".png")),
+        pets() | {"extra/1.png": encoded(7)},
+    ],
+    ids=["capitals", "validation", "top", "backslashes", "jfif", "no suffix", "extra"],
+)
+def test_names_are_read_as_people_mean_them(root, files):
+    write(root / "pets.zip", files)
+    write(root / "plain.zip", pets())
+    with pytest.warns(RuntimeWarning, match=r"files were passed over \(.*notes"):
+        found = load("pets", root=root)
+    assert found.sha256 == load("plain", root=root).sha256
+
+
+def test_a_letter_written_in_two_ways_is_one_class(root):
+    decomposed = "e\u0301pagneul"
+    files = {f"train/{decomposed}/{k}.png": encoded(k) for k in range(2)}
+    files |= {"train/cat/1.png": encoded(7), "test/cat/1.png": encoded(8)}
+    write(root / "pets.zip", files | {"test/\u00e9pagneul/1.png": encoded(9)})
+    assert load("pets", root=root).class_names == ("cat", "\u00e9pagneul")
+
+
+def drawing(mode):
+    """Black ink in the alpha channel of an image that is black all over."""
+    ink = Image.new("L", (4, 4), 0)
+    ink.paste(255, (0, 0, 2, 4))  # the left half
+    image = Image.new("LA" if mode == "LA" else "RGBA", (4, 4), 0)
+    image.putalpha(ink)
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(root, mode):
+    buffer = io.BytesIO()
+    drawing(mode).save(buffer, "PNG")
+    write(root / "pets.zip", pets() | {SEVEN: buffer.getvalue()})
+    image = load("pets", root=root, normalize="unit").train.images[2]
+    assert bytes_of(image[0]) == [[0, 0, 255, 255]] * 4
+
+
+def test_an_image_is_turned_as_it_says(root):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[0] = 200  # the top row
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise: the top becomes the right
+    content = encoded(pixels, exif=exif)
+    write(root / "pets.zip", pets() | {SEVEN: content})
+    image = load("pets", root=root, normalize="unit").train.images[2]
+    assert bytes_of(image[0]) == [[0, 0, 0, 200]] * 4
+
+
+def test_links_to_a_folder_above_are_not_followed_round_and_round(root):
+    write(root / "pets", pets())
+    (root / "pets" / "train" / "cat" / "self").symlink_to(root / "pets" / "train" / "cat")
+    assert len(load("pets", root=root).train.images) == 3
+
+
+def test_archives_of_another_kind_and_two_of_one_name_are_said(root):
+    write(root / "other.zip", pets())
+    (root / "other.zip").rename(root / "pets.ZIP")
+    assert load("pets", root=root).class_names == ("cat", "dog")
+    write(root / "both.zip", pets())
+    write(root / "both", pets())
+    with pytest.raises(DataError, match=r"both.zip and .*both are there: keep one"):
+        load("both", root=root)
+    (root / "ball.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"ball.tar.gz is there, but .* a zip file"):
+        load("ball", root=root)
+    write(root / "nested.zip", {"pets.zip": b""})
+    with pytest.raises(DataError, match=r"the archive pets.zip, which has to be unpacked"):
+        load("nested", root=root)
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_tiny_imagenet_s_validation_images_may_lie_in_folders_by_class(root, annotated):
+    files = tiny(WNIDS)
+    official = {name.removeprefix("tiny-imagenet-200/"): content for name, content in files.items()}
+    moved = {k: v for k, v in official.items() if not k.startswith("val/") or annotated}
+    for line in official["val/val_annotations.txt"].decode().splitlines():
+        name, wnid = line.split()[:2]
+        moved.pop(f"val/images/{name}", None)
+        moved[f"val/{wnid}/images/{name}"] = official[f"val/images/{name}"]
+    write(root / "sorted" / "tiny-imagenet-200", moved)
+    write(root / "official" / "tiny-imagenet-200", official)
+    hashes = {
+        load("tiny_imagenet", root=root / kind, classes=4).sha256 for kind in ("official", "sorted")
+    }
+    assert len(hashes) == 1
 
 
 # ---- cache

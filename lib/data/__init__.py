@@ -31,7 +31,7 @@ from lib import paths
 from lib.data import readers
 from lib.data.sources import FILES, DataError, fetch
 
-_CACHE_FORMAT = 1  # count up when decoding changes, so that older caches are not read
+_CACHE_FORMAT = 2  # count up when decoding changes, so that older caches are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,12 +378,16 @@ def source_of(name: str, root: Path) -> _Source:
         return _BUILT_IN[name]
     # no path, nothing hidden
     is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
-    if is_plain and ((root / f"{name}.zip").is_file() or (root / name).is_dir()):
+    there = sorted(file.name for file in root.glob(f"{name}.*")) if is_plain else []
+    if is_plain and (
+        (root / name).is_dir() or any(f.lower() == f"{name}.zip".lower() for f in there)
+    ):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
+    packed = f"; {', '.join(there)} is there, but an archive has to be a zip file" if there else ""
     raise ValueError(
         f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "
         f"looked for as {root}/<name>.zip or {root}/<name>/, in it train/<class>/* and "
-        "test/<class>/* (or val)"
+        f"test/<class>/* (or val){packed}"
     )
 
 

@@ -11,6 +11,8 @@ import json
 import os
 import pickle
 import re
+import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lib.data.sources import IDX_MD5, DataError, DataNotFoundError
@@ -248,9 +250,15 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
     return splits, meta[cifar.class_names]
 
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# [top folder /] split / class / file
-_LAYOUT = re.compile(r"(?:([^/]+)/)??(train|test|val)/([^/]+)/(.+)")
+# what people call the two splits
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+# files that lie beside images and are none; whatever else lies there has to be one
+_NO_IMAGES = {".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf"}
+_NO_IMAGES |= {".db", ".ini", ".mat", ".npy", ".npz", ".pkl", ".py"}
 
 
 class Archive:
@@ -263,25 +271,30 @@ class Archive:
         self.path = path
         self._zip = None
         if path.is_dir():
-            walk = os.walk(path, followlinks=True)
-            names = {
-                Path(at, file).relative_to(path).as_posix()
-                for at, _, found in walk
-                for file in found
-            }
+            names = set()
+            for at, folders, found in os.walk(path, followlinks=True):
+                here = Path(at)
+                above = {parent.resolve() for parent in (here, *here.parents)}
+                # a link to a folder above would lead round and round
+                folders[:] = [name for name in folders if (here / name).resolve() not in above]
+                names |= {(here / file).relative_to(path).as_posix() for file in found}
         else:
             try:
                 self._zip = zipfile.ZipFile(path)
             except zipfile.BadZipFile as error:
                 raise DataError(f"{path} is truncated or no zip archive ({error})") from error
-            names = {name for name in self._zip.namelist() if not name.endswith("/")}
+            # some programs write the other slash
+            self._inside = {name.replace("\\", "/"): name for name in self._zip.namelist()}
+            names = {name for name in self._inside if not name.endswith("/")}
         self.names = sorted(
             n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))
         )
 
     def read(self, name: str) -> bytes:
         try:
-            return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+            if self._zip:
+                return self._zip.read(self._inside[name])
+            return (self.path / name).read_bytes()
         except (
             OSError,
             EOFError,
@@ -320,45 +333,99 @@ def _natural(name: str) -> tuple:
 
 
 def find_folder(name: str, root: Path) -> list[Path]:
-    """The archive `<name>.zip`, else the folder `<name>/`."""
-    for path in (root / f"{name}.zip", root / name):
-        if path.exists():
-            return [path]
-    raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
+    """The archive `<name>.zip`, or the folder `<name>/`.
+
+    Raises:
+        DataNotFoundError: if neither is there.
+        DataError: if both are, since they may hold different images.
+    """
+    inside = root.iterdir() if root.is_dir() else ()
+    found = [f for f in inside if f.stem == name and f.suffix.lower() == ".zip" and f.is_file()]
+    found += [f for f in [root / name] if f.is_dir()]
+    if not found:
+        raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(map(str, found))} are there: keep one of them")
+    return found
 
 
 def read_folder(files: list[Path]) -> Arrays:
     """An image folder or archive: train/<class>/*, test/<class>/* (or val).
 
-    These lie below one top folder at most.
+    These lie below one top folder at most. Whatever lies in a class's folder has to be an image,
+    but for files such as .txt, which are passed over and counted in a warning.
 
     Classes are sorted by name, images by class and natural order of their names, whatever the order
     in the archive. Raises DataError, also for images of different sizes.
     """
     archive = Archive(files[0])
-    tops = set()
-    found = {"train": [], "test": [], "val": []}
+    top = _top_folder(archive)
+    found: dict[str, list[tuple[str, str]]] = {"train": [], "test": [], "val": []}
+    passed_over = []
     for name in archive.names:
-        match = _LAYOUT.fullmatch(name)
-        if match and Path(name).suffix.lower() in _SUFFIXES:
-            tops.add(match[1])
-            found[match[2]].append((match[3], name))
-    train = found["train"]
-    test = found["test"] or found["val"]
-    if not train or not test or len(tops) > 1:
-        raise DataError(
-            f"{archive.path} holds {len(train)} images in train/<class>/ and {len(test)} in "
-            f"test/<class>/ (or val), below {len(tops)} top folders; there must be some in both, "
-            "below one top folder at most"
-        )
-    classes = sorted({label for label, _ in train})
-    if strange := sorted({label for label, _ in test} - set(classes)):
+        split, *inside = name.removeprefix(top).split("/")
+        kind = _SPLITS.get(split.lower())
+        outside = not name.startswith(top) or kind is None or len(inside) < 2
+        if outside or Path(name).suffix.lower() in _NO_IMAGES:
+            passed_over.append(name)
+        else:
+            # one letter may be written in two ways, by two systems
+            found[kind].append((unicodedata.normalize("NFC", inside[0]), name))
+    test = "test" if found["test"] else "val"
+    passed_over += [name for kind in {"val", "test"} - {test} for _, name in found[kind]]
+    train_rows, test_rows = found["train"], found[test]
+    for kind, rows in (("train", train_rows), (test, test_rows)):
+        if not rows:
+            raise DataError(f"{archive.path}: {top}{kind}/ holds no image in folders by class")
+    classes = sorted({label for label, _ in train_rows})
+    if strange := sorted({label for label, _ in test_rows} - set(classes)):
         raise DataError(
             f"{archive.path} has test classes without training images: {', '.join(strange[:5])}"
         )
+    if passed_over:
+        shown = ", ".join(sorted(passed_over)[:3]) + (" …" if len(passed_over) > 3 else "")
+        warnings.warn(
+            f"{archive.path}: {len(passed_over)} files were passed over ({shown})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     number = {label: index for index, label in enumerate(classes)}
-    rows = [[(number[label], archive, name) for label, name in part] for part in (train, test)]
+    rows = [[(number[label], archive, name) for label, name in r] for r in (train_rows, test_rows)]
     return _decode_images(*rows, classes)
+
+
+def _top_folder(archive: Archive) -> str:
+    """Where train/ and test/ lie: "" or "name/".
+
+    Raises:
+        DataError: that says what there is instead.
+    """
+    tops = {name.split("/")[0] for name in archive.names if "/" in name}
+    for top in ("", *(f"{name}/" for name in tops if len(tops) == 1)):
+        inside = [name.removeprefix(top) for name in archive.names if name.startswith(top)]
+        folders = {name.split("/")[0] for name in inside if "/" in name}
+        kinds = {_SPLITS.get(folder.lower()) for folder in folders}
+        if "train" in kinds and kinds & {"test", "val"}:
+            return top
+    there = sorted(f"{name}/" for name in tops)[:5] or ["no folder"]
+    packed = [name for name in archive.names if name.lower().endswith((".zip", ".tar", ".gz"))]
+    if packed:
+        there.append(f"the archive {packed[0]}, which has to be unpacked")
+    raise DataError(
+        f"{archive.path} has to hold train/<class>/ and test/<class>/ (or val), below one top "
+        f"folder at most; it holds {', '.join(there)}"
+    )
+
+
+def _as_seen(image: Image.Image) -> np.ndarray:
+    """What a viewer shows, uint8 [H, W, 3]: turned as it says, on white where it is transparent."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode}; 8 bits a channel are expected")
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.mode.upper().removeprefix("LAB") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) -> Arrays:
@@ -372,9 +439,7 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
     ):
         try:
             with Image.open(io.BytesIO(archive.read(name))) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {image.mode}; 8 bits a channel are expected")
-                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+                pixels = _as_seen(image)  # [H, W, 3]
         except DataError:
             raise
         except Exception as error:  # decoders fail in many ways
@@ -398,9 +463,8 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
 
 
 #: Validation images that stand byte for byte in the training split, too.
-_TINY_LEAKED = {
-    f"val/images/val_{number}.JPEG" for number in (1801, 2157, 5035, 5819, 7310, 8670, 9920)
-}
+_TINY_LEAKED = {f"val_{number}" for number in (1801, 2157, 5035, 5819, 7310, 8670, 9920)}
+_JPEG = r"[^/]+\.(?i:jpe?g)"
 
 
 def find_tiny_imagenet(root: Path) -> list[Path]:
@@ -420,9 +484,9 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     """The first `classes` of `wnids.txt`; the validation split is the test split.
 
     `files` are archives in the official layout, whole or in parts, or the unpacked folder:
-    wnids.txt, train/<wnid>/images/*, val/images/*, val/val_annotations.txt. Raises
-    DataNotFoundError if they hold fewer classes: the other archives are not there; DataError if
-    they hold fewer images of a class.
+    wnids.txt, train/<wnid>/images/*, val/images/*, val/val_annotations.txt; or, as many sort them,
+    val/<wnid>/*. Raises DataNotFoundError if they hold fewer classes: the other archives are not
+    there; DataError if they hold fewer images of a class.
     """
     # name below tiny-imagenet-200/ → archive, name in it; what stands in two archives counts once
     where = {}
@@ -439,12 +503,17 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     wanted = [wnid.strip() for wnid in lines("wnids.txt") if wnid.strip()][:classes]
     train, val = defaultdict(list), defaultdict(list)
     for name in where:
-        if match := re.fullmatch(r"train/([^/]+)/images/[^/]+\.JPEG", name):
+        if match := re.fullmatch(rf"train/([^/]+)/images/{_JPEG}", name):
             train[match[1]].append(name)
-    # val_0.JPEG, wnid, bounding box
-    for line in filter(str.strip, lines("val/val_annotations.txt")):
+        match = re.fullmatch(rf"val/([^/]+)/(?:images/)?{_JPEG}", name)
+        if match and match[1] in wanted:
+            val[match[1]].append(name)
+    # val_0.JPEG, wnid, bounding box; as small letters where the files have them
+    real = {name.lower(): name for name in where}
+    for line in () if val else filter(str.strip, lines("val/val_annotations.txt")):
         file, wnid = line.split()[:2]
-        val[wnid].append(f"val/images/{file}")
+        name = f"val/images/{file}"
+        val[wnid].append(real.get(name.lower(), name))
     found = [wnid for wnid in wanted if train[wnid] and any(name in where for name in val[wnid])]
     if len(found) < classes:
         raise DataNotFoundError(
@@ -465,7 +534,7 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
     for part in (train, val):
         own = []
         for wnid in found:
-            kept = [name for name in part[wnid] if name not in _TINY_LEAKED]
+            kept = [name for name in part[wnid] if Path(name).stem not in _TINY_LEAKED]
             own += [(number[wnid], *where[name]) for name in kept]
         rows.append(own)
     return _decode_images(*rows, found)
