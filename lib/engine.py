@@ -258,7 +258,7 @@ def work(task: Task) -> Answer:
 
     def told(run: Run, epoch: int) -> None:
         with contextlib.suppress(OSError):
-            (folder_of(run, task.profile) / "progress").write_text(str(epoch))
+            (folder_of(run, task.profile) / "progress").write_text(str(epoch), encoding="utf-8")
 
     try:
         with _alone:
@@ -347,7 +347,7 @@ def _look(run: Run, profile: str, progress: Progress) -> None:
     """Tell the progress how far a worker says that it is."""
     file = paths.results_dir() / profile / run.dataset / run.name / "progress"
     with contextlib.suppress(OSError, ValueError):
-        progress.at(run, int(file.read_text()))
+        progress.at(run, int(file.read_text(encoding="utf-8")))
 
 
 def _teachers(runs: Iterable[Run]) -> dict[str, Files]:

@@ -35,7 +35,7 @@ def instruction_sets() -> list[str]:
 def _cpuinfo(key: str) -> str:
     """The value of a line of the first processor; "" if there is none."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     values = (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key)

@@ -69,7 +69,8 @@ class Monitor:
             rest is written at each.
 
     Raises:
-        ValueError: for images of another shape, too many of them to draw, or an `every` below 1.
+        ValueError: for images of another shape, too many of them to draw, an `every` below 1, or a
+            file where the folder would be.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class Monitor:
             _check_images("measure_images", measure_images)
         if every < 1:
             raise ValueError(f"every is {every}; at least 1 epoch is needed")
-        self.log_dir = Path(log_dir)
-        self.images = images
-        self.measure_images = measure_images
+        self.log_dir = Path(log_dir).expanduser()
+        if self.log_dir.is_file():
+            raise ValueError(f"log_dir is {self.log_dir}, which is a file; give a folder")
+        self.images = torch.as_tensor(images)
+        self.measure_images = None if measure_images is None else torch.as_tensor(measure_images)
         self.every = every
         self.layers = None if layers is None else list(layers)
         self.closed = False
@@ -314,8 +317,15 @@ def explorer(
 
 
 def _raw(counts: np.ndarray) -> dict:
-    """A histogram over −1 … 1 as TensorBoard takes it; sums are those of the bins' middles."""
+    """A histogram over −1 … 1 as TensorBoard takes it; sums are those of the bins' middles.
+
+    Without its empty outer bins, which the tab Distributions would draw as spikes at ± 1.
+    """
     edges = np.linspace(-1, 1, len(counts) + 1)
+    filled = np.flatnonzero(counts)
+    first, last = (filled[0], filled[-1]) if len(filled) else (0, len(counts) - 1)
+    edges = edges[first : last + 2]
+    counts = counts[first : last + 1]
     middles = (edges[1:] + edges[:-1]) / 2
     sums = {
         "num": int(counts.sum()),
@@ -323,8 +333,8 @@ def _raw(counts: np.ndarray) -> dict:
         "sum_squares": float(counts @ middles**2),
     }
     return {
-        "min": -1.0,
-        "max": 1.0,
+        "min": float(edges[0]),
+        "max": float(edges[-1]),
         **sums,
         "bucket_limits": edges[1:].tolist(),
         "bucket_counts": counts.tolist(),

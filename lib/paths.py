@@ -4,7 +4,8 @@ Every path is absolute, so that nothing depends on the folder a notebook or a te
 
 Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user
 downloads them), `CACHE_DIR` (their decoded copies, safe to delete) and `RESULTS_DIR` (run folders).
-They are read at each call, so that a test or a notebook can set them late. The papers' own numbers
+A relative one is taken from the project's folder, for a kernel works elsewhere than make does. They
+are read at each call, so that a test or a notebook can set them late. The papers' own numbers
 always lie in the project, and so does the stored evidence: its runs are found there wherever
 `RESULTS_DIR` points, and nothing is written to them then.
 """
@@ -25,7 +26,7 @@ EVIDENCE = tuple(ROOT / "results" / profile for profile in ("lite", "paper", "ca
 
 
 def _folder(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().absolute()
+    return ROOT / Path(os.environ.get(variable) or default).expanduser()
 
 
 def data_dir() -> Path:

@@ -137,7 +137,7 @@ def read_pace(folder: Path) -> tuple[float, str]:
     try:
         if is_finished(folder):
             said = read_environment(folder)
-            epochs = len((folder / "metrics.csv").read_text().splitlines()) - 1
+            epochs = len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
         else:  # without reading the weights
             said = torch.load(
                 folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True
@@ -204,7 +204,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         run = Run.from_dict(config["run"] | config["measures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(
@@ -259,7 +259,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
         RecordError: if the file is damaged.
     """
     try:
-        return dict(json.loads((folder / "env.json").read_text()))
+        return dict(json.loads((folder / "env.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RecordError(
             f"{folder / 'env.json'} cannot be read ({error}). Delete the folder to train anew."
@@ -282,12 +282,14 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _diverged(status: Path) -> int | None:
-    return int(json.loads(status.read_text())["diverged"]) if status.exists() else None
+    return (
+        int(json.loads(status.read_text(encoding="utf-8"))["diverged"]) if status.exists() else None
+    )
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_config(folder: Path, run: Run) -> None:

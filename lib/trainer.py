@@ -752,7 +752,7 @@ def commit() -> str:
     if said := os.environ.get("COMMIT", "").strip():
         return said
     with contextlib.suppress(OSError):
-        return (paths.ROOT / "COMMIT").read_text().strip() or "unknown"
+        return (paths.ROOT / "COMMIT").read_text(encoding="utf-8").strip() or "unknown"
     return "unknown"
 
 

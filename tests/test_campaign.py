@@ -2,6 +2,11 @@
 a campaign trains them.
 """
 
+import os
+import subprocess
+import sys
+import types
+
 import pytest
 from test_data import WNIDS, tiny, write
 
@@ -166,3 +171,34 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
     assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
     said = "not run: schedules-0: data set not reachable: tiny_imagenet: classes=200 were asked for"
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("injected", "said"),
+    [
+        ("# Parameters\nseeds = [3]\n", None),
+        ("corruptoin = 3", None),  # a reader's own cell
+        ("# Parameters\ncorruptoin = 3\n", "has no parameter corruptoin; did you mean corruption"),
+        ("# Parameters\nqwertz = 1\n", "has no parameter qwertz. It has profile, jobs"),
+    ],
+)
+def test_a_parameter_that_papermill_injects_and_no_notebook_has_is_refused(
+    injected, said, monkeypatch
+):
+    shell = types.SimpleNamespace(user_ns={"In": ["", "profile = 'quick'", injected]})
+    module = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    if said is None:
+        campaign.refuse_unknown_parameters("10_al2_label_randomization")
+    else:
+        with pytest.raises(ValueError, match=said):
+            campaign.refuse_unknown_parameters("10_al2_label_randomization")
+
+
+def test_profiles_are_read_in_any_locale():
+    """They hold λ and ×; a locale may have Latin letters alone."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = "from lib.study import campaign, claims; print(len(campaign.plan('lite')) > 0)"
+    asked = [sys.executable, "-c", command]
+    done = subprocess.run(asked, env=environment, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

@@ -30,12 +30,14 @@ def test_each_variable_moves_its_own_folder_at_each_call_and_the_project_s_is_th
     assert default[variable].parent == Path(__file__).resolve().parent.parent
 
 
-def test_a_home_folder_is_expanded_and_a_relative_one_made_absolute(monkeypatch, tmp_path):
+def test_a_home_folder_is_expanded_and_a_relative_one_is_the_project_s(monkeypatch, tmp_path):
+    """A kernel works in notebooks/, make in the project's folder: both mean the same one."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA_DIR", "~/sets")
     assert paths.data_dir() == tmp_path / "sets"
-    monkeypatch.setenv("DATA_DIR", "sets")
-    assert paths.data_dir().is_absolute()
+    monkeypatch.setenv("DATA_DIR", "../sets")
+    monkeypatch.chdir(tmp_path)
+    assert paths.data_dir() == paths.ROOT / ".." / "sets"
 
 
 def test_published_numbers_lie_in_the_project_whatever_results_dir_says(monkeypatch, tmp_path):

@@ -149,13 +149,6 @@ def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
     assert len(store.load(runs)) == sum(run.epochs for run in runs)
 
 
-def test_relative_results_folder_is_taken_from_where_the_program_runs(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RESULTS_DIR", "here")
-    store.ensure([replace(BARE, epochs=1, ablations=())])
-    assert len(list((tmp_path / "here").glob("own/digits/*/metrics.csv"))) == 1
-
-
 # ---- measures
 
 

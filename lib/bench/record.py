@@ -51,6 +51,7 @@ def write(table: pd.DataFrame, path: Path, digits: int = 4) -> None:
 def describe(folder: Path, device: str, values: dict[str, Any]) -> None:
     """Set a device's entry in `machine.json`; other devices' stay."""
     path = folder / "machine.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with paths.replacing(path) as part:
-        part.write_text(json.dumps(known | {device: values}, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(known | {device: values}, indent=2, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ those that are rendered, too, but show no experiment. An experiment whose settin
 
 import argparse
 import ast
+import difflib
 import json
 import logging
 import multiprocessing
@@ -104,10 +105,35 @@ def notebook_parameters(notebook: str) -> dict[str, Any]:
     if not (folder / f"{notebook}.ipynb").exists():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.ipynb")))
         raise ValueError(f"there is no notebook {notebook!r}; there are {known}")
-    cells = json.loads((folder / f"{notebook}.ipynb").read_text())["cells"]
+    cells = json.loads((folder / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     lines = ast.parse("".join(next(tagged, []))).body
     return {line.target.id: ast.literal_eval(line.value) for line in lines}
+
+
+def refuse_unknown_parameters(notebook: str) -> None:
+    """Refuse parameters that papermill has injected and that the notebook does not have.
+
+    papermill itself warns, and runs the notebook with its defaults. Called by a notebook's first
+    cell after its parameters, before anything trains.
+
+    Raises:
+        ValueError: naming the nearest parameter that there is.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    known = notebook_parameters(notebook)
+    for source in shell.user_ns.get("In", ()) if shell else ():
+        if not source.startswith("# Parameters\n"):
+            continue
+        for line in ast.parse(source).body:
+            names = [target.id for target in getattr(line, "targets", ())]
+            for name in (name for name in names if name not in known):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise ValueError(
+                    f"the notebook {notebook} has no parameter {name}{hint} It has "
+                    f"{', '.join(known)}"
+                )
 
 
 def plan(profile: str, experiment: str | None = None) -> list[Entry]:
@@ -126,7 +152,7 @@ def plan(profile: str, experiment: str | None = None) -> list[Entry]:
         known = ", ".join(sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
         raise ValueError(f"there is no profile {profile!r}; there are {known}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is no YAML: {error}") from error
     shaped = isinstance(content, dict) and isinstance(content.get("experiments"), dict)

@@ -55,13 +55,13 @@ def packages() -> Iterator[Line]:
 
     What came with them may differ on other systems and Pythons, which is told and is no failure.
     """
-    pins = dict(PIN.findall((paths.ROOT / "environment.yml").read_text()))
+    pins = dict(PIN.findall((paths.ROOT / "environment.yml").read_text(encoding="utf-8")))
     wrong = differing(pins)
     for name, found in wrong.items():
         yield Line(FAIL, name, f"{found}, pinned is {pins[name]}", REINSTALL)
     if not wrong:
         yield Line(OK, "packages", f"all {len(pins)} as pinned in environment.yml")
-    locked = dict(LOCKED.findall((paths.ROOT / "requirements.lock").read_text()))
+    locked = dict(LOCKED.findall((paths.ROOT / "requirements.lock").read_text(encoding="utf-8")))
     others = differing({name: v for name, v in locked.items() if name.lower() not in pins})
     if others:
         shown = [f"{name} {found} ({locked[name]})" for name, found in list(others.items())[:5]]

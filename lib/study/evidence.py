@@ -90,9 +90,13 @@ class Report:
     Args:
         notebook: its name.
         save: whether anything is written; without it figures are only shown.
+
+    Raises:
+        ValueError: if papermill was given a parameter that the notebook does not have.
     """
 
     def __init__(self, notebook: str, save: bool) -> None:
+        campaign.refuse_unknown_parameters(notebook)
         self.notebook = notebook
         self.save = save
         self.folder = folder()
@@ -169,4 +173,4 @@ def folder() -> Path:
 def saved() -> dict[str, dict[str, Any]]:
     """By notebook what it has saved: figures and tables with their captions, and what it read."""
     files = sorted((folder() / "saved").glob("*.json"))
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}

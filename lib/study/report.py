@@ -100,14 +100,14 @@ def quote_in_readme(readme: Path = paths.ROOT / "README.md") -> None:
     Raises:
         ValueError: if the README has not got both marks.
     """
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     if README_BEGIN not in text or README_END not in text:
         raise ValueError(
             f"{readme} lacks the marks between which the headline stands: {README_BEGIN} … "
             f"{README_END}"
         )
     before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    quoted = (evidence.folder() / "headline.md").read_text().strip()
+    quoted = (evidence.folder() / "headline.md").read_text(encoding="utf-8").strip()
     quoting = f"{before}{README_BEGIN}\n{quoted}\n{README_END}{after}"
     if quoting != text:
         _write(readme, quoting)
@@ -330,7 +330,7 @@ def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) 
 
 def _write(path: Path, text: str) -> None:
     with paths.replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def execute(notebook: str, *, in_place: bool) -> None:
@@ -422,7 +422,7 @@ def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
     names = sorted(file.stem for file in folder.glob("*.ipynb"))
     names = [name for name in names if "save" in campaign.notebook_parameters(name)]
     noted = evidence.folder() / "inputs.json"
-    known = json.loads(noted.read_text()) if noted.exists() else {}
+    known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
     asked = [n for n in names if n != INDEX and (every or not known.get(n) == inputs(n) != "")]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:

@@ -33,7 +33,7 @@ COLUMNS = [*OF_CLAIM, "cells", "n", "images", "verdict"]
 ALL_SETS = "all sets"
 
 # what the papers say, and where
-TEXTS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text())
+TEXTS = yaml.safe_load((paths.PUBLISHED / "claims.yaml").read_text(encoding="utf-8"))
 STATEMENTS = {name: said["statement"] for name, said in TEXTS.items()}
 if alone := TEXTS.keys() ^ CLAIMS.keys():
     raise ValueError(
