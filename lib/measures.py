@@ -116,16 +116,19 @@ def entropy_maps(
     As in targeted sparsity, Eq. 4, Figures 1 and 4.
 
     Args:
-        model: any module; runs in eval mode, and is left in the mode it was in, submodule by
-            submodule.
+        model: any module; runs in eval mode, compiled parts of it as they were before, and is left
+            in the mode it was in, submodule by submodule.
         images: [N, C, H, W].
-        layers: names of convolutions or linear layers; None: all of them but the last, which is the
-            classifier.
-        batch: images at a time.
+        layers: names of convolutions or linear layers; None: all of them that run but the last,
+            which is the classifier. (The output projection of an `nn.MultiheadAttention` does not
+            run as a layer.)
+        batch: images at a time, which bounds the memory.
 
     Returns:
         by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major
-        as the image; [N] of a dense layer. The largest value possible is ln D for D filters.
+        as the image; [N] of a dense layer, [N, T] where it acts on T tokens. Where the network
+        folds k parts of an image, such as windows, into the batch: [N, k, …]. The largest value
+        possible is ln D for D filters.
 
     Raises:
         ValueError: for no images, and for a layer that is not there (the message lists those there
@@ -144,25 +147,37 @@ def entropy_maps(
         )
         for name, module in modules.items()
     ]
+    batches = images.split(batch)
     try:
-        with eval_mode(model):
-            for part in images.split(batch):
+        # a compiled graph runs no hooks that it was not compiled with
+        with eval_mode(model), torch.compiler.set_stance("force_eager"):
+            for part in batches:
                 model(part)
     finally:
         for hook in hooks:
             hook.remove()
-    if idle := [name for name, parts in found.items() if not parts]:
-        ran = ", ".join(name for name, parts in found.items() if parts) or "none"
+    idle = [name for name, parts in found.items() if not parts]
+    ran = [name for name in found if name not in idle]
+    if idle and (layers is not None or not ran):
         raise ValueError(
-            f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: {ran}"
+            f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: "
+            f"{', '.join(ran) or 'none'}"
         )
-    maps = {name: torch.cat(parts) for name, parts in found.items()}
-    if twice := [name for name, entropy in maps.items() if len(entropy) != len(images)]:
+    maps = {name: torch.cat(found[name]) for name in ran}
+    if twice := [name for name in ran if len(found[name]) != len(batches)]:
         raise ValueError(
             f"{', '.join(twice)} ran more than once for each image; its entropies cannot be told "
             "apart"
         )
-    return maps
+    if mixed := [name for name, entropy in maps.items() if len(entropy) % len(images)]:
+        raise ValueError(
+            f"{', '.join(mixed)} gives {len(maps[mixed[0]])} rows for {len(images)} images; which "
+            "are whose cannot be told"
+        )
+    return {
+        name: entropy if len(entropy) == len(images) else entropy.unflatten(0, (len(images), -1))
+        for name, entropy in maps.items()
+    }
 
 
 @contextmanager

@@ -61,8 +61,8 @@ class Monitor:
     Args:
         log_dir: folder for TensorBoard, made by the first `log`.
         images: [n, C, H, W], at most 16, scaled as the network takes them: those drawn.
-        layers: names of convolutions or linear layers; None: all but the last, which is the
-            classifier.
+        layers: names of convolutions or linear layers; None: all that run but the last, which is
+            the classifier.
         measure_images: [N, C, H, W] that the mean entropies are over (1,000 in the paper); None:
             `images`.
         every: draw the pictures, which take most of a log's time, at every so many epochs only; the
@@ -129,12 +129,13 @@ class Monitor:
         # in eval mode, too, when the weights are read: a spectral norm changes with each look at
         # them otherwise
         with measures.eval_mode(model), torch.no_grad():
-            maps = measures.entropy_maps(model, self.images.to(like), list(layers))
+            asked = None if self.layers is None else list(layers)
+            maps = measures.entropy_maps(model, self.images.to(like), asked)
             many = self.measure_images
             means = (
-                maps if many is None else measures.entropy_maps(model, many.to(like), list(layers))
+                maps if many is None else measures.entropy_maps(model, many.to(like), list(maps))
             )
-            weights = {name: layer.weight for name, layer in layers.items()}
+            weights = {name: layers[name].weight for name in maps}
             compared = {name: w for name, w in weights.items() if len(w) <= measures.MOST_FILTERS}
             histograms = {
                 name: measures.correlation_histogram(w).cpu().numpy()

@@ -447,3 +447,49 @@ def ablate(images: int = 60, labels: int = 60, **options) -> torch.Tensor:
 def test_what_cannot_be_measured_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Attention(torch.nn.Module):
+    """Patches, attention, a dense layer over windows folded into the batch, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = torch.nn.Conv2d(1, 6, 4, stride=4)
+        self.mix = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+        self.dense = torch.nn.Linear(6, 5)
+        self.out = torch.nn.Linear(5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(images).flatten(2).transpose(1, 2)  # [N, 1, 8, 8] → [N, 4, 6]
+        mixed, _ = self.mix(tokens, tokens, tokens)
+        windows = self.dense(mixed.reshape(-1, 2, 6))  # [2 N, 2, 5]
+        return self.out(windows.reshape(len(images), 4, 5).mean(1))
+
+
+def test_entropy_is_measured_on_the_layers_that_run_with_the_image_as_the_unit():
+    torch.manual_seed(0)
+    network, images = Attention(), torch.randn(3, 1, 8, 8)
+    assert "mix.out_proj" in hidden_layers(network)  # whose forward is never called
+    found = entropy_maps(network, images, batch=2)
+    assert {name: tuple(h.shape) for name, h in found.items()} == {
+        "patch": (3, 2, 2),
+        "dense": (3, 2, 2),  # windows, tokens in each
+    }
+    alone = entropy_maps(network, images[1:2])
+    torch.testing.assert_close(found["dense"][1:2], alone["dense"])
+    with pytest.raises(ValueError, match=r"mix.out_proj did not run.*patch"):
+        entropy_maps(network, images, ["patch", "mix.out_proj"])
+
+
+def test_a_compiled_network_is_measured_as_it_would_run_without():
+    torch.manual_seed(0)
+    network, images = Attention(), torch.randn(3, 1, 8, 8)
+    expected = entropy_maps(network, images)
+    compiled = torch.compile(network, backend="eager")
+    with torch.no_grad():
+        compiled.eval()(images)  # a graph without hooks
+    for _ in range(2):
+        found = entropy_maps(compiled, images)
+        assert [name.removeprefix("_orig_mod.") for name in found] == list(expected)
+        for value, wanted in zip(found.values(), expected.values(), strict=True):
+            torch.testing.assert_close(value, wanted)
