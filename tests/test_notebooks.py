@@ -9,10 +9,10 @@ import nbformat
 import numpy as np
 import pytest
 
-from lib import paths, trainer
+from lib import paths, store, trainer
 from lib.losses import AL2_START, al2_weights
 from lib.run import SCREENING_SEED, Run
-from lib.study import campaign, report
+from lib.study import campaign, report, tables
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
 
@@ -193,11 +193,11 @@ def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary()
         assert {k for k, v in run.to_dict().items() if v != wanted[0].to_dict()[k]} <= varied
 
 
-def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_the_tables():
-    ids = ids_of("lite", "label_randomization")
+def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_its_options():
+    ids = ids_of("lite", "sensitivity")
     runs = runs_of("lite", "schedules")
     shared = [r for r in runs if r.id in ids]
-    assert len(shared) == len(runs) - 2 * (7 + 15) == 2 * 3
+    assert len(shared) == len(runs) - 2 * (8 + 15) == 2 * 2
     assert {(r.baseline, r.al2, r.speed) for r in shared if r.al2} == {("bare", True, 6.15)}
 
 
@@ -205,17 +205,22 @@ def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_the_tables():
 def test_options_go_out_from_the_networks_of_the_tables(profile, seeds, tried):
     ids = ids_of(profile, "label_randomization")
     runs = runs_of(profile, "sensitivity")
-    assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
+    if profile == "paper":  # lite's are still those of its first miniature
+        assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
     assert len({r.id for r in runs}) == len(runs) == 6 * seeds + tried
     if profile == "paper":  # what the options train is never longer than the paper's 700 epochs
         assert {r.epochs for r in runs[6:]} == {700}
 
 
 @pytest.mark.parametrize(
-    ("profile", "factor", "units"),
-    [("quick", 3, {"digits": 200}), ("lite", 3, {}), ("paper", 1, {})],
+    ("profile", "experiments", "factor", "units"),
+    [
+        ("quick", ["label_randomization", "combined"], 3, {"digits": 200}),
+        ("lite", ["combined"], 3, {}),
+        ("paper", ["label_randomization", "combined"], 1, {}),
+    ],
 )
-def test_speed_follows_the_stated_rule(profile, factor, units):
+def test_speed_follows_the_stated_rule(profile, experiments, factor, units):
     """λ_end · η / (1 − m) / units of φ is three times the AL2 paper's, 2933.2 · 0.002 / 800; in the
     profile paper the same.
 
@@ -223,7 +228,7 @@ def test_speed_follows_the_stated_rule(profile, factor, units):
     schedules varies it on purpose.
     """
     curve = al2_weights(2000)
-    runs = {r for r in runs_of(profile, "label_randomization", "combined") if r.al2}
+    runs = {r for r in runs_of(profile, *experiments) if r.al2}
     assert runs
     for r in runs:
         size = 2048 if r.network == "convnet_s" else units.get(r.dataset, 800)
@@ -267,3 +272,27 @@ def test_the_readme_s_make_targets_exist():
     )
     named = set(re.findall(r"`?make ([a-z-]+)", (paths.ROOT / "README.md").read_text()))
     assert named <= targets | {"lite", "paper"}, named - targets
+
+
+def test_lite_runs_at_the_speed_and_with_the_rules_of_its_calibration(monkeypatch):
+    monkeypatch.setattr(paths, "EVIDENCE", (paths.ROOT / "results" / "calibration",))
+    calibrated = runs_of("calibration", "calibration")
+    lite = [r for r in runs_of("lite", "label_randomization") if r.al2]
+    names = ("speed", "epochs", "n_train", "learning_rate", "momentum", "batch_size")
+    for name in names:
+        assert {getattr(r, name) for r in lite} == {getattr(r, name) for r in calibrated}
+    # wd · η' · steps is the paper's
+    decays = {
+        r.weight_decay * r.learning_rate / (1 - r.momentum) * r.epochs * 157
+        for r in lite
+        if r.weight_decay
+    }
+    assert list(decays) == pytest.approx([5e-4 * 0.002 * 938 * 700], rel=0.01)
+    # a set's top level: the highest of 25, 50, 75 % at which all four are alive
+    judged = tables.alive(store.load(store.available(calibrated)))
+    alive = judged.groupby(["dataset", "corruption"]).alive.agg(["all", "size"])
+    top = alive[alive["all"] & (alive["size"] == 4)].reset_index().groupby("dataset").corruption
+    assert top.max().to_dict() == {
+        name: max(r.corruption for r in lite if r.dataset == name)
+        for name in ("mnist", "fashion_mnist", "cifar10")
+    }

@@ -232,7 +232,7 @@ def test_the_committed_report_was_made_of_the_committed_notebooks_code_and_runs(
 
 def test_nothing_is_written_or_drawn_unless_it_is_saved_or_shown(capsys):
     plt.close("all")
-    quiet = evidence.Report("one", False)
+    quiet = evidence.Report("11_al2_ablation", False)
     quiet.figure("a", "A.", lambda: pytest.fail("drawn"), show=False)
     quiet.table("b", "B.", pd.DataFrame())
     assert not paths.results_dir().exists()
@@ -242,8 +242,8 @@ def test_nothing_is_written_or_drawn_unless_it_is_saved_or_shown(capsys):
 
 def test_what_is_saved_says_of_which_experiments_and_modules_it_is_made(planned):
     assert set(evidence.load("sparsity_networks").profile) == {"lite"}
-    evidence.Report("one", True).table("b", "B.", pd.DataFrame({"a": [1 / 3]}))
-    said = evidence.saved()["one"]
+    evidence.Report("11_al2_ablation", True).table("b", "B.", pd.DataFrame({"a": [1 / 3]}))
+    said = evidence.saved()["11_al2_ablation"]
     assert "sparsity_networks" in said["experiments"] and "lib/study/evidence.py" in said["modules"]
     assert said["tables"] == {"b": "B."} and said["figures"] == {}
     assert (evidence.folder() / "tables" / "b.csv").read_text() == "a\n0.333333\n"
