@@ -154,3 +154,10 @@ def test_the_state_of_the_code_is_told(monkeypatch):
     assert states(found.values()) == {"code": check.INFO}
     assert found["abc1234"].state == check.OK and not found["abc1234"].advice
     assert "COMMIT" in found["unknown"].advice and "commit them" in found["abc1234-dirty"].advice
+
+
+def test_every_test_that_the_table_of_faults_names_is_there():
+    folder = paths.ROOT / "tests"
+    sources = "".join(file.read_text(encoding="utf-8") for file in folder.glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (folder / "FAULTS.md").read_text(encoding="utf-8"))
+    assert named and [name for name in named if f"def {name}(" not in sources] == []
