@@ -121,10 +121,10 @@ def refuse_unknown_parameters(notebook: str) -> None:
         ValueError: naming the nearest parameter that there is.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    known = notebook_parameters(notebook)
     for source in shell.user_ns.get("In", ()) if shell else ():
         if not source.startswith("# Parameters\n"):
             continue
+        known = notebook_parameters(notebook)
         for line in ast.parse(source).body:
             names = [target.id for target in getattr(line, "targets", ())]
             for name in (name for name in names if name not in known):
