@@ -31,7 +31,7 @@ study: PROFILE = quick
 lite: PROFILE = lite
 paper: PROFILE = paper
 study: setup  ## train and render the quick profile into results/quick (minutes; digits, no download)
-lite: setup  ## the lite profile: MNIST and Fashion-MNIST, thousands of images (hours on two cores; DATA_DIR has the data)
+lite: setup  ## the lite profile: the AL2 test on 10,000 images, and ConvNets of size s (hours on two cores; DATA_DIR has the data)
 paper: setup  ## the papers' own settings (best on a GPU; resumable; PRECISION=bfloat16 for faster steps where the hardware has it)
 study lite paper:
 	$(PY) -m lib.study.campaign --profile $(PROFILE) $(ASKED)

@@ -256,9 +256,11 @@ def work(task: Task) -> Answer:
     deadline = None
     runs = task.runs
 
+    folders = {run.id: folder_of(run, task.profile) for run in runs}
+
     def told(run: Run, epoch: int) -> None:
         with contextlib.suppress(OSError):
-            (folder_of(run, task.profile) / "progress").write_text(str(epoch), encoding="utf-8")
+            (folders[run.id] / "progress").write_text(str(epoch), encoding="utf-8")
 
     try:
         with _alone:

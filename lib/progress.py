@@ -92,23 +92,23 @@ class Progress:
         spent: defaultdict[tuple, float] = defaultdict(float)
         epochs: defaultdict[tuple, int] = defaultdict(int)
         for i, (first, when) in self.began.items():
-            kind = _kind(self.runs[i])
-            spent[kind] += self.seen[i] - when
-            epochs[kind] += self.done[i] - first
+            of_kind = kind(self.runs[i])
+            spent[of_kind] += self.seen[i] - when
+            epochs[of_kind] += self.done[i] - first
         if not sum(epochs.values()):
             return None
         average = sum(spent.values()) / sum(epochs.values())
         left = 0.0
         for i, run in self.runs.items():
-            kind = _kind(run)
-            pace = spent[kind] / epochs[kind] if epochs.get(kind) else average
+            of_kind = kind(run)
+            pace = spent[of_kind] / epochs[of_kind] if epochs.get(of_kind) else average
             left += (run.epochs - self.done[i]) * pace
         return left / max(1, len(self._under_way()))
 
 
-def _kind(run: Run) -> tuple:
-    """Runs of one kind take about the same time an epoch."""
-    return run.network, run.dataset, run.image_size, run.n_train
+def kind(run: Run) -> tuple:
+    """Runs of one kind take about the same time: network with its size, and the images."""
+    return run.network, run.dataset, run.image_size, run.classes, run.n_train
 
 
 def duration(seconds: float) -> str:

@@ -182,7 +182,7 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         what = "train them with store.ensure"
-        if any(_is_finished(run) and _has_other_images(run) for run in absent):
+        if any(map(_is_finished, absent)):
             what += "; they were trained on other images than their data set has now"
         if all(map(is_without_labels, absent)):
             what = (
@@ -252,7 +252,8 @@ def available(runs: Sequence[Run]) -> list[Run]:
     Also where `ensure` would train them again for a measure, or for other labels; not where an
     image folder of yours has changed since. Where the images are absent nothing is compared.
     """
-    return [run for run in runs if _is_finished(run) and not _has_other_images(run)]
+    images = {name: data.own_hash(name) for name in {run.dataset for run in runs}}
+    return [run for run in runs if _is_finished(run) and _is_of(images[run.dataset], run)]
 
 
 def _is_finished(run: Run) -> bool:
@@ -260,12 +261,9 @@ def _is_finished(run: Run) -> bool:
     return folder is not None and run_dir.is_finished(folder)
 
 
-def _has_other_images(run: Run) -> bool:
-    """Whether a finished run was trained on other images than there are now."""
-    images = data.own_hash(run.dataset)
-    if images is None:
-        return False
-    return run_dir.read_environment(find(run)).get("data", images) != images
+def _is_of(images: str | None, run: Run) -> bool:
+    """Whether a finished run was trained on the images of this hash; None: nothing is compared."""
+    return images is None or run_dir.read_environment(find(run)).get("data", images) == images
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:

@@ -215,11 +215,11 @@ def own_hash(name: str, *, root: str | os.PathLike | None = None) -> str | None:
         return None
     root = Path(root).expanduser() if root is not None else paths.data_dir()
     try:
-        files = source_of(name, root).find(root)
-    except (ValueError, DataError):
+        (path,) = source_of(name, root).find(root)
+        inside = [path / f for f in readers.Archive(path).names] if path.is_dir() else [path]
+        stats = [(str(f), s.st_size, s.st_mtime_ns) for f in inside for s in [f.stat()]]
+    except (ValueError, DataError, OSError):
         return None
-    inside = [f for path in files for f in (path.rglob("*") if path.is_dir() else [path])]
-    stats = sorted((str(f), s.st_size, s.st_mtime_ns) for f in inside for s in [f.stat()])
     seen = hashlib.sha256(repr(stats).encode()).hexdigest()
     kept = paths.cache_dir() / f"{name}-seen.json"
     with contextlib.suppress(OSError, ValueError):
@@ -378,12 +378,11 @@ def source_of(name: str, root: Path) -> _Source:
         return _BUILT_IN[name]
     # no path, nothing hidden
     is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
-    there = sorted(file.name for file in root.glob(f"{name}.*")) if is_plain else []
-    if is_plain and (
-        (root / name).is_dir() or any(f.lower() == f"{name}.zip".lower() for f in there)
-    ):
+    if is_plain and readers.folders_of(name, root):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
-    packed = f"; {', '.join(there)} is there, but an archive has to be a zip file" if there else ""
+    files = sorted(f.name for f in root.iterdir()) if is_plain and root.is_dir() else []
+    near = [file for file in files if file.startswith(f"{name}.")]
+    packed = f"; {', '.join(near)} is there, but an archive has to be a zip file" if near else ""
     raise ValueError(
         f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "
         f"looked for as {root}/<name>.zip or {root}/<name>/, in it train/<class>/* and "

@@ -332,6 +332,13 @@ def _natural(name: str) -> tuple:
     return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)], name
 
 
+def folders_of(name: str, root: Path) -> list[Path]:
+    """The archives `<name>.zip` and the folder `<name>/`, those that are there."""
+    inside = root.iterdir() if root.is_dir() else ()
+    found = [f for f in inside if f.stem == name and f.suffix.lower() == ".zip" and f.is_file()]
+    return found + [f for f in [root / name] if f.is_dir()]
+
+
 def find_folder(name: str, root: Path) -> list[Path]:
     """The archive `<name>.zip`, or the folder `<name>/`.
 
@@ -339,9 +346,7 @@ def find_folder(name: str, root: Path) -> list[Path]:
         DataNotFoundError: if neither is there.
         DataError: if both are, since they may hold different images.
     """
-    inside = root.iterdir() if root.is_dir() else ()
-    found = [f for f in inside if f.stem == name and f.suffix.lower() == ".zip" and f.is_file()]
-    found += [f for f in [root / name] if f.is_dir()]
+    found = folders_of(name, root)
     if not found:
         raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
     if len(found) > 1:

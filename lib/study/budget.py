@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lib import paths, run_dir, trainer
+from lib.progress import kind
 from lib.run import Run
 
 
@@ -39,11 +40,6 @@ def paces() -> list[SecondsPerEpoch]:
 
 def _here() -> str:
     return run_dir.ran_on(trainer.device_name(), trainer.default_precision())
-
-
-def kind(run: Run) -> tuple:
-    """Runs of one kind take about the same time: network with its size, and the images."""
-    return run.network, run.dataset, run.image_size, run.classes, run.n_train
 
 
 def seconds_per_epoch(run: Run, known: Iterable[SecondsPerEpoch], device: str) -> float | None:

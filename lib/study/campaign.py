@@ -31,7 +31,6 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -262,8 +261,8 @@ def train(
     # what was trained before says how long these take
     known = budget.paces() if deadline is not None else []
     may_begin = partial(budget.fits, known=known)
-    for own, group in groupby(sorted(reached, key=lambda entry: entry.profile != profile), _folder):
-        runs = [wanted[run.id] for entry in group for run in entry.runs()]
+    for own in dict.fromkeys(entry.profile for entry in reached):
+        runs = [wanted[run.id] for e in reached if e.profile == own for run in e.runs()]
         store.ensure(
             runs,
             profile=own or profile,
@@ -273,10 +272,6 @@ def train(
             may_begin=may_begin,
         )
     return bool(reached)
-
-
-def _folder(entry: Entry) -> str:
-    return entry.profile
 
 
 def _not_reachable(

@@ -7,7 +7,7 @@ it has left stands in `results/report/saved/<notebook>.json`.
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,19 @@ def load(*experiments: str, profiles: Iterable[str] = PROFILES) -> pd.DataFrame:
 
 
 def to_judge(*experiments: str, profiles: Iterable[str] = PROFILES) -> dict[str, pd.DataFrame]:
-    """What `lib.study.claims` judges by: by experiment the frame of `load`, and a row without epoch
-    for each run that is stated and not finished.
+    """What `lib.study.claims` judges by: by experiment the frame of `load`, `with_unfinished`."""
+    loaded = {experiment: load(experiment, profiles=profiles) for experiment in experiments}
+    return with_unfinished(loaded, profiles)
+
+
+def with_unfinished(
+    loaded: Mapping[str, pd.DataFrame], profiles: Iterable[str]
+) -> dict[str, pd.DataFrame]:
+    """Frames of `load` by experiment, and in each a row without epoch for each run that is stated
+    and not finished.
     """
     frames = {}
-    for experiment in experiments:
-        frame = load(experiment, profiles=profiles)
+    for experiment, frame in loaded.items():
         done = set(zip(frame.profile, frame.id, strict=True))
         missing = [
             {"profile": profile} | run.described()

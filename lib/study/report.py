@@ -64,7 +64,7 @@ def gather(profiles: Sequence[str]) -> Report:
             own = [run.id for run in stated.values() if run.dataset == dataset]
             progress.append([profile, dataset, len(done.intersection(own)), len(own)])
     columns = ["profile", "dataset", "runs finished", "runs stated"]
-    to_judge = evidence.to_judge(*EXPERIMENTS, profiles=profiles)
+    to_judge = evidence.with_unfinished(frames, profiles)
     cells = claims.cells(to_judge, profiles, only=claims.STATEMENTS)
     judged = claims.verdicts_of(cells)
     return Report(frames, pd.DataFrame(progress, columns=columns), cells, judged)
@@ -159,7 +159,8 @@ def _al2_headline(report: Report) -> str:
             n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))
             measured = tables.at_published_epochs(runs, ["test_accuracy"])
             last = runs[runs.epoch == tables.epochs_read(runs)]
-            rows.append([f"measured, {profile}", dataset, n, _images(last), *_arrows(measured)])
+            images = tables.images_text(last.test_images.dropna())
+            rows.append([f"measured, {profile}", dataset, n, images, *_arrows(measured)])
     if len(rows) == 1:
         rows.append(["measured", "not run", "", "", *["not run"] * len(tables.BASELINES)])
     columns = ["", "data set", "n", "test images", *tables.BASELINES.values()]
@@ -170,11 +171,6 @@ def _al2_headline(report: Report) -> str:
         + table.to_markdown(index=False, disable_numparse=True)
         + "\n"
     )
-
-
-def _images(rows: pd.DataFrame) -> str:
-    """On how many test images the accuracies of these rows were measured."""
-    return ", ".join(f"{int(number):,}" for number in sorted(rows.test_images.dropna().unique()))
 
 
 def _sparsity_headline(report: Report) -> str:
@@ -224,7 +220,11 @@ def _sparsity_headline(report: Report) -> str:
     if measured.empty:
         rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
     table = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
-    on = f"; on {_images(frame)} test images" if len(measured) else ""
+    on = (
+        f"; on {tables.images_text(frame.test_images.dropna())} test images"
+        if len(measured)
+        else ""
+    )
     both = (
         "; mean, sum: how SparsityReg joins a batch, which the paper does not say"
         if len(measured)

@@ -1,7 +1,7 @@
 """Published beside measured: tables drawn from stored runs alone. Nothing here trains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations, product
@@ -402,7 +402,12 @@ def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def at_chance(accuracy: pd.Series, classes: int | pd.Series) -> pd.Series:
+def images_text(numbers: Iterable[float]) -> str:
+    """On how many test images accuracies were measured: "10,000", or "2,000 and 10,000"."""
+    return " and ".join(f"{int(number):,}" for number in sorted(set(numbers)))
+
+
+def at_chance(accuracy: float | pd.Series, classes: int | pd.Series) -> bool | pd.Series:
     """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance.
 
     So is −∞, of a run that diverged.
@@ -434,7 +439,7 @@ def alive(runs: pd.DataFrame) -> pd.DataFrame:
     found = table[["dataset", "corruption", "speed", "baseline", "seed"]].assign(
         estimate=100 * estimate, lower=100 * (estimate - half)
     )
-    found["alive"] = found.lower > DEAD * 100 / table.num_classes
+    found["alive"] = found.lower.notna() & ~at_chance(found.lower, table.num_classes)
     return found.reset_index(drop=True)
 
 

@@ -7,13 +7,14 @@ profile states its runs but none is finished.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from lib.data import noise_floor
+from lib.study import tables
 from lib.study.tables import DEAD
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
@@ -184,8 +185,7 @@ def by_seed(
         for run in runs:
             measured = run.test_images.dropna()
             images |= set(measured if accuracy == "best" else measured.iloc[-1:])
-    said = " and ".join(f"{int(number):,}" for number in sorted(images))
-    return Sample(pd.Series(values, dtype=float), alive, said)
+    return Sample(pd.Series(values, dtype=float), alive, tables.images_text(images))
 
 
 def _finished(rows: pd.DataFrame, needs: Iterable[str]) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def at_chance(run: pd.DataFrame, accuracy: str = "final") -> bool:
     reached = found.max() if accuracy == "best" else found.iloc[-1]
     classes = int(run.num_classes.iloc[0])
     memorised = run.cross_entropy.iloc[-1] < noise_floor(run.corruption.iloc[0], classes) / 2
-    return bool(reached <= DEAD * 100 / classes) and not memorised
+    return bool(tables.at_chance(reached, classes)) and not memorised
 
 
 def interval(values: Iterable[float]) -> tuple[float, float, float]:
@@ -253,30 +253,27 @@ def above(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
     """A number that is claimed to lie above a bound."""
-    return _cell(
-        name,
-        kind or f"above {bound:g}",
-        sample,
-        lambda m, lo, up: lo > bound,
-        lambda m, lo, up: up < bound,
-        lambda m: m > bound,
-        printed,
-    )
+
+    def holds(mean: float, lower: float, upper: float) -> bool:
+        return lower > bound
+
+    def fails(mean: float, lower: float, upper: float) -> bool:
+        return upper < bound
+
+    kind = kind or f"above {bound:g}"
+    return _cell(name, kind, sample, holds, fails, lambda mean: mean > bound, printed)
 
 
 def below(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
-    """A number that is claimed to lie below a bound."""
-    return _cell(
-        name,
-        kind or f"below {bound:g}",
-        sample,
-        lambda m, lo, up: up < bound,
-        lambda m, lo, up: lo > bound,
-        lambda m: m < bound,
-        printed,
-    )
+    """A number that is claimed to lie below a bound: its negative above the bound's."""
+    negative = None if sample is None else replace(sample, values=-sample.values)
+    cell = above(name, negative, -bound, -printed, kind or f"below {bound:g}")
+    if cell is None:
+        return None
+    ends = {"mean": -cell.mean, "lower": -cell.upper, "upper": -cell.lower}
+    return replace(cell, **ends, printed=-cell.printed)
 
 
 def not_lower(name: str, sample: Sample | None, printed: float = np.nan) -> Cell | None:
