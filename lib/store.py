@@ -26,6 +26,8 @@ from lib.engine import MayBegin, epochs_left, is_done, is_without_labels
 from lib.progress import Progress
 from lib.run import Run
 
+OPTIONAL = ("validation_accuracy", "ablation_auc")  # columns of every frame, often read
+
 
 def find(run: Run) -> Path | None:
     """The folder of a run, finished or under way, in any profile; None if there is none.
@@ -167,10 +169,11 @@ def _train(
 
 
 def load(runs: Sequence[Run]) -> pd.DataFrame:
-    """One tidy frame of the runs' metrics: one row per run and epoch.
+    """One tidy frame of the runs' metrics: one row per run and epoch, each run once.
 
     With `profile` and what `Run.described` gives. Epoch 0, before training, is a row where
-    something was measured there; what was not is empty. A run whose loss became NaN has its rows up
+    something was measured there; what was not is empty, and `validation_accuracy` and
+    `ablation_auc` are there although no run has them. A run whose loss became NaN has its rows up
     to the last finite epoch (at least one, whose metrics are empty), and in `diverged` (else NaN)
     the epoch after it. A frame of no run has the same columns, but only the metrics of every run.
 
@@ -178,6 +181,7 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         LookupError: if a run has not been trained; the message says which and what to do.
         RecordError: if a folder is damaged.
     """
+    runs = list({run.id: run for run in runs}.values())
     done = {run.id for run in available(runs)}
     if absent := [run for run in runs if run.id not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
@@ -240,10 +244,11 @@ def collect(profile: str) -> pd.DataFrame:
 
 def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if frames:
-        return pd.concat(frames, ignore_index=True)
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.assign(**{name: np.nan for name in OPTIONAL if name not in frame})
     of_folder = ["num_classes", "precision", "data_hash", "labels_hash", "diverged"]
     described = ["profile", *Run("digits").described(), *of_folder]
-    return pd.DataFrame(columns=[*described, *trainer.METRICS])
+    return pd.DataFrame(columns=[*described, *trainer.METRICS, *OPTIONAL])
 
 
 def available(runs: Sequence[Run]) -> list[Run]:

@@ -124,8 +124,9 @@ def test_the_quick_profile_states_every_experiment():
 
 
 def entries_of(monkeypatch, *lists):
-    """Entries that state these lists of runs."""
+    """Entries that state these lists of runs, all that their profile has."""
     entries = [campaign.Entry("schedules", (f"{k}",), {"size": k}) for k in range(len(lists))]
+    monkeypatch.setattr(campaign, "plan", lambda profile: entries)
     monkeypatch.setattr(campaign.Entry, "runs", lambda self: lists[self.parameters["size"]])
     return entries
 
@@ -144,6 +145,11 @@ def test_a_run_that_two_entries_state_is_asked_for_once_with_the_measures_of_bot
         [(plain.id, True), (plain.id, True), (own.id, False)]
     ]
     assert campaign.progress(iter(entries))[-1] == "together: 0 of 2 runs done, 5 epochs left"
+    # also where a part of the profile is trained, as by `make experiment`
+    for entry in entries:
+        entry.parameters["profile"] = "quick"
+    assert campaign.train(entries[:1], "quick", jobs=1)
+    assert [(run.id, run.predictions) for run in asked[1]] == [(plain.id, True)]
 
 
 def test_runs_that_a_profile_takes_over_from_another_are_trained_as_that_one_s(monkeypatch):

@@ -59,7 +59,7 @@ def test_each_seed_that_overfits_has_its_moment_and_a_run_that_diverged_has_none
 def test_what_no_run_measured_is_not_drawn():
     runs = tables.sparsity_runs(cell(FEW, measured=False))
     for draw, frame in ((drawing.entropies, runs), (drawing.validation_losses, runs[:0])):
-        with pytest.raises(ValueError, match="nothing to draw: no run measured it"):
+        with pytest.raises(ValueError, match="no run that has measured it"):
             draw(frame)
 
 
@@ -71,7 +71,7 @@ def test_a_table_is_drawn_beside_the_paper_with_a_word_for_a_network_that_diverg
     assert len(axes) == panels and labels[0] == "published"
     assert all([text.get_text() for text in ax.texts] == ["diverged"] for ax in axes)
     axes, _ = drawn(drawing.best_beside_paper(tables.sparsity_beside_published(name, runs[:0])))
-    assert all(ax.get_title().endswith("not run") for ax in axes)
+    assert all(ax.get_title().endswith("not run here") for ax in axes)
 
 
 def test_a_small_png_is_the_figure_in_few_colours_and_fewer_bytes():

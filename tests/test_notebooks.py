@@ -250,20 +250,19 @@ def test_the_units_of_a_convnet_s_features_that_the_rule_counts():
 # ---- README
 
 
-def test_the_readme_quotes_the_report():
-    text = (paths.ROOT / "README.md").read_text()
-    quoted = text.split(report.README_BEGIN)[1].split(report.README_END)[0]
-    assert quoted.strip() == (paths.ROOT / "results" / "report" / "headline.md").read_text().strip()
+@pytest.mark.parametrize("quoted, file", report.QUOTED.items())
+def test_what_the_report_is_quoted_in_has_it_as_it_stands(quoted, file):
+    begin, end = report.marks(quoted)
+    text = (paths.ROOT / file).read_text().split(begin)[1].split(end)[0]
+    assert text.strip() == (paths.ROOT / "results" / "report" / quoted).read_text().strip()
 
 
-def test_the_readme_s_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#]+)\)", (paths.ROOT / "README.md").read_text())
-    assert targets
-    assert not [
-        target
-        for target in targets
-        if not target.startswith("http") and not (paths.ROOT / target).exists()
-    ]
+@pytest.mark.parametrize("file", ["README.md", "results/findings.md", "results/report/report.md"])
+def test_links_lead_somewhere(file):
+    file = paths.ROOT / file
+    targets = re.findall(r"\]\(([^)#]+)\)", file.read_text())
+    targets = [target for target in targets if not target.startswith("http")]
+    assert targets and not [name for name in targets if not (file.parent / name).exists()]
 
 
 def test_the_readme_s_make_targets_exist():

@@ -112,15 +112,6 @@ def test_the_headline_has_a_row_a_cell_with_spread_words_for_diverged_and_what_w
     }  # fmt: skip
 
 
-def test_the_headline_ends_with_every_claim_that_is_stated_and_its_verdict():
-    made = pd.concat([al2_frame(), al2_frame(dataset="cifar10", corruption=0.5)])
-    lines = report.headline(assembled(made)).split("The papers' claims")[1].splitlines()
-    rows = dict(line.strip("| ").split("|", 1) for line in lines[4:])
-    verdicts = {claim.strip(): row.split("|")[-1].strip() for claim, row in rows.items()}
-    assert verdicts["A1"] == "mnist: holds" and verdicts["A8"] == "cifar10: holds"
-    assert verdicts["A2"] == "mnist: holds"  # CIFAR-10's top level is below 75 %
-
-
 # ---- gathered and written
 
 
@@ -181,13 +172,13 @@ def test_the_index_shows_what_notebooks_saved_and_the_rest_goes(planned):
         file.write_text("")
     report.write(report.gather(["lite"]))
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
-    assert files == {"claims.csv", "claim_cells.csv", "headline.md", "report.md"} | {
+    assert files == {"claims.csv", "claim_cells.csv", "headline.md", "matrix.md", "report.md"} | {
         "figures/sparsity_table2.png",
         "tables/sparsity_table2.csv",
         "saved/21_sparsity_networks.json",
     } | {f"claims/{claim}.md" for claim in claims.STATEMENTS}
     text = (folder / "report.md").read_text()
-    assert f"](figures/sparsity_table2.png)\n\n*{caption}*" in text
+    assert "Figures: [sparsity_table2](figures/sparsity_table2.png)" in text
     assert "[`sparsity_table2`](tables/sparsity_table2.csv): Table 2." in text
     page = (folder / "claims" / "S5.md").read_text()
     assert f"](../figures/sparsity_table2.png)\n\n*{caption}*" in page
@@ -209,14 +200,33 @@ def test_the_report_is_the_same_whichever_data_sets_lie_here(planned, tmp_path, 
 def test_quoting_needs_the_marks(tmp_path):
     evidence.folder().mkdir(parents=True)
     (evidence.folder() / "headline.md").write_text("new\n")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.README_BEGIN}\nold\n{report.README_END}\nafter\n")
-    report.quote_in_readme(readme)
-    text = f"before\n{report.README_BEGIN}\nnew\n{report.README_END}\nafter\n"
-    assert readme.read_text() == text
-    readme.write_text("nothing")
-    with pytest.raises(ValueError, match="lacks the marks between which the headline stands"):
-        report.quote_in_readme(readme)
+    begin, end = report.marks("headline.md")
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    report.quote("headline.md", file)
+    assert file.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match=r"lacks the marks between which headline\.md stands"):
+        report.quote("headline.md", file)
+
+
+def test_the_matrix_has_a_row_where_something_was_measured_and_a_word_a_verdict():
+    columns = ["claim", "profile", "dataset", "reading", "n", "verdict"]
+    rows = [
+        ["A1", "lite", "mnist", "", 3, "holds in part"],
+        ["A2", "lite", "mnist", "", 1, "indicative: 2 of 3 cells as claimed, one seed"],
+        ["A2", "lite", "cifar10", "", 0, "not run: no seed is finished"],
+        ["S2", "paper", "cifar100", "", 3, "does not hold"],
+        ["S3", "paper", "cifar100", "sum", 3, "undecided"],
+    ]
+    judged = pd.DataFrame(rows, columns=columns)
+    text = report.matrix(judged, "claims/")
+    assert report.matrix(judged.assign(n=0)).count("\n") < 6  # nothing measured: no rows
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    al2, sparsity = (row for row in lines if row and row[0].endswith((", lite", ", paper")))
+    assert al2[:4] == ["MNIST, lite", "in part", "2/3", "–"]
+    assert sparsity[:4] == ["CIFAR-100, sum, paper", "–", "fails", "undecided"]
+    assert lines[0][:2] == ["AL2", "[A1](claims/A1.md)"]
 
 
 def test_the_committed_report_was_made_of_the_committed_notebooks_code_and_runs(monkeypatch):

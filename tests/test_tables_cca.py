@@ -6,7 +6,7 @@ import pytest
 from made import stored
 
 from lib.study.experiments import representations
-from lib.study.tables import course_differences, dropouts_of
+from lib.study.tables import NothingToShow, course_differences, dropouts_of
 
 
 def courses(*lost, by_al2=0.1, by_seed=0.02, seeds=(0, 1), **settings):
@@ -62,5 +62,5 @@ def test_the_largest_dropout_comes_first_and_other_runs_and_no_runs_are_refused(
             made(pd.concat([courses(), courses(learning_rate=0.5)]))
         with pytest.raises(ValueError, match="differ in speed"):
             made(pd.concat([courses(), courses(speed=5.0)]))
-        with pytest.raises(ValueError, match="there is no run to draw: of one at least the loss"):
+        with pytest.raises(NothingToShow, match="no run whose loss stayed finite"):
             made(courses().iloc[:0])

@@ -242,14 +242,15 @@ def train(
     """Train what the entries lack, in their order, until a value of `time.monotonic()` (None: to
     the end).
 
-    A run that several entries state is trained once, with the measures that any of them asks for.
-    Entries whose data set is not there are named first and passed over; all others are trained in
-    one go. At the deadline runs under way end their epoch and are left with a checkpoint.
+    A run that several entries state is trained once, with the measures that any entry of their
+    profiles asks for, so that to train a part first costs nothing later. Entries whose data set is
+    not there are named first and passed over; all others are trained in one go. At the deadline
+    runs under way end their epoch and are left with a checkpoint.
 
     Returns whether any entry could be trained.
     """
     entries = [entry for entry in entries if entry.runs()]
-    wanted = store.merged(run for entry in entries for run in entry.runs())
+    wanted = _wanted(entries)
     reached = []
     absent: dict[tuple, DataNotFoundError | None] = {}
     for entry in entries:
@@ -272,6 +273,17 @@ def train(
             may_begin=may_begin,
         )
     return bool(reached)
+
+
+def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
+    """The runs of some entries by id, with the measures that any entry of their profiles asks
+    for.
+    """
+    own = [run for entry in entries for run in entry.runs()]
+    ids = {run.id for run in own}
+    profiles = dict.fromkeys(entry.profile for entry in entries if entry.profile)
+    stated = (run for name in profiles for entry in plan(name) for run in entry.runs())
+    return store.merged([*own, *(run for run in stated if run.id in ids)])
 
 
 def _not_reachable(
@@ -322,15 +334,15 @@ def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str
     Runs that are not there and never will be, because the one that relabels them diverged, are
     counted apart. With a budget in seconds, last how many runs it will never suffice for.
     """
-    groups = [(entry.name, entry.runs()) for entry in entries]
-    groups = [(name, [run.id for run in runs], runs) for name, runs in groups if runs]
-    wanted = store.merged(run for *_, runs in groups for run in runs)
+    entries = [entry for entry in entries if entry.runs()]
+    wanted = _wanted(entries)
+    groups = [(entry.name, [run.id for run in entry.runs()]) for entry in entries]
     left = {i: store.epochs_left(run) for i, run in wanted.items()}
     absent = {i for i, n in left.items() if n == 0 and not store.available([wanted[i]])}
     if len(groups) > 1:
-        groups.append(("together", list(left), []))
+        groups.append(("together", list(left)))
     lines = []
-    for name, ids, _ in groups:
+    for name, ids in groups:
         rest = [left[i] for i in dict.fromkeys(ids)]
         never = len(absent & set(ids))
         line = f"{name}: {rest.count(0) - never} of {len(rest)} runs done"

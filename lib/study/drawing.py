@@ -4,7 +4,7 @@ One colour a baseline or network throughout; of the AL2 paper's solid with AL2, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from lib import measures, models, plots
@@ -40,6 +41,18 @@ AXES = {
     "ablation_auc": "area under the\nablation curve (%)",
     "validation_accuracy": "validation accuracy (%),\ncorrupted labels",
 }
+
+
+def shown(make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` gives of the arguments, a figure as a small picture.
+
+    In words, why there is nothing, where it raises `tables.NothingToShow`.
+    """
+    try:
+        made = make(*arguments)
+    except tables.NothingToShow as reason:
+        return Markdown(str(reason))
+    return plots.small_png(made) if isinstance(made, Figure) else made
 
 
 def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
@@ -162,15 +175,15 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
 def validation_losses(runs: pd.DataFrame) -> Figure:
     """Validation loss against epochs, one panel per data set, size and optimiser (Figures 3 and 6).
 
-    Losses are smoothed (σ = 2 epochs), with penalties left out. The line is the mean over seeds,
-    the band their range; a dot marks the moment of overfitting of each seed that has one, on its
-    own curve.
+    Penalties are left out. Thin lines are measured, a run each; the line is smoothed (σ = 2
+    epochs), the mean over seeds, the band their range; a dot marks the moment of overfitting of
+    each seed that has one, on its own curve.
 
     Args:
         runs: as `lib.study.tables.sparsity_runs` gives them.
 
     Raises:
-        ValueError: for no runs.
+        NothingToShow: for no runs.
     """
     runs = runs.sort_values("epoch", kind="stable").reset_index(drop=True)
     measured = runs[runs.test_cross_entropy.notna()].groupby(["profile", "id"])
@@ -179,12 +192,16 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
     fig, axes = grid(len(panels), 3.6, 3.0)
     marked = False
     for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
+        for (name, _), run in panel.groupby(["variant", "id"], sort=False):
+            thin = {"color": NETWORK_COLOURS[name], "lw": 0.5, "alpha": 0.4}
+            ax.plot(run.epoch, run.test_cross_entropy, **thin)
         plots.curves(panel, "smooth", ax, hue="variant", palette=NETWORK_COLOURS)
         for name, run, moment in _moments(panel):
             height = panel.smooth[(panel.id == run) & (panel.epoch == moment)]
             ax.plot(moment, height, "o", color=NETWORK_COLOURS[name], ms=6, mec="white")
             marked = True
-        ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{profile}, {seeds(panel)}")
+        what = f"{profile}, {seeds(panel)}, smoothed; thin: raw"
+        ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{what}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     network_legend(fig, runs, "moment of overfitting, each seed" if marked else "")
@@ -202,7 +219,7 @@ def entropies(runs: pd.DataFrame) -> Figure:
             them.
 
     Raises:
-        ValueError: if no run measured it.
+        NothingToShow: if no run measured it.
     """
     layers = layers_measured(runs, "entropy")
     fig, axes = grid(len(layers), 3.0, 2.7)
@@ -216,6 +233,8 @@ def entropies(runs: pd.DataFrame) -> Figure:
             highest = math.log(models.convnet_filters(size)[layer])
             ax.axhline(highest, color="0.3", lw=1, ls=":")
             ax.set_ylim(0, 1.05 * highest)  # the whole scale: a fall looks as large as it is
+        else:
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     cell_title(fig, runs)
@@ -315,7 +334,7 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
             )
         profiles = (
             ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile"))
-            or "not run"
+            or "published; not run here"
         )
         ax.set_title(f"{panel_name(*keys)}\n{profiles}")
         ax.set(
@@ -365,10 +384,9 @@ def grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axe
     """A figure of so many panels, at most three in a row; width and height of each in inches.
 
     Raises:
-        ValueError: for no panel.
+        NothingToShow: for no panel.
     """
-    if not panels:
-        raise ValueError("there is nothing to draw: no run measured it")
+    tables.require(range(panels), "run that has measured it")
     columns = min(3, panels)
     rows = -(-panels // columns)
     fig, axes = plt.subplots(

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from lib import paths, plots, store
 from lib.run import Run
 from lib.study import campaign
+from lib.study.tables import NothingToShow
 
 PROFILES = ("lite", "paper")  # those that the report is about
 COMMITTED = (*PROFILES, "calibration")  # those whose runs are committed
@@ -131,7 +132,11 @@ class Report:
         """
         if not (show or self.save):
             return
-        fig = draw(*arguments)
+        try:
+            fig = draw(*arguments)
+        except NothingToShow as reason:
+            display(Markdown(str(reason)))
+            return
         # shown first: each drawing lays a figure out anew; what is shown must not depend on save
         if show:
             display(plots.small_png(fig))

@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +31,16 @@ from lib.study.claims.verdicts import CLAIMS
 from lib.study.experiments import EXPERIMENTS, VARIANTS
 
 INDEX = "90_report"  # the notebook that judges and writes the index, after all others
-README_BEGIN = "<!-- from results/report/headline.md, by `make report` -->"
-README_END = "<!-- end of headline.md -->"
+# what is quoted from `results/report/`, and in which file of the project
+QUOTED = {"matrix.md": "README.md", "headline.md": "results/findings.md"}
+SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+SETS |= {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny ImageNet"}
+
+MATRIX_READ_AS = (
+    "Read: holds, in part, fails, undecided: by 90 % intervals over three seeds; 3/4: one seed, an "
+    "indication, in which three of four cells are as claimed; –: not run, or no claim about that "
+    "set. Mean, sum: how SparsityReg joins a batch, which the paper does not say."
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def gather(profiles: Sequence[str]) -> Report:
 
 
 def write(report: Report) -> None:
-    """Write `claims/*.md`, `claims.csv`, `claim_cells.csv`, `headline.md` and `report.md`.
+    """Write `claims/*.md`, the tables of claims and cells, `headline.md`, `matrix.md`, `report.md`.
 
     Figures and tables that no notebook has saved go.
     """
@@ -91,56 +100,80 @@ def write(report: Report) -> None:
     cells = report.cells.drop(columns="statement")
     _write(folder / "claim_cells.csv", cells.to_csv(index=False, float_format="%.6g"))
     _write(folder / "headline.md", headline(report))
+    _write(folder / "matrix.md", matrix(report.claims, "results/report/claims/"))
     _write(folder / "report.md", _markdown(report, figures, written))
 
 
-def quote_in_readme(readme: Path = paths.ROOT / "README.md") -> None:
-    """Put `headline.md` between the two marks in the README, so that no number there is typed.
+def marks(quoted: str) -> tuple[str, str]:
+    """Between which comments a file of the report stands where it is quoted."""
+    begin = f"<!-- from results/report/{quoted}, by `make report` -->"
+    return begin, f"<!-- end of {quoted} -->"
+
+
+def quote(quoted: str, file: Path) -> None:
+    """Put a file of the report between its two marks in another, so that no number is typed there.
 
     Raises:
-        ValueError: if the README has not got both marks.
+        ValueError: if the other has not got both marks.
     """
-    text = readme.read_text(encoding="utf-8")
-    if README_BEGIN not in text or README_END not in text:
-        raise ValueError(
-            f"{readme} lacks the marks between which the headline stands: {README_BEGIN} … "
-            f"{README_END}"
-        )
-    before, after = text.split(README_BEGIN)[0], text.split(README_END)[1]
-    quoted = (evidence.folder() / "headline.md").read_text(encoding="utf-8").strip()
-    quoting = f"{before}{README_BEGIN}\n{quoted}\n{README_END}{after}"
+    text = file.read_text(encoding="utf-8")
+    begin, end = marks(quoted)
+    if begin not in text or end not in text:
+        raise ValueError(f"{file} lacks the marks between which {quoted} stands: {begin} … {end}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    content = (evidence.folder() / quoted).read_text(encoding="utf-8").strip()
+    quoting = f"{before}{begin}\n{content}\n{end}{after}"
     if quoting != text:
-        _write(readme, quoting)
+        _write(file, quoting)
+
+
+def quote_all() -> None:
+    """Quote the report wherever `QUOTED` says."""
+    for quoted, file in QUOTED.items():
+        quote(quoted, paths.ROOT / file)
 
 
 def headline(report: Report) -> str:
-    """Each paper's main table in short, published and measured, and the claims' verdicts.
+    """Each paper's main table in short, published and measured.
 
     They are Table 1 of AL2 at 75 % corruption, Table 2 of sparsity.
     """
-    return "\n".join([_al2_headline(report), _sparsity_headline(report), _matrix(report.claims)])
+    return "\n".join([_al2_headline(report), _sparsity_headline(report)])
 
 
-def _matrix(judged: pd.DataFrame) -> str:
-    """The verdicts, a row a claim, a column a profile; what was not run only where all was not."""
-    rows = []
-    for claim, own in judged.groupby("claim", sort=False):
-        row = {"claim": claim, "": claims.STATEMENTS[claim]}
-        for profile in judged.profile.unique():
-            found = own[own.profile == profile]
-            run = found[~found.verdict.str.startswith("not run")]
-            texts = [
-                f"{' '.join(filter(None, [r.dataset, r.reading]))}: {r.verdict}"
-                for r in run.itertuples()
-            ]
-            row[profile] = "; ".join(texts) or ("not run" if len(found) else "–")
-        rows.append(row)
-    return (
-        "The papers' claims, judged by the rules in the report (mean, sum: "
-        "how SparsityReg joins a batch):\n\n"
-        + pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        + "\n"
-    )
+def matrix(judged: pd.DataFrame, links: str = "") -> str:
+    """The verdicts in short: a table a paper, a column a claim, a row where it was measured.
+
+    Rows in which nothing is run are left out.
+
+    Args:
+        judged: as `lib.study.claims.verdicts_of` gives it.
+        links: what leads to the claims' pages from where it is read, "claims/".
+    """
+    parts = []
+    for paper, name in (("A", "AL2"), ("S", "Targeted sparsity")):
+        own = judged[judged.claim.str.startswith(paper) & (judged.n > 0)]
+        rows = {}
+        for profile, dataset in own[["profile", "dataset"]].drop_duplicates().itertuples(False):
+            here = own[(own.profile == profile) & (own.dataset == dataset)]
+            for reading in sorted(set(here.reading) - {""}) or [""]:
+                found = here[here.reading.isin(["", reading])].set_index("claim").verdict
+                where = ", ".join(filter(None, [SETS.get(dataset, dataset), reading, profile]))
+                rows[where] = found.map(_short)
+        names = [claim for claim in claims.STATEMENTS if claim.startswith(paper)]
+        table = pd.DataFrame(rows, index=names, dtype=object).T.fillna("–")
+        table.columns = [f"[{claim}]({links}{claim}.md)" for claim in names]
+        parts.append(table.rename_axis(name).to_markdown(disable_numparse=True))
+    return "\n\n".join(parts) + "\n"
+
+
+def _short(verdict: str) -> str:
+    """A verdict in a word or two; of one seed how many of its cells are as claimed."""
+    if counted := re.match(r"indicative: (\d+) of (\d+)", verdict):
+        return f"{counted[1]}/{counted[2]}"
+    if verdict.startswith("not run"):
+        return "–"
+    return {"holds in part": "in part", "does not hold": "fails"}.get(verdict, verdict)
 
 
 def _al2_headline(report: Report) -> str:
@@ -283,49 +316,34 @@ def _arrows(measured: pd.DataFrame) -> list[str]:
 
 
 def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) -> str:
-    judged = report.claims.copy()
-    first = judged.claim.ne(judged.claim.shift())
-    judged["statement"] = judged.statement.where(first, "")
-    judged["claim"] = ("[" + judged.claim + "](claims/" + judged.claim + ".md)").where(first, "")
-    columns = [
-        "claim",
-        "statement",
-        "profile",
-        "dataset",
-        "reading",
-        "cells",
-        "n",
-        "verdict",
+    shown = {name: claim_pages.figures_of(name, figures) for name in claims.STATEMENTS}
+    rest = figures.keys() - {figure for found in shown.values() for figure in found}
+    parts = [
+        "# Report",
+        "Assembled from the stored runs; `make report` writes it anew. Nothing is typed by hand.",
+        "## Verdicts",
+        matrix(report.claims, "claims/").strip(),
+        MATRIX_READ_AS,
+        "## Headline",
+        _al2_headline(report),
+        _sparsity_headline(report),
+        "## What was run",
+        report.progress.to_markdown(index=False),
+        "## Claims, their rules and figures",
+        "A claim's own page has its cells with their numbers and what the papers print, where the "
+        "paper makes it, how the runs deviate and what was unclear. All cells stand in "
+        "[`claim_cells.csv`](claim_cells.csv), all verdicts in [`claims.csv`](claims.csv).",
+        f"{claims.RULE}.",
     ]
-    return (
-        "\n\n".join(
-            [
-                "# Report",
-                "Assembled from the stored runs of the profiles below; `make report` writes it "
-                "anew. Nothing is typed by hand.",
-                "## What was run",
-                report.progress.to_markdown(index=False),
-                "## Headline",
-                _al2_headline(report),
-                _sparsity_headline(report),
-                "## Claims",
-                "A claim's own page has its cells with their numbers and what the papers print, "
-                "where the paper makes it, how the runs deviate and what was unclear; all cells "
-                "stand in [`claim_cells.csv`](claim_cells.csv). A claim about SparsityReg has a "
-                "row for each reading of it, mean or sum over the batch: the paper does not say "
-                "which. `n` is the least number of seeds of a cell.",
-                judged[columns].to_markdown(index=False, disable_numparse=True),
-                "### Rules",
-                f"{claims.RULE}.",
-                *[f"**{name}**: {CLAIMS[name].text}" for name in claims.STATEMENTS],
-                "## Tables",
-                *[f"- [`{name}`](tables/{name}.csv): {said}" for name, said in written.items()],
-                "## Figures",
-                *[claim_pages.picture(name, said, "figures") for name, said in figures.items()],
-            ]
-        )
-        + "\n"
-    )
+    for name, statement in claims.STATEMENTS.items():
+        parts += [f"### [{name}](claims/{name}.md): {statement}", f"{CLAIMS[name].text}"]
+        links = [f"[{figure}](figures/{figure}.png)" for figure in shown[name]]
+        parts += ["Figures: " + ", ".join(links)] if links else []
+    parts += ["## Tables"]
+    parts += ["\n".join(f"- [`{name}`](tables/{name}.csv): {t}" for name, t in written.items())]
+    parts += ["## Figures of no claim"] if rest else []
+    parts += [claim_pages.picture(name, figures[name], "figures") for name in sorted(rest)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,10 +37,31 @@ RELABELLED = {
     "clean": ("Bare, clean labels", "on the true labels"),
 }
 DIVERGED, NOT_RUN = "diverged", "not run"
+UNSAID = "cannot be said: not measured, or diverged"
 # × chance: at or below it a network counts as dead, since it predicts one class whatever it is
 # shown
 DEAD = 2
 MARGIN = 0.14  # nats below the noise floor from which on a network counts as memorising
+
+
+class NothingToShow(ValueError):
+    """No run has what a table or figure is about; the message says what."""
+
+
+def require(there: Any, what: str) -> Any:
+    """What is there, if anything is.
+
+    Raises:
+        NothingToShow: if it is empty, saying that there is no `what`.
+    """
+    if not len(there):
+        raise NothingToShow(f"not shown: no {what}")
+    return there
+
+
+def above(one: float, other: float, by: float = 0) -> bool | str:
+    """Whether `one` is more than `by` above `other`; in words where either is NaN."""
+    return UNSAID if np.isnan(one - other) else bool(one > other + by)
 
 
 def published(name: str) -> pd.DataFrame:
@@ -570,13 +592,10 @@ def dropouts_of(frame: pd.DataFrame) -> list[float]:
     """The dropouts of runs that may stand beside each other, the largest first.
 
     Raises:
-        ValueError: if there is no run, or runs differ in something else than dropout, AL2, its
-            speed and the seed.
+        NothingToShow: if there is no run.
+        ValueError: if runs differ in something else than dropout, AL2, its speed and the seed.
     """
-    if frame.empty:
-        raise ValueError(
-            "there is no run to draw: of one at least the loss has to stay finite to the end"
-        )
+    require(frame, "run whose loss stayed finite to the end")
     one_setting(frame, frame.dataset.iloc[0], but=("seed", "dropout", "al2", "speed"))
     # only AL2 has a speed
     one_setting(frame[frame.al2.astype(bool)], frame.dataset.iloc[0], but=("seed", "dropout"))

@@ -96,11 +96,15 @@ def page(
         for name in shown:
             parts.append(f"[`{name}`](../tables/{name}.csv): {tables[name]}")
             parts += small_table(evidence.folder() / "tables" / f"{name}.csv")
-    shown = [name for name in figures if any(fnmatch(name, p) for p in said["figures"])]
-    if shown:
+    if shown := figures_of(claim, figures):
         parts.append("## Figures")
         parts += [picture(name, figures[name], "../figures") for name in shown]
     return "\n\n".join([*filter(None, parts), "[All claims](../report.md)"]) + "\n"
+
+
+def figures_of(claim: str, figures: Iterable[str]) -> list[str]:
+    """The names of those figures that are about a claim."""
+    return [name for name in figures if any(fnmatch(name, p) for p in TEXTS[claim]["figures"])]
 
 
 def commands(claim: str, profiles: Iterable[str]) -> list[str]:
