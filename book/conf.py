@@ -6,22 +6,22 @@ repository. `make book` builds it into `build/book`.
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
-from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
-from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # autodoc imports lib from here
+# MathJax in one file, fonts included: formulas need no internet
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg-full.js"
 
 project = "Why networks memorise"
 author = "the authors of this study"
 html_title = project
 root_doc = "README"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 include_patterns = [
     "README.md",
     "book/**.md",
@@ -37,14 +37,14 @@ exclude_patterns += ["results/lite", "results/paper", "results/quick", "results/
 html_theme = "furo"
 html_show_sphinx = False
 html_copy_source = False
-html_static_path = ["static"]
+html_static_path = ["static", str(MATHJAX)]
 html_css_files = ["wide.css"]
 
 nb_execution_mode = "off"
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # else every page would load them from a CDN
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
-html_math_renderer = "mathml"
+mathjax_path = MATHJAX.name
 
 default_role = "code"  # docstrings write `name`
 autodoc_member_order = "bysource"
@@ -52,16 +52,7 @@ autodoc_typehints = "signature"
 napoleon_use_rtype = False
 
 
-def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
-    """A formula in a line, as MathML: browsers typeset that themselves, without a script."""
-    translator.body.append(convert(node.astext()))
-    raise nodes.SkipNode
-
-
-def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    """A formula on a line of its own."""
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
-    raise nodes.SkipNode
+API = ("penalties", "networks", "measures", "data", "runs", "watching")
 
 
 def contents() -> dict[str, list[str]]:
@@ -70,8 +61,8 @@ def contents() -> dict[str, list[str]]:
         "Notebooks": notebooks("notebooks/*.ipynb"),
         "For courses": ["/notebooks/glossary", "/book/lecturers"],
         "Solutions": notebooks("notebooks/solutions/*.ipynb"),
-        "Results": ["/results/report/report"],
-        "Code": ["/book/api/*", "/tests/FAULTS"],
+        "Results": ["/results/report/report", "/tests/FAULTS"],
+        "Code": [f"/book/api/{page}" for page in API],
     }
 
 
@@ -113,6 +104,5 @@ def add_index(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", add_contents)
     app.connect("build-finished", add_index)

@@ -1,6 +1,6 @@
 """Penalties on activations and filters, to attach to any network.
 
-They are pure functions of tensors, with their schedules, and a small class each to attach them.
+They are pure functions of tensors, with their schedules, and a small class each to attach them::
 
     al2 = ActivationL2(model, "trunk")
     weights = al2_weights(epochs)

@@ -1,6 +1,6 @@
 """Sparsity while it happens.
 
-A TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks.
+A TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks::
 
     with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
         monitor.log(model, 0)  # before training
