@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))  # autodoc imports lib from here
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg-full.js"
 
 project = "Why networks memorise"
-author = "the authors of this study"
 html_title = project
 root_doc = "README"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
@@ -35,6 +34,7 @@ exclude_patterns = [".*", "build", "data", "results/report/headline.md"]
 exclude_patterns += ["results/lite", "results/paper", "results/quick", "results/own"]
 
 html_theme = "furo"
+html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["static", str(MATHJAX)]
