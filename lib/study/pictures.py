@@ -148,7 +148,7 @@ def network(name: str, in_channels: int = 1, image_size: int = 28, num_classes: 
     places = penalty_places(name)
     notes = [NOTES[penalty] for penalty in places]
     if any("[" in step for row in rows for step in row.then):
-        notes.append("In brackets: only networks that are named after it have it.")
+        notes.append("In brackets: batch norm of BN and normNet, dropout of DO and dropNet.")
     fig, ax = _page(len(rows) + 1.3 + 0.3 * len(notes))
     ax.text(-0.6, len(rows) + 1.1, "\n".join(notes), va="top", fontsize=8, linespacing=1.4)
     _box(ax, 0, "images", "", 0.5)
