@@ -107,6 +107,11 @@ LAB ?=
 lab: setup  ## open the notebooks in JupyterLab: make lab LAB="--no-browser --port 8889"
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/jupyter lab $(AS_ROOT) $(LAB) notebooks
 
+.PHONY: book
+book: setup  ## build the book into build/book (README, notebooks as committed, report, glossary, API; a minute): open build/book/index.html
+	rm -rf build/book build/doctrees
+	PYTHONWARNINGS=ignore $(PY) -m sphinx -q -W --keep-going -b html -c book -d build/doctrees . build/book
+
 .PHONY: lint format
 lint: setup  ## ruff over code and notebooks
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -115,7 +120,7 @@ format: setup  ## let ruff mend what it can
 
 .PHONY: clean
 clean:  ## remove what can be made again: quick results, caches, .venv (never data/, results/own/ or committed results)
-	rm -rf results/quick results/.locks .cache $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf results/quick results/.locks build .cache $(VENV) .pytest_cache .ruff_cache *.egg-info
 
 .PHONY: help
 help:  ## list the targets

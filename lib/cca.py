@@ -106,7 +106,7 @@ def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN
 def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
     """Mean canonical correlation, weighted by how much of x each direction accounts for: PWCCA.
 
-    See Morcos et al., 2018. It is Σ_i α_i ρ_i / Σ_i α_i with α_i = Σ_j |⟨h_i, x_j⟩|, h_i the i-th
+    See Morcos et al., 2018. It is Σ_i α_i ρ_i / Σ_i α_i with `α_i = Σ_j |⟨h_i, x_j⟩|`, h_i the i-th
     canonical variate of x (unit length over the points), x_j the centred channel j of x in its own
     scale. i runs over the coefficients of `cca`: where x has the larger rank, its directions
     without a partner in y have no weight. Not symmetric; invariant to any invertible affine map of

@@ -1,6 +1,6 @@
 """Penalties on activations and filters, to attach to any network.
 
-They are pure functions of tensors, with their schedules, and a small class each to attach them.
+They are pure functions of tensors, with their schedules, and a small class each to attach them::
 
     al2 = ActivationL2(model, "trunk")
     weights = al2_weights(epochs)
@@ -479,8 +479,8 @@ def decorrelation(
     Args:
         weight: [D, …].
         centre: see `filter_correlation`.
-        pairs: `signed` c as Eq. 7 has it (which rewards anti-correlation), `abs` |c|, or `square`
-            c².
+        pairs: `signed` c as Eq. 7 has it (which rewards anti-correlation), `abs` `|c|`, or
+            `square` c².
         reduce: `sum`, as Eq. 7 has it, or `mean` over the D (D − 1) / 2 pairs.
 
     Raises:

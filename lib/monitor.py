@@ -1,12 +1,12 @@
 """Sparsity while it happens.
 
-A TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks.
+A TensorBoard writer for any training loop, and an explorer of stored heat maps for notebooks::
 
-with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
-    monitor.log(model, 0)  # before training
-    for epoch in range(1, epochs + 1):
-        train(model)
-        monitor.log(model, epoch)
+    with Monitor("logs/mine", images[:4], measure_images=images) as monitor:
+        monitor.log(model, 0)  # before training
+        for epoch in range(1, epochs + 1):
+            train(model)
+            monitor.log(model, epoch)
 
 trainer.fit(runs, callback=monitor.watch) does the same for this project's runs. To see it:
 `tensorboard --logdir logs --samples_per_plugin images=1000` (without the latter TensorBoard keeps
