@@ -27,6 +27,7 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
+PRECISIONS = ("float32", "bfloat16")
 AL2 = replace(LITE, ablations=(), n_validation=0)
 CONVNET = Run(
     "cifar10",
@@ -62,7 +63,7 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
         (n, replace(run, seed=seed), p)
         for n, run in networks.items()
         for seed in seeds
-        for p in trainer.PRECISIONS
+        for p in PRECISIONS
     ]
     if jobs == 1:
         return pd.concat(map(trained, tqdm(work, unit="run", disable=None)), ignore_index=True)
