@@ -143,7 +143,7 @@ def fit(
                 for k in group
             ]
             images = len(bundles[bundle.data_key(runs[first])].train)
-            frames += _take_turns(trainings, device, -(-images // runs[first].batch_size))
+            frames += take_turns(trainings, device, -(-images // runs[first].batch_size))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -252,10 +252,8 @@ def _train(
     return metrics.assign(id=run.id)
 
 
-def _take_turns(
-    trainings: Sequence[Training], device: torch.device, turns: int
-) -> list[pd.DataFrame]:
-    """Let each training make a turn after the other, until all have ended.
+def take_turns(trainings: Sequence[Generator], device: torch.device, turns: int) -> list[Any]:
+    """Let each training make a turn after the other, until all have ended; gives what they give.
 
     On a GPU each has a stream of its own. They begin spread over so many turns, an epoch of the
     first of them, so that not all are evaluated, and wait for the host, at once. At a deadline
@@ -478,7 +476,7 @@ class TrainStep:
 
         All that stays is changed in place.
         """
-        with _products(batch.device, self.precision):
+        with products(batch.device, self.precision):
             loss, measured = self._forward(batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -740,7 +738,7 @@ def check_precision(precision: str, device: torch.device, what: str = "") -> Non
 
 
 @contextmanager
-def _products(device: torch.device, precision: str) -> Iterator[None]:
+def products(device: torch.device, precision: str) -> Iterator[None]:
     """How a GPU multiplies float32 numbers in the steps of one training: as TF32 where asked to.
 
     Networks of several precisions may be trained in one process. A recorded step keeps what held

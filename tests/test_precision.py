@@ -122,9 +122,9 @@ def test_each_training_s_steps_have_their_own_products_on_a_gpu(precision, produ
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
     before = now()
-    with trainer._products(torch.device("cuda"), precision):
+    with trainer.products(torch.device("cuda"), precision):
         assert now() == products
-    with trainer._products(torch.device("cpu"), precision):
+    with trainer.products(torch.device("cpu"), precision):
         assert now() == before
     assert now() == before
 
