@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from lib import trainer
 from lib.bench import record
-from lib.bench.cpu import LITE
 from lib.bench.tables import spreads
 from lib.data.sources import DataError
 from lib.run import SPARSITY_NETWORKS, Run
@@ -28,7 +27,17 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
 PRECISIONS = ("float32", "bfloat16")
-AL2 = replace(LITE, ablations=(), n_validation=0)
+AL2 = Run(
+    "mnist",
+    n_train=2000,
+    epochs=80,
+    learning_rate=0.005,
+    momentum=0.9,
+    al2=True,
+    speed=6.15,
+    test_images=2000,
+    ablations=(),
+)
 CONVNET = Run(
     "cifar10",
     network="convnet_s",
