@@ -7,15 +7,15 @@ within a round.
 
 import multiprocessing
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import machine, trainer
 from lib.bench import tables, ways
@@ -29,6 +29,7 @@ IMAGES = 12800  # as many as a slice may want
 CALL = 640  # images in one of the trainer's epochs here, so that a slice holds several
 PRODUCTS = (256, 512, 1024)  # sides of the matrices that are multiplied; the fastest is the floor
 PROFILED = 30  # steps
+BETWEEN = "between operators"
 CONVNET = Run("cifar10", network="convnet_s", learning_rate=1e-6)  # random images teach nothing
 # what our rows train
 OURS_RUNS = {"ours, bare": RUN, OURS: replace(RUN, al2=True), HALF: replace(RUN, al2=True)}
@@ -194,8 +195,12 @@ def data(size: str) -> tuple[Tensor, Tensor]:
     return ways.pixels(ways.SIDES[size], IMAGES if size == "mnist" else 96)
 
 
-def workload(row: Row, images_a_call: int = CALL) -> Iterator[float]:
+def workload(
+    row: Row, images_a_call: int = CALL, loaded: Callable[[Iterable], Iterable] = iter
+) -> Iterator[float]:
     """Train in a row's way, on so many images a call where it is the trainer's.
+
+    `loaded` may watch what a DataLoader gives.
 
     After each call of `next` what it has done: images × networks, or operations of sgemm.
     """
@@ -223,7 +228,9 @@ def workload(row: Row, images_a_call: int = CALL) -> Iterator[float]:
             model = model.to(memory_format=torch.channels_last)
         images = drawn if row.part == "DataLoader" else ways.as_tensor(drawn)
         while True:
-            for _ in ways.train(model, RUN, batches(row, images, labels)):
+            found = batches(row, images, labels)
+            found = loaded(found) if row.part == "DataLoader" else found
+            for _ in ways.train(model, RUN, found):
                 yield row.batch
 
 
@@ -254,41 +261,56 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
         return done / passed
 
 
-def profiled(start: Callable[[], object], row: Row, steps: int) -> dict[str, float]:
-    """Milliseconds of the processor that each operator takes in a step of a row, on one thread.
+class Operators(TorchDispatchMode):
+    """The processor's milliseconds by operator, of this thread, while it is entered.
 
-    Of each call of an operator, without its callees, it is the least over so many steps: what other
-    programs take from a step does not count. What happens inside the DataLoader is one entry, and
-    so is the time between operators: Python's, and the profiler's own.
+    Other programs do not count, nor does what an operator calls itself apart from it. What happens
+    inside the DataLoader is one entry.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ms: Counter[str] = Counter()
+        self.loading = False
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if self.loading:
+            return operator(*args, **(kwargs or {}))
+        begin = time.thread_time()
+        result = operator(*args, **(kwargs or {}))
+        self.ms[operator._schema.name] += 1000 * (time.thread_time() - begin)
+        return result
+
+    def loaded(self, loader: Iterable) -> Iterator:
+        """What a loader gives."""
+        batches = iter(loader)
+        while True:
+            begin = time.thread_time()
+            self.loading = True
+            batch = next(batches, None)
+            self.loading = False
+            self.ms[LOADING] += 1000 * (time.thread_time() - begin)
+            if batch is None:
+                return
+            yield batch
+
+
+def profiled(start: Callable[[], object], row: Row, steps: int) -> dict[str, float]:
+    """Milliseconds of the processor by operator in a step of a row, on one thread: the medians.
+
+    The time between operators is one entry: Python's, and that of measuring.
     """
     torch.set_num_threads(row.threads)
+    operators = Operators()
     seen = []
-    between = []
-    with closing(workload(row, row.batch)) as work:
+    with closing(workload(row, row.batch, operators.loaded)) as work, operators:
         for _ in range(3):
             next(work)
         start()
         for _ in range(steps):
-            with profile(activities=[ProfilerActivity.CPU]) as kept:
-                begin = time.perf_counter()
-                next(work)
-                wall = 1000 * (time.perf_counter() - begin)
-            seen.append([(named(e), e.self_cpu_time_total / 1000) for e in kept.events()])
-            between.append(wall - sum(ms for _, ms in seen[-1]))
-    ((usual, _),) = Counter(tuple(name for name, _ in step) for step in seen).most_common(1)
-    alike = [step for step in seen if tuple(name for name, _ in step) == usual]
-    found = defaultdict(float)
-    for calls in zip(*alike, strict=True):  # one call of an operator, in each of the steps
-        found[calls[0][0]] += min(ms for _, ms in calls)
-    found["between operators"] = min(between)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def named(event) -> str:
-    """An event of a profile: its operator, or that it is inside the DataLoader."""
-    names = [event.name]
-    parent = event.cpu_parent
-    while parent is not None:
-        names.append(parent.name)
-        parent = parent.cpu_parent
-    return LOADING if any(n.startswith("enumerate(DataLoader)") for n in names) else event.name
+            operators.ms.clear()
+            begin = time.thread_time()
+            next(work)
+            whole = 1000 * (time.thread_time() - begin)
+            seen.append(operators.ms | {BETWEEN: whole - operators.ms.total()})
+    return pd.DataFrame(seen).fillna(0.0).median().sort_values(ascending=False).to_dict()
