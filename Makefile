@@ -45,8 +45,8 @@ campaign: setup  ## train a profile in slices of so many seconds: make campaign 
 	$(PY) -m lib.study.campaign --profile $(PROFILE) $(ASKED) $(if $(BUDGET),--budget $(BUDGET))
 
 .PHONY: plan
-plan: setup  ## what a profile states and how much of it is done: make plan PROFILE=lite
-	$(PY) -m lib.study.campaign --profile $(PROFILE) --list
+plan: setup  ## what a profile states, how much of it is done and how long the rest takes: make plan PROFILE=lite
+	$(PY) -m lib.study.campaign --profile $(PROFILE) --list $(ASKED)
 
 .PHONY: bench
 bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10; OPTIONS="--tiny": to try it)

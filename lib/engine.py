@@ -367,19 +367,23 @@ def _teachers(runs: Iterable[Run]) -> dict[str, Files]:
 
 
 @contextlib.contextmanager
-def processes(number: int, on_gpus: bool = False) -> Iterator[Executor]:
-    """A pool of processes, spawned, each of which trains what it takes; on GPUs one each.
+def processes(number: int, gpus: Sequence[str] = ()) -> Iterator[Executor]:
+    """A pool of processes, spawned, each of which trains what it takes.
 
     They end with this process, however it ends, and with the block.
+
+    Args:
+        number: how many.
+        gpus: where there are several, the one that each process alone sees; see `gpus`.
 
     Raises:
         RuntimeError: if one of them is killed.
     """
     context = multiprocessing.get_context("spawn")
     stop, stopped = context.Pipe(duplex=False)
-    counter = context.Value("i", 0) if on_gpus else None
+    begun = context.Value("i", 0)
     pool = ProcessPoolExecutor(
-        max_workers=number, mp_context=context, initializer=_begin, initargs=(stop, counter)
+        max_workers=number, mp_context=context, initializer=_begin, initargs=(stop, begun, gpus)
     )
     try:
         yield pool
@@ -398,13 +402,13 @@ def processes(number: int, on_gpus: bool = False) -> Iterator[Executor]:
         stop.close()
 
 
-def _begin(stop, counter) -> None:
-    """Settings of a process of the pool."""
+def _begin(stop, begun, gpus: Sequence[str]) -> None:
+    """Settings of a process of the pool; `begun` counts them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    if counter is not None:
-        with counter.get_lock():
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(counter.value)
-            counter.value += 1
+    if gpus:
+        with begun.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[begun.value]  # before CUDA starts here
+            begun.value += 1
     parent = multiprocessing.parent_process().sentinel
     # a process whose parent was killed, or has ended the pool, must not go on holding locks
     threading.Thread(target=lambda: (wait_for([parent, stop]), os._exit(1)), daemon=True).start()
@@ -437,12 +441,28 @@ def check_importable(classes: dict[str, type]) -> None:
             )
 
 
+def gpus() -> list[str]:
+    """The GPUs that trainings are shared out over, by the names in $CUDA_VISIBLE_DEVICES.
+
+    None where the device is the CPU, and one where it is a single GPU such as cuda:1.
+    """
+    device = torch.device(trainer.default_device())
+    if device.type == "cpu":
+        return []
+    number = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(number)))
+    names = visible.split(",")[:number]
+    return names if device.index is None else [names[device.index]]
+
+
 def default_jobs() -> int:
-    """Runs at a time: on a CPU a process a core; on a GPU as many as its memory holds.
+    """Runs at a time: on a CPU a process a core; on each GPU as many as the smallest one holds.
 
     A network of these studies, with its data set and a recorded step, takes up to 4 GiB.
     """
-    if trainer.default_device() == "cpu":
+    device = torch.device(trainer.default_device())
+    if device.type == "cpu":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = torch.cuda.get_device_properties(0).total_memory
+    used = range(torch.cuda.device_count()) if device.index is None else [device.index]
+    memory = min(torch.cuda.get_device_properties(k).total_memory for k in used)
     return int(max(1, min(16, memory // (4 << 30))))

@@ -4,6 +4,7 @@ With PyTorch alone.
 """
 
 import ctypes
+import os
 import platform
 import warnings
 from functools import lru_cache
@@ -19,6 +20,10 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_BLOCK = 32 << 20  # the largest that its heap will take (DEFAULT_MMAP_THRESHOLD_MAX)
 _KEPT = 512 << 20
+
+# Read when CUDA starts: 32 queues to a GPU in place of 8. A queue that several networks share lets
+# one wait for another; PyTorch has 32 streams a GPU. What the user set stays.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def processor() -> str:
@@ -67,6 +72,13 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device multiplies float32 numbers in TF32, of 10 bits: NVIDIA's since Ampere."""
+    if device.type != "cuda" or torch.version.cuda is None:  # AMD's GPUs are called cuda, too
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def warn_where_bfloat16_is_slow(device: torch.device) -> bool:

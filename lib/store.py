@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lib import bundle, data, engine, paths, run_dir, trainer
 from lib.engine import MayBegin, epochs_left, is_done, is_without_labels
@@ -148,7 +147,7 @@ def _train(
     """Train runs that wait for no other, where they are to be trained."""
     ends = {"deadline": deadline, "may_begin": may_begin}
     on_cpu = trainer.default_device() == "cpu"
-    gpus = 0 if on_cpu else torch.cuda.device_count()
+    gpus = engine.gpus()
     jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
     if deadline is None and (jobs > 1 or executor) and on_cpu:
         # the longest first, so that no process is left alone at the end
@@ -157,12 +156,13 @@ def _train(
         classes = engine.classes_to_send(missing)
         each = [[run] for run in missing]
         engine.by(executor, each, profile, progress, penalties=classes, **ends)
-    elif (jobs > 1 and on_cpu) or gpus > 1:
+    elif (jobs > 1 and on_cpu) or len(gpus) > 1:
         classes = engine.classes_to_send(missing)
         engine.check_importable(classes)
-        together = 1 if on_cpu else jobs
+        # no GPU is left without work while another has much
+        together = 1 if on_cpu else min(jobs, -(-len(missing) // len(gpus)))
         groups = [missing[k : k + together] for k in range(0, len(missing), together)]
-        with engine.processes(jobs if on_cpu else gpus, on_gpus=not on_cpu) as pool:
+        with engine.processes(jobs if on_cpu else len(gpus), gpus) as pool:
             engine.by(pool, groups, profile, progress, penalties=classes, **ends)
     else:
         engine.here(missing, profile, progress, together=1 if on_cpu else jobs, **ends)

@@ -9,11 +9,13 @@ run store gives each core a network of its own. On a GPU networks are trained si
 process, each on a stream of its own, and each as it would be trained alone. A step of these
 networks is some hundred small operators, which a GPU ends sooner than Python has launched the next.
 So its first steps are made as they are written, then one is recorded in a CUDA graph, and from
-there on a step is a single launch: the same operators in the same order. `CUDA_GRAPHS=0` in the
-environment turns recording off.
+there on a step is a single launch: the same operators in the same order. A network whose step
+cannot be recorded says so and goes on as it is written. `CUDA_GRAPHS=0` in the environment turns
+recording off.
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -21,6 +23,7 @@ import platform
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -37,8 +40,10 @@ from lib.bundle import Bundle
 from lib.data import Split
 from lib.run import CCA_STARTS, Run, generator
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "tf32")  # the last on a GPU alone
 CHECKPOINT_SECONDS = 30
+# Graphs whose recording failed. PyTorch's allocator may go on asking them which memory is theirs.
+_FAILED_GRAPHS: list[Any] = []
 WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser
 EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
 CCA_IMAGES = 1000  # protocol, section 1
@@ -79,11 +84,12 @@ def fit(
             None: keep nothing. A checkpoint of other labels, those of a teacher (`relabelled_by`)
             that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
-        precision: of the training steps' products: "float32" or "bfloat16"; weights, optimiser and
-            all that is measured beside the training stay float32 (on a GPU its convolutions are
-            TF32 then), and so does the arithmetic of losses and penalties, on activations that are
-            rounded then. None: `$PRECISION`, else float32. A checkpoint goes on in the precision it
-            was begun in.
+        precision: of the training steps' products: "float32", "bfloat16" or, on a GPU, "tf32";
+            weights, optimiser and all that is measured beside the training stay float32 (on a GPU
+            its convolutions are TF32 in the latter two). With "bfloat16" so does the arithmetic of
+            losses and penalties, on activations that are rounded then; with "tf32" their products
+            are TF32, too. None: `$PRECISION`, else float32. A checkpoint goes on in the precision
+            it was begun in.
         callback: called with run, network and epoch before training (epoch 0) and after each epoch,
             for example to log to TensorBoard (`lib.monitor`) or to show progress. It must not
             change the network.
@@ -93,8 +99,9 @@ def fit(
             after another; each gives the same results. None: side by side on a GPU.
 
     Raises:
-        ValueError: if a run does not fit its data, for an unknown precision, and for a device that
-            is not there; raised before any of them is trained.
+        ValueError: if a run does not fit its data, for a precision that is unknown or that the
+            device has not, and for a device that is not there; raised before any of them is
+            trained.
         data.DataError, LookupError: as for `bundle.prepare`, before any of them is trained.
         run_dir.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
@@ -105,6 +112,7 @@ def fit(
         raise ValueError(f"{len(runs)} runs and {len(folders)} folders; each run needs one")
     device = torch.device(checked_device(device) if device else default_device())
     precision = default_precision(precision)
+    check_precision(precision, device)
     version = commit()  # before the first training, which may outlive the next commit
     bundles: dict[tuple, Bundle] = {}
     loaded: bundle.Loaded = {}
@@ -135,7 +143,7 @@ def fit(
                 for k in group
             ]
             images = len(bundles[bundle.data_key(runs[first])].train)
-            frames += _take_turns(trainings, device, -(-images // runs[first].batch_size))
+            frames += take_turns(trainings, device, -(-images // runs[first].batch_size))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -159,6 +167,7 @@ def _train(
     seconds = 0.0
     if state:
         precision = state.get("precision", PRECISIONS[0])  # one training, one precision
+        check_precision(precision, device, f"the checkpoint of {run.name}: ")
     if precision == "bfloat16":
         machine.warn_where_bfloat16_is_slow(device)
     # a penalty may look at the initial weights: it is attached before others are loaded
@@ -243,10 +252,8 @@ def _train(
     return metrics.assign(id=run.id)
 
 
-def _take_turns(
-    trainings: Sequence[Training], device: torch.device, turns: int
-) -> list[pd.DataFrame]:
-    """Let each training make a turn after the other, until all have ended.
+def take_turns(trainings: Sequence[Generator], device: torch.device, turns: int) -> list[Any]:
+    """Let each training make a turn after the other, until all have ended; gives what they give.
 
     On a GPU each has a stream of its own. They begin spread over so many turns, an epoch of the
     first of them, so that not all are evaluated, and wait for the host, at once. At a deadline
@@ -322,8 +329,7 @@ class TrainStep:
         optimizer: of its parameters.
         data: images and labels.
         run: what is trained.
-        precision: of the products, one of `PRECISIONS`; losses, penalties and weights are float32
-            in either.
+        precision: of the products, one of `PRECISIONS`, see `fit`; weights are float32 in any.
         use_cuda_graph: whether steps are replayed from a CUDA graph; None: on a GPU, unless
             $CUDA_GRAPHS is 0.
 
@@ -360,11 +366,7 @@ class TrainStep:
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         # λ_e: changed in place, since a recorded step reads it from there
         self.weight = torch.zeros((), device=device)
-        # one for all layers, or they would drop alike
-        self.dropout_generator = torch.Generator(device)
-        for module in model.modules():
-            if isinstance(module, models.Dropout):
-                module.generator = self.dropout_generator
+        self._draw_from(torch.Generator(device))
         self.num_steps = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.static_batch: Tensor | None = None  # numbers of the images of a recorded step [B]
@@ -404,16 +406,57 @@ class TrainStep:
         for _, penalty in self.penalties:
             penalty.remove()
 
+    def _draw_from(self, source: torch.Generator) -> None:
+        """Take dropout's coins from here: one for all layers, or they would drop alike."""
+        self.dropout_generator = source
+        for module in self.model.modules():
+            if isinstance(module, models.Dropout):
+                module.generator = source
+
     def _advance(self, batch: Tensor) -> None:
         whole = len(batch) == self.run.batch_size  # an epoch's short last batch is not recorded
-        if not self.use_cuda_graph or self.num_steps < WARM_UP or not whole:
+        warm = self.num_steps >= WARM_UP
+        if self.use_cuda_graph and warm and whole and self.graph is None:
+            self._try_to_record()
+        if self.graph is None or not whole:
             self._step(batch)
             self.num_steps += 1
-            return
-        if self.graph is None:
+        else:
+            self.static_batch.copy_(batch)
+            self.graph.replay()
+
+    def _try_to_record(self) -> None:
+        """Record a step, or warn that it cannot be: then every step is made as it is written.
+
+        No garbage is collected meanwhile: what that frees on the device would end the recording.
+        """
+        coins = self.dropout_generator.get_state()
+        collects = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
             self._record()
-        self.static_batch.copy_(batch)
-        self.graph.replay()
+        except Exception as error:  # what is not the recording's fault comes again in the step
+            self.use_cuda_graph = False
+            _FAILED_GRAPHS.append(self.graph)
+            self.graph = None
+            # The recording may have left passes that nobody read, and a generator that still takes
+            # itself for recorded.
+            for penalty in (self.activation_l2, *(penalty for _, penalty in self.penalties)):
+                with contextlib.suppress(Exception), torch.no_grad():
+                    penalty.penalty()
+            source = torch.Generator(self.sums.device)
+            source.set_state(coins)
+            self._draw_from(source)
+            warnings.warn(
+                f"{self.run.name}: its step cannot be recorded ({error.__context__ or error}); it "
+                "is made operator by operator, with the same results, more slowly",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        finally:
+            if collects:
+                gc.enable()
 
     def _record(self) -> None:
         """Record a step in a CUDA graph; the step itself is made when the graph is replayed.
@@ -433,11 +476,20 @@ class TrainStep:
 
         All that stays is changed in place.
         """
+        with products(batch.device, self.precision):
+            loss, measured = self._forward(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        self.optimizer.step()
+        self.sums += measured.double() * len(batch)
+
+    def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, int64 [B], and what is measured in it by `names` [M], detached."""
         x = self.data.train.images[batch]  # [B, C, H, W]
         y = self.data.train.labels[batch]  # [B]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.model(x)  # [B, K]
-        logits = logits.float()  # losses and gradients of weights are float32 in either precision
+        logits = logits.float()  # losses and gradients of weights are float32 in any precision
         cross_entropy = F.cross_entropy(logits, y)
         values = {
             "cross_entropy": cross_entropy,
@@ -450,11 +502,7 @@ class TrainStep:
             weight = self.weight if term.weight is None else term.weight  # None: λ_e
             loss = loss + weight * value
             values[penalty.metric] = value
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        measured = torch.stack([values[name].detach() for name in self.names])
-        self.sums += measured.double() * len(y)
+        return loss, torch.stack([values[name].detach() for name in self.names])
 
 
 def train_epoch(step: TrainStep, epoch: int, weight: float) -> dict[str, float]:
@@ -679,6 +727,37 @@ def default_precision(asked: str | None = None) -> str:
     return precision
 
 
+def check_precision(precision: str, device: torch.device, what: str = "") -> None:
+    """Refuse, with a ValueError that begins with `what`, a precision that a device has not."""
+    if precision == "tf32" and not machine.has_tf32(device):
+        raise ValueError(
+            f"{what}precision is 'tf32', which {device_name(device)} does not have: it takes an "
+            "NVIDIA GPU of compute capability 8.0 (Ampere) or newer; allowed here: "
+            f"{', '.join(name for name in PRECISIONS if name != precision)}"
+        )
+
+
+@contextmanager
+def products(device: torch.device, precision: str) -> Iterator[None]:
+    """How a GPU multiplies float32 numbers in the steps of one training: as TF32 where asked to.
+
+    Networks of several precisions may be trained in one process. A recorded step keeps what held
+    while it was recorded. On a CPU nothing changes.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    cudnn.allow_tf32 = precision != PRECISIONS[0]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
+
+
 def device_name(device: str | torch.device | None = None) -> str:
     """The name of a device (None: the default one) in a run's record.
 
@@ -704,8 +783,8 @@ class _ProcessSettings:
     def hold(self, device: torch.device, precision: str = PRECISIONS[0]) -> Iterator[None]:
         """Hold the settings while a training on this device lasts.
 
-        Where the training's products are bfloat16, a GPU evaluates with TF32 convolutions: three
-        bits more, at their speed.
+        Where the training's products are not float32, a GPU evaluates with TF32 convolutions: three
+        bits more than bfloat16, at its speed.
         """
         cudnn = torch.backends.cudnn
         with self._lock:
@@ -723,7 +802,7 @@ class _ProcessSettings:
             else:
                 cudnn.benchmark = False
                 cudnn.deterministic = True
-                cudnn.allow_tf32 = precision == "bfloat16"
+                cudnn.allow_tf32 = precision != PRECISIONS[0]
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import paths, run_dir, trainer
+from lib import paths, trainer
 from lib.bench import __main__ as bench_command
 from lib.bench import cpu as bench_cpu
 from lib.bench import tables, ways
@@ -48,7 +48,7 @@ def test_plain_loops_train_the_network_that_ours_trains(part, pool_first, layout
     batches = bench_cpu.batches(Row(part, part, batch=BATCH), images, labels)
     plain = ways.plain_network(run, SIDE, pool_first).to(memory_format=layout)
     lost = list(ways.train(plain, run, batches))
-    assert sum(lost) / 2 == pytest.approx(means["cross_entropy"], rel=1e-5)
+    assert float(sum(lost)) / 2 == pytest.approx(means["cross_entropy"], rel=1e-5)
     trained = zip(plain.parameters(), ours.model.parameters(), before, strict=True)
     for mine, theirs, start in trained:
         assert not torch.allclose(start, theirs, **CLOSE)
@@ -59,15 +59,15 @@ def test_rows_are_distinct_and_use_no_more_cores_than_there_are():
     for cores in (1, 2, 4):
         table = bench_cpu.rows(cores)
         assert len(set(table)) == len(table)
-        assert {row.cores for row in table} == {1, cores}
+        assert {row.cores for row in table} == {cores}
         assert {row.part for row in table} == set(tables.PARTS) - {"stacked"}
         assert {row.part for row in bench_cpu.rows(cores, tiny=True)} == {r.part for r in table}
     loops = {
         (row.processes, row.threads, row.workers)
         for row in bench_cpu.rows(2)
-        if row.part == "DataLoader" and row.batch == 64
+        if row.part == "DataLoader"
     }
-    assert loops == {(p, t, w) for p, t in ((1, 2), (2, 1)) for w in range(3)} | {(1, 1, 0)}
+    assert loops == {(p, t, w) for p, t in ((1, 2), (2, 1)) for w in range(3)}
 
 
 @pytest.mark.parametrize("row", bench_cpu.rows(1, tiny=True), ids=lambda row: row.what)
@@ -75,27 +75,6 @@ def test_each_kind_of_row_does_something(row):
     waited = []
     assert bench_cpu.rate(lambda: waited.append(1), row, 0.0) > 0
     assert waited == [1]
-
-
-def test_costs_are_those_of_a_small_run(tmp_path, monkeypatch):
-    states = []
-    monkeypatch.setattr(run_dir, "save_checkpoint", lambda folder, state: states.append(state))
-    found = bench_cpu.costs(lambda: None, tmp_path, tiny=True)
-    assert all(ms > 0 for ms in found.values())
-    assert states[0].keys() >= run_dir.CHECKPOINT_KEYS
-    assert len(states[0]["rows"]) == bench_cpu.LITE.epochs
-    assert list(tmp_path.iterdir()) == []
-
-    table = bench_cpu.beside_training({name: [100.0, 300.0] for name in found})
-    shares = table[table.unit.str.startswith("%")].set_index("what")["median"].to_dict()
-    assert shares == pytest.approx(
-        {
-            "evaluation of a curve": 100 * 73 / 80,
-            "evaluation on all images": 100 * 7 / 80,
-            "ablation": 100 * 7 / 80,
-            "checkpoint": 100 * 0.2 / 30,
-        }
-    )
 
 
 def test_profile_gathers_what_the_loader_does():
@@ -136,7 +115,8 @@ def test_command_measures_in_processes_and_writes_whole_tables(tmp_path):
     assert (table.high > 0).all()
     assert set(table[table.unit == tables.RATE].part) == {row.part for row in bench_cpu.rows(1)}
     profile = pd.read_csv(tmp_path / "profile.csv")
-    assert set(profile.step) == {"DataLoader", "tensors", tables.OURS, tables.HALF}
+    steps = {"DataLoader", "tensors", tables.OURS, tables.HALF, *bench_cpu.CONVNETS}
+    assert set(profile.step) == steps
     machine = json.loads((tmp_path / "machine.json").read_text())["cpu"]
     assert machine["cores_used"] == 1 and not [v for v in machine.values() if "/" in str(v)]
     assert machine["busy_before"] >= 0 and machine["busy_after"] >= 0

@@ -12,12 +12,9 @@ from lib.bench.cpu import Row
 RATES = {
     Row("floor", "sgemm 256", 2, networks=2, batch=0): [100e9, 200e9, 160e9],
     Row("floor", "sgemm 512", 2, networks=2, batch=0): [90e9, 90e9, 300e9],
-    Row("floor", "sgemm 256", networks=1, batch=0): [100e9, 100e9, 100e9],
     Row("DataLoader", "DataLoader", 2, networks=2): [1000, 2000, 1000],
     Row("DataLoader", "DataLoader", threads=2): [3000, 500, 500],
     Row("ours", "ours, AL2", 2, networks=2): [5000, 10000, 6000],
-    Row("ours", "ours, AL2"): [4000, 4000, 4000],
-    Row("ours", "ours, AL2", 2, networks=2, batch=32): [4000, 8000, 4000],
     Row("stacked", "vmap", threads=2, networks=2): [2000, 3000, 2000],  # as a stored table has it
 }
 FLOP = 10e6  # of an image
@@ -26,29 +23,16 @@ FLOP = 10e6  # of an image
 def test_ratios_are_taken_within_a_round():
     table = tables.derive(RATES, FLOP).set_index(["what", "processes", "batch", "unit"])
 
-    def found(what, unit, processes=2, batch=64):
-        return tuple(table.loc[(what, processes, batch, unit), ["low", "median", "high"]])
+    def found(what, unit, batch=64):
+        return tuple(table.loc[(what, 2, batch, unit), ["low", "median", "high"]])
 
     # operations a second / 10 MFLOP an image
     assert found("sgemm 256", tables.RATE, batch=0) == (10000, 16000, 20000)
-    assert found("sgemm 256", "GFLOP/s", processes=1, batch=0) == (100, 100, 100)
+    assert found("sgemm 256", "GFLOP/s", batch=0) == (100, 160, 200)
     assert found("ours, AL2", tables.HOURLY) == (300, 360, 600)
     # against the loop of the largest median, round by round
     assert found("ours, AL2", tables.FACTOR) == (5, 5, 6)
     assert found("ours, AL2", tables.SHARE) == pytest.approx((37.5, 50, 50))
-    # of one core's product
-    assert found("ours, AL2", tables.SHARE, processes=1) == pytest.approx((40, 40, 40))
-    # on all cores and at the study's batch alone
-    for processes, batch in ((1, 64), (2, 32)):
-        assert ("ours, AL2", processes, batch, tables.FACTOR) not in table.index
-
-
-def test_networks_are_trained_in_whole_turns():
-    seconds = tables.turns(RATES, FLOP).set_index(["what", "networks"])["median"]
-    assert seconds["ours, AL2", 1] == 15  # alone on one core
-    assert seconds["ours, AL2", 4] == 2 * seconds["ours, AL2", 2] == 40
-    assert seconds["DataLoader", 1] == 120 and seconds["DataLoader", 2] == 120
-    assert seconds["floor", 2] == 120000 / 16000
 
 
 @pytest.mark.parametrize("stacked", [True, False])

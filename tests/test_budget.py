@@ -185,13 +185,43 @@ def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
 
 
 def test_the_list_gives_runs_and_epochs_for_each_entry(entries, monkeypatch, capsys):
+    remember(replace(CONV, seed=9), 3600.0)
+    asked = []
+
+    def measure(run, jobs):
+        asked.append((run, jobs))
+        return budget.SecondsPerEpoch(run, HERE, 20.0)
+
+    monkeypatch.setattr(budget, "measure", measure)
     call(monkeypatch, "--list")
-    assert capsys.readouterr().out.splitlines() == [
-        "schedules: 0 of 1 runs done, 3 epochs left",
-        "combined: 0 of 2 runs done, 6 epochs left",
-        "together: 0 of 2 runs done, 6 epochs left",
+    lines = [
+        "schedules: 0 of 1 runs done, 3 epochs left, 1 min",
+        "combined: 0 of 2 runs done, 6 epochs left, 3 h 1 min",
+        "together: 0 of 2 runs done, 6 epochs left, 3 h 1 min",
+        f"times: 1 at a time on {HERE}, by stored runs and a few steps",
+        "measured now: al2_cnn on digits, 20 s an epoch",
     ]
+    assert capsys.readouterr().out.splitlines() == lines and asked == [(AL2, 1)]
     assert not (paths.results_dir() / "quick").exists()
+    call(monkeypatch, "--list", "--jobs", "2")
+    assert "6 epochs left, 1 h 30 min" in capsys.readouterr().out
+
+
+def test_a_kind_whose_images_are_not_here_has_no_time(monkeypatch):
+    far = replace(AL2, dataset="mnist", image_size=None)
+    monkeypatch.setenv("DATA_DIR", str(paths.results_dir()))
+    remember(CONV, 90.0)
+    forecast = budget.Forecast([far, CONV], jobs=1)
+    assert forecast.said == ["no time for al2_cnn on mnist: data set not reachable"]
+    assert forecast.text({far: 3}) == "time unknown"
+    assert forecast.text({far: 3, CONV: 2, AL2: 0}) == "more than 3 min"
+
+
+@pytest.mark.parametrize("run", [AL2, replace(CONV, entropy=True, n_measure=10, optimizer="adam")])
+def test_a_few_steps_say_how_long_an_epoch_takes_and_leave_nothing(run, epochs_trained):
+    pace = budget.measure(run, jobs=4)
+    assert pace.seconds > 0 and (pace.run, pace.device) == (run, HERE) and epochs_trained == [1]
+    assert not paths.results_dir().exists()
 
 
 def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(

@@ -111,7 +111,7 @@ def test_a_precision_that_is_slow_here_fails(monkeypatch, quick, precision, stat
 
 
 WRONG = [("DEVICE", "gpu", "'gpu'.*allowed"), ("PRECISION", "half", "'half'.*allowed")]
-WRONG += [("DEVICE", "cuda", "PyTorch finds no GPU here")]
+WRONG += [("DEVICE", "cuda", "PyTorch finds no GPU here"), ("PRECISION", "tf32", "not have")]
 
 
 @pytest.mark.parametrize("variable, value, said", WRONG)

@@ -2,18 +2,21 @@
 processes of their own.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 from made import image_folder
 
-from lib import engine, losses, paths, run_dir, store
+from lib import engine, losses, paths, run_dir, store, trainer
 from lib.run import Run
 from lib.study import campaign
 
@@ -91,6 +94,75 @@ def test_a_worker_that_does_not_share_the_results_sends_them_back(monkeypatch, t
         store.ensure([teacher, student], executor=executor)
     assert store.find(student).is_relative_to(own) and metrics(student) == expected
     assert (tmp_path / "elsewhere" / "own" / "digits" / student.name / "metrics.csv").exists()
+
+
+# ---- GPUs
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A stand-in: what this process asks of two GPUs, of 80 and 24 GB. Its workers have the CPU."""
+    monkeypatch.setattr(trainer, "default_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    memory = [80 << 30, 24 << 30]
+    properties = lambda k: types.SimpleNamespace(total_memory=memory[k])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "names", "jobs"),
+    [
+        ("cuda", None, ["0", "1"], 6),
+        ("cuda", "5,7", ["5", "7"], 6),
+        ("cuda:0", "5,7", ["5"], 16),
+        ("cpu", None, [], None),
+    ],
+)
+def test_gpus_have_the_names_that_are_visible_and_jobs_by_the_smallest_one_s_memory(
+    device, visible, names, jobs, two_gpus, monkeypatch
+):
+    monkeypatch.setattr(trainer, "default_device", lambda: device)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert engine.gpus() == names
+    assert engine.default_jobs() == (jobs or len(os.sched_getaffinity(0)))
+
+
+def test_gpus_share_the_runs_evenly_and_each_has_at_most_jobs_at_a_time(two_gpus, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def processes(number, gpus):
+        asked.append((number, gpus))
+        yield None
+
+    monkeypatch.setattr(engine, "processes", processes)
+    monkeypatch.setattr(engine, "by", lambda _, groups, *__, **___: asked.append(groups))
+    five = [replace(SHORT, seed=seed) for seed in range(5)]
+    store.ensure(five, jobs=16)
+    store.ensure(five, jobs=2)
+    sizes = [[len(group) for group in groups] for groups in asked[1::2]]
+    assert sizes == [[3, 2], [2, 2, 1]] and asked[::2] == [(2, ["0", "1"])] * 2
+
+
+def seen_by_a_worker(folder):
+    """The GPUs that a worker sees, once two of them are at work."""
+    (folder / str(os.getpid())).touch()
+    until(lambda: len(list(folder.iterdir())) == 2)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.slow
+def test_a_process_each_sees_one_gpu_and_trains_its_runs(two_gpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    (tmp_path / "workers").mkdir()
+    with engine.processes(2, engine.gpus()) as pool:
+        seen = pool.map(seen_by_a_worker, [tmp_path / "workers"] * 2, timeout=DEADLINE)
+        assert sorted(seen) == ["5", "7"]
+    three = [replace(SHORT, seed=seed) for seed in range(3)]
+    store.ensure(three, jobs=16)
+    assert store.available(three) == three
 
 
 # ---- Dask

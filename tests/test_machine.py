@@ -1,6 +1,7 @@
 """What a run's record says of its machine and code; what makes a step faster changes no result."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -113,6 +114,27 @@ def test_a_device_that_is_not_there_is_refused_by_name(device, monkeypatch):
     monkeypatch.setenv("DEVICE", device)
     with pytest.raises(ValueError, match=said):
         trainer.default_device()
+
+
+@pytest.mark.parametrize(("asked", "number"), [(None, "32"), ("4", "4")])
+def test_a_gpu_gets_a_queue_for_each_stream_unless_the_user_says_otherwise(asked, number):
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {name: asked} if asked else {}
+    command = [sys.executable, "-c", f"import os, lib.machine; print(os.environ['{name}'])"]
+    said = subprocess.check_output(command, cwd=paths.ROOT, env=environment, text=True)
+    assert said.strip() == number
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "has"),
+    [((8, 0), "13.0", True), ((7, 5), "13.0", False), ((9, 4), None, False)],
+)
+def test_tf32_is_of_nvidia_s_gpus_since_ampere(monkeypatch, capability, cuda, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert machine.has_tf32(torch.device("cuda")) is has
+    assert not machine.has_tf32(torch.device("cpu"))
 
 
 def test_keep_memory_can_be_called_anywhere(monkeypatch):

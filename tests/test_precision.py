@@ -43,7 +43,9 @@ def test_bfloat16_stays_closer_to_float32_than_another_seed_does():
 def test_the_penalties_train_in_bfloat16_too():
     layers = dict(sparsity=("conv3", "fc1"), sparsity_weight=0.01, decorrelation=("conv1",))
     run = replace(SHORT, network="convnet_s", image_size=8, al2=True, **layers)
-    one, other = (trainer.fit([run], precision=precision) for precision in trainer.PRECISIONS)
+    one, other = (
+        trainer.fit([run], precision=precision) for precision in bench_precision.PRECISIONS
+    )
     for name in ("sparsity_penalty", "decorrelation_penalty", "activation_l2"):
         assert (one[name] != other[name]).any()
         pd.testing.assert_series_equal(one[name], other[name], rtol=0.05)
@@ -94,9 +96,37 @@ def test_a_checkpoint_that_does_not_say_is_of_float32(monkeypatch):
 @pytest.mark.parametrize("how", ["argument", "variable"])
 def test_an_unknown_precision_is_refused_before_anything_is_written(how, monkeypatch):
     monkeypatch.setenv("PRECISION", "half" if how == "variable" else "")
-    with pytest.raises(ValueError, match="precision is 'half'; allowed: float32, bfloat16"):
+    with pytest.raises(ValueError, match="precision is 'half'; allowed: float32, bfloat16, tf32"):
         trainer.fit([SHORT], [folder_of(SHORT)], precision="half" if how == "argument" else None)
     assert not folder_of(SHORT).exists()
+
+
+def test_tf32_is_refused_where_the_device_has_none():
+    with pytest.raises(ValueError, match=r"^precision is 'tf32', which .* does not have.*Ampere"):
+        trainer.fit([SHORT], [folder_of(SHORT)], precision="tf32")
+    assert not folder_of(SHORT).exists()
+    with pytest.raises(trainer.OutOfTime):
+        trainer.fit([SHORT], [folder_of(SHORT)], deadline=0.0)
+    state = run_dir.load_checkpoint(folder_of(SHORT), SHORT)
+    run_dir.save_checkpoint(folder_of(SHORT), state | {"precision": "tf32"})
+    with pytest.raises(ValueError, match=f"^the checkpoint of {SHORT.name}: precision is 'tf32'"):
+        trainer.fit([SHORT], [folder_of(SHORT)])
+
+
+@pytest.mark.parametrize(
+    ("precision", "products"),
+    [("float32", ("highest", False)), ("bfloat16", ("highest", True)), ("tf32", ("high", True))],
+)
+def test_each_training_s_steps_have_their_own_products_on_a_gpu(precision, products):
+    def now():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = now()
+    with trainer.products(torch.device("cuda"), precision):
+        assert now() == products
+    with trainer.products(torch.device("cpu"), precision):
+        assert now() == before
+    assert now() == before
 
 
 def test_dropout_draws_the_same_coins_in_every_precision():
@@ -131,7 +161,7 @@ def made(differ, seeds=(0.0, 4.0)):
     rows = [
         ("bare", seed, precision, epoch, 10.0 * epoch + offset + (precision == "bfloat16") * apart)
         for seed, (offset, apart) in enumerate(zip(seeds, differ, strict=True))
-        for precision in trainer.PRECISIONS
+        for precision in bench_precision.PRECISIONS
         for epoch in (1, 2)
     ]
     return pd.DataFrame(rows, columns=["network", "seed", "precision", "epoch", "test_accuracy"])
@@ -170,5 +200,5 @@ def test_the_command_writes_every_curve(tmp_path, monkeypatch, capsys):
     bench_precision.main(["--out", str(tmp_path), "--jobs", "1"])
     table = pd.read_csv(tmp_path / "precision.csv")
     assert len(table) == len(bench_precision.SEEDS) * 2 * SHORT.epochs
-    assert set(table.precision) == set(trainer.PRECISIONS)
+    assert set(table.precision) == set(bench_precision.PRECISIONS)
     assert "bare" in capsys.readouterr().out

@@ -2,10 +2,13 @@
 where it was.
 """
 
+import copy
+import gc
 import hashlib
 import json
 import math
 import random
+import re
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -862,6 +865,41 @@ def test_a_recorded_step_takes_each_whole_batch_after_the_first_steps_and_no_sho
     )
     assert_same(trainer.fit([run]), expected)
     assert replayed == [32] * (6 * 3 - trainer.WARM_UP)
+
+
+@pytest.mark.parametrize("name", ["everything", "al2"])
+@pytest.mark.parametrize("collects", [True, False], ids=["collecting", "not collecting"])
+def test_a_step_that_cannot_be_recorded_is_made_as_it_is_written(name, collects, monkeypatch):
+    """The recording fails after its forward pass, with coins drawn and passes unread."""
+    run = NETWORKS[name]
+    expected = trainer.fit([run])
+    seen = []
+
+    def record_step(self):
+        seen.append(gc.isenabled())
+        before = copy.deepcopy(self.model.state_dict())
+        self.model(self.data.train.images[:32])
+        self.model.load_state_dict(before)  # nothing is computed in a recording
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(trainer.TrainStep, "_record", record_step)
+    init = trainer.TrainStep.__init__
+    recorded = {"use_cuda_graph": True}
+    monkeypatch.setattr(
+        trainer.TrainStep, "__init__", lambda self, *args: init(self, *args, **recorded)
+    )
+    monkeypatch.setattr(trainer, "_FAILED_GRAPHS", [])
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.warns(
+            RuntimeWarning, match=rf"^{re.escape(run.name)}: .*not permitted"
+        ) as warned:
+            found = trainer.fit([run])
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    assert_same(found, expected)
+    assert seen == [False] and len(warned) == 1
 
 
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():

@@ -50,12 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
         gpu.measure(device, seconds, options.out / "cuda.csv", options.tiny)
         return
     described |= {"cores_used": options.cores, "busy_before": busy_cores()}
-    table, profiles = cpu.measure(options.cores, seconds, options.rounds, options.out, options.tiny)
+    table, profiles = cpu.measure(options.cores, seconds, options.rounds, options.tiny)
     record.write(table, options.out / "cpu.csv")
     record.write(profiles, options.out / "profile.csv")
     record.describe(options.out, "cpu", described | {"busy_after": busy_cores()})
     units = [tables.HOURLY, tables.FACTOR, tables.SHARE]
-    shown = table[table.unit.isin(units) & (table.part != "networks")]
+    shown = table[table.unit.isin(units)]
     wide = shown.pivot_table(index=tables.KEY, columns="unit", values="median", sort=False)
     print(wide.to_string(float_format="%.3g", na_rep=""))
 

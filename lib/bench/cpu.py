@@ -5,50 +5,39 @@ each in processes of its own, so that a machine that drifts hits all rows alike.
 within a round.
 """
 
-import json
 import multiprocessing
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib import machine, run_dir, trainer
+from lib import machine, trainer
 from lib.bench import tables, ways
 from lib.bench.tables import HALF, LOADING, OURS
 from lib.bench.ways import RUN
-from lib.bundle import Bundle
-from lib.data import Split
-from lib.run import Run, generator
-from lib.trainer import TrainStep, make_optimizer, train_epoch
+from lib.run import SPARSITY_NETWORKS, Run, generator
+from lib.trainer import train_epoch
 
 BATCH = RUN.batch_size
 IMAGES = 12800  # as many as a slice may want
 CALL = 640  # images in one of the trainer's epochs here, so that a slice holds several
 PRODUCTS = (256, 512, 1024)  # sides of the matrices that are multiplied; the fastest is the floor
-# lite's settings of the AL2 study (notebooks/params/lite.yaml), for what is measured beside the
-# training
-LITE = Run(
-    "mnist",
-    n_train=2000,
-    n_validation=200,
-    epochs=80,
-    learning_rate=0.005,
-    momentum=0.9,
-    al2=True,
-    speed=6.15,
-    test_images=2000,
-    ablations=("element/train-true", "shared/train-true", "channel/train-true", "element/test"),
-)
-TEST_IMAGES = 10000
-EVAL_BATCHES = (100, 500, 2000, 10000)
+PROFILED = 30  # steps
+BETWEEN = "between operators"
+CONVNET = Run("cifar10", network="convnet_s", learning_rate=1e-6)  # random images teach nothing
+# what our rows train
+OURS_RUNS = {"ours, bare": RUN, OURS: replace(RUN, al2=True), HALF: replace(RUN, al2=True)}
+CONVNETS = {
+    f"ours, ConvNet-s {name}": replace(CONVNET, sparsity=sparse, decorrelation=decorrelated)
+    for name, (sparse, decorrelated) in SPARSITY_NETWORKS.items()
+    if name in ("vanillaNet", "sr3Net")
+}
 LADDER = (
     "tensors, channels_last",
     "tensors, channels_last, pool first",
@@ -89,19 +78,13 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
     together = {"threads": cores}
     table = []
     for n in PRODUCTS:
-        for p in (cores, 1):
-            table.append(Row("floor", f"sgemm {n}", p, networks=p, batch=0, kept=True))
+        table.append(Row("floor", f"sgemm {n}", **apart, batch=0, kept=True))
     for workers in range(3):
         for how in (together, apart):
             table.append(Row("DataLoader", "DataLoader", workers=workers, **how))
-    table += [Row("DataLoader", "DataLoader")]
-    table += [Row("tensors", "tensors", **how) for how in (together, apart, {})]
+    table += [Row("tensors", "tensors", **how) for how in (together, apart)]
     table += [Row("tensors", name, **apart, kept="memory kept" in name) for name in LADDER]
     table += [Row("ours", name, **apart, kept=True) for name in ("ours, bare", OURS, HALF)]
-    table += [Row("ours", OURS, kept=True)]
-    for batch in (32, 128, 256):
-        table.append(Row("ours", OURS, **apart, batch=batch, kept=True))
-        table.append(Row("DataLoader", "DataLoader", **apart, batch=batch))
     if tiny:
         small = [replace(row, size="tiny", batch=min(row.batch, 8)) for row in table]
         kinds = {(row.part, row.kept, row.processes): row for row in reversed(small)}
@@ -110,32 +93,22 @@ def rows(cores: int, tiny: bool = False) -> list[Row]:
 
 
 def measure(
-    cores: int, seconds: float, rounds: int, folder: Path, tiny: bool
+    cores: int, seconds: float, rounds: int, tiny: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table and the profiles: every row in every round, and what is done beside the training.
-
-    Args:
-        seconds: of a row, over all rounds.
-        folder: where a checkpoint can be written, to time it.
-    """
+    """The table, every row in every round, of so many seconds over all rounds, and the profiles."""
     todo = rows(cores, tiny)
     rates: dict[Row, list[float]] = {row: [] for row in todo}
-    beside: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         begun = time.monotonic()
         for row in todo:
             rates[row].append(sum(call(row.kept, row.processes, rate, row, seconds / rounds)))
-        # in every other round alone: they take long
-        found = call(True, cores, costs, folder, tiny) if number % 2 == 0 else [{}]
-        for name in found[0]:
-            beside[name].append(sum(one[name] for one in found) / cores)
         passed = time.monotonic() - begun
         print(f"round {number + 1} of {rounds}: {len(todo)} rows, {passed:.0f} s", flush=True)
     side = ways.SIDES[todo[0].size]
     model = trainer.build_network(RUN, 1, side, ways.CLASSES)
     layers = ways.arithmetic(model, (1, side, side))
     flop = sum(map(sum, layers.values()))
-    parts = [tables.derive(rates, flop), tables.turns(rates, flop), beside_training(beside)]
+    parts = [tables.derive(rates, flop)]
     for name, counts in layers.items():
         for way, count in zip(("forward", "backward"), counts, strict=True):
             about = {"part": "arithmetic", "what": f"{name}, {way}"}
@@ -146,38 +119,13 @@ def measure(
 def profiles(size: str) -> pd.DataFrame:
     """The operators of a step before and after, on one thread."""
     table = []
-    for what in ("DataLoader", "tensors", OURS, HALF):
+    for what in ("DataLoader", "tensors", OURS, HALF, *CONVNETS):
         part = what if what in tables.PARTS else "ours"
         batch = BATCH if size == "mnist" else 8
         row = Row(part, what, batch=batch, kept=part == "ours", size=size)
-        (found,) = call(row.kept, 1, profiled, row, 2 if part == "ours" else 20)
+        (found,) = call(row.kept, 1, profiled, row, PROFILED if size == "mnist" else 2)
         table += [{"step": what, "operator": name, "ms": ms} for name, ms in found.items()]
     return pd.DataFrame(table)
-
-
-def beside_training(beside: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """What is done beside the training: milliseconds, and a share of a mean epoch of `LITE`.
-
-    A checkpoint is set against the time between two of them. Evaluation in batches of a size is one
-    pass over the test set.
-    """
-    points = len(LITE.table_epochs()) / LITE.epochs
-    often = {"evaluation of a curve": 1 - points, "evaluation on all images": points}
-    often |= {"ablation": points}
-    parts = []
-    for name, found in beside.items():
-        about = {"part": "beside", "what": name}
-        if name.startswith("batches of "):
-            about = {"part": "evaluation", "what": "all test images"}
-            about |= {"batch": int(name.removeprefix("batches of "))}
-        parts.append(tables.tidy(about, found, "ms"))
-        if name in often:
-            share = tables.ratios(found, beside["training"], 100 * often[name])
-            parts.append(tables.tidy(about, share, "% of training"))
-        elif name == "checkpoint":
-            share = [100 * ms / 1000 / trainer.CHECKPOINT_SECONDS for ms in found]
-            parts.append(tables.tidy(about, share, "% of the time between two"))
-    return pd.concat(parts, ignore_index=True)
 
 
 # ---- in a process of its own
@@ -247,8 +195,12 @@ def data(size: str) -> tuple[Tensor, Tensor]:
     return ways.pixels(ways.SIDES[size], IMAGES if size == "mnist" else 96)
 
 
-def workload(row: Row) -> Iterator[float]:
-    """Train in a row's way.
+def workload(
+    row: Row, images_a_call: int = CALL, loaded: Callable[[Iterable], Iterable] = iter
+) -> Iterator[float]:
+    """Train in a row's way, on so many images a call where it is the trainer's.
+
+    `loaded` may watch what a DataLoader gives.
 
     After each call of `next` what it has done: images × networks, or operations of sgemm.
     """
@@ -260,10 +212,13 @@ def workload(row: Row) -> Iterator[float]:
             torch.mm(a, b, out=product)
             yield 2.0 * n**3
     elif row.part == "ours":
-        count = min(CALL, len(labels)) // row.batch * row.batch
-        run = replace(RUN, al2=row.what != "ours, bare", batch_size=row.batch)
+        count = min(images_a_call, len(labels)) // row.batch * row.batch
+        run = replace((OURS_RUNS | CONVNETS)[row.what], batch_size=row.batch)
         precision = "bfloat16" if row.what == HALF else "float32"
-        steps = ways.ours(run, ways.as_tensor(drawn[:count]), labels[:count], precision)
+        images = ways.as_tensor(drawn[:count])
+        if row.what in CONVNETS:
+            images = torch.rand(count, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        steps = ways.ours(run, images, labels[:count], precision)
         while True:
             train_epoch(steps, 1, ways.LAMBDA * run.al2)
             yield count
@@ -273,7 +228,9 @@ def workload(row: Row) -> Iterator[float]:
             model = model.to(memory_format=torch.channels_last)
         images = drawn if row.part == "DataLoader" else ways.as_tensor(drawn)
         while True:
-            for _ in ways.train(model, RUN, batches(row, images, labels)):
+            found = batches(row, images, labels)
+            found = loaded(found) if row.part == "DataLoader" else found
+            for _ in ways.train(model, RUN, found):
                 yield row.batch
 
 
@@ -304,82 +261,56 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
         return done / passed
 
 
-def costs(start: Callable[[], object], folder: Path, tiny: bool) -> dict[str, float]:
-    """Milliseconds of an epoch at lite's settings, and of what is done beside the training.
+class Operators(TorchDispatchMode):
+    """The processor's milliseconds by operator, of this thread, while it is entered.
 
-    Evaluation by batch size. Each once; the folder is where a checkpoint is written to (and
-    deleted).
+    Other programs do not count, nor does what an operator calls itself apart from it. What happens
+    inside the DataLoader is one entry.
     """
-    torch.set_num_threads(1)
-    counts = (40, 8, 48) if tiny else (LITE.n_train, LITE.n_validation, TEST_IMAGES)
-    drawn, labels = data("tiny" if tiny else "mnist")
-    images = ways.as_tensor(drawn).contiguous(memory_format=torch.channels_last)
-    run = replace(LITE, n_train=counts[0], test_images=counts[0])
-    train, validation, test = (Split(images[:n], labels[:n]) for n in counts)
-    empty = Split(images[:0], labels[:0])
-    task = Bundle(train, train.labels, validation, empty, test, ways.CLASSES, {})
-    model = trainer.build_network(run, *task.shape).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(run, model)
-    steps = TrainStep(model, optimizer, task, run)
-    arrays: dict[str, list[Tensor]] = {}
-    point = run.table_epochs()[0]
-    found = {}
 
-    def timed(name: str, work: Callable):
-        begin = time.perf_counter()
-        value = work()
-        found[name] = 1000 * (time.perf_counter() - begin)
-        return value
+    def __init__(self) -> None:
+        super().__init__()
+        self.ms: Counter[str] = Counter()
+        self.loading = False
 
-    start()
-    train_epoch(steps, 1, ways.LAMBDA)
-    row = {"epoch": 1} | timed("training", lambda: train_epoch(steps, 2, ways.LAMBDA))
-    row |= timed("evaluation of a curve", lambda: trainer.evaluate(model, task, run, full=False))
-    timed("evaluation on all images", lambda: trainer.evaluate(model, task, run, full=True))
-    row |= timed("ablation", lambda: trainer.measure(model, task, run, point, arrays, {}))
-    state = {"id": run.id, "measured": json.dumps(run.measured()), "starts": {}, "seconds": 0.0}
-    state |= {"device": "cpu", "rows": [row] * run.epochs}
-    state |= {"arrays": {name: values * 7 for name, values in arrays.items()}}
-    with tempfile.TemporaryDirectory(dir=folder) as inside:
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if self.loading:
+            return operator(*args, **(kwargs or {}))
+        begin = time.thread_time()
+        result = operator(*args, **(kwargs or {}))
+        self.ms[operator._schema.name] += 1000 * (time.thread_time() - begin)
+        return result
 
-        def save() -> None:
-            state["model"] = model.state_dict()
-            state["optimizer"] = optimizer.state_dict()
-            run_dir.save_checkpoint(Path(inside), state)
-
-        timed("checkpoint", save)
-    model.eval()
-    with torch.no_grad():
-        for size in (16, 48) if tiny else EVAL_BATCHES:
-            parts = test.images.split(size)
-            timed(f"batches of {size}", lambda parts=parts: [model(x) for x in parts])
-    return found
+    def loaded(self, loader: Iterable) -> Iterator:
+        """What a loader gives."""
+        batches = iter(loader)
+        while True:
+            begin = time.thread_time()
+            self.loading = True
+            batch = next(batches, None)
+            self.loading = False
+            self.ms[LOADING] += 1000 * (time.thread_time() - begin)
+            if batch is None:
+                return
+            yield batch
 
 
-def profiled(start: Callable[[], object], row: Row, calls: int) -> dict[str, float]:
-    """Milliseconds of the processor that each operator takes in a step of a row.
+def profiled(start: Callable[[], object], row: Row, steps: int) -> dict[str, float]:
+    """Milliseconds of the processor by operator in a step of a row, on one thread: the medians.
 
-    Its callees are apart, on one thread. What happens inside the DataLoader is one entry, and so is
-    the time between operators: Python's, and the profiler's own.
+    The time between operators is one entry: Python's, and that of measuring.
     """
     torch.set_num_threads(row.threads)
-    with closing(workload(row)) as work:
+    operators = Operators()
+    seen = []
+    with closing(workload(row, row.batch, operators.loaded)) as work, operators:
         for _ in range(3):
             next(work)
         start()
-        begin = time.perf_counter()
-        with profile(activities=[ProfilerActivity.CPU]) as kept:
-            done = sum(next(work) for _ in range(calls))
-            wall = 1000 * (time.perf_counter() - begin)
-    steps = done / row.batch
-    found = defaultdict(float)
-    for event in kept.events():
-        names = [event.name]
-        parent = event.cpu_parent
-        while parent is not None:
-            names.append(parent.name)
-            parent = parent.cpu_parent
-        loading = any(name.startswith("enumerate(DataLoader)") for name in names)
-        found[LOADING if loading else event.name] += event.self_cpu_time_total / 1000 / steps
-    found["between operators"] = wall / steps - sum(found.values())
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        for _ in range(steps):
+            operators.ms.clear()
+            begin = time.thread_time()
+            next(work)
+            whole = 1000 * (time.thread_time() - begin)
+            seen.append(operators.ms | {BETWEEN: whole - operators.ms.total()})
+    return pd.DataFrame(seen).fillna(0.0).median().sort_values(ascending=False).to_dict()

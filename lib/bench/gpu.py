@@ -1,39 +1,38 @@
-"""How fast the trainer is on a GPU, and what it could gain there.
+"""How fast the trainer is on a GPU: beside plain loops, and beside the GPU's own matrix product.
 
-Called by `python -m lib.bench --device cuda`, or `python -m lib.bench.gpu`. Measures, on random
-data of the sets' shapes, the AL2 study's networks (part `al2`: one after another without CUDA
-graphs, and side by side as the trainer takes them) and the ConvNet-xxl of the targeted-sparsity
-study without and with its penalties (part `sparsity`), after the device's own peak of matrix
-products. `study_minutes` takes all 96 networks at the row's rate, 938 steps an epoch. A row is
-written as soon as it is measured. What fails (memory, an operation that is missing, time) is a row
-that says why.
+Called by `python -m lib.bench --device cuda`. Images are random, of the sets' shapes. Part `floor`
+is a large matrix product in each precision. Part `al2` is networks of the AL2 study: one by a plain
+loop with PyTorch's own settings (a DataLoader with several numbers of workers, of which the best
+counts, and tensors that lie on the GPU), then ours side by side. Part `sparsity` is ours of size
+xxl, without and with the penalties of sr3Net. `study_minutes` takes all 96 AL2 networks at the
+row's rate, 938 steps an epoch. A row is written as soon as it is measured. What fails (memory,
+time) is a row that says why.
 """
 
+import itertools
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lib import losses, models, trainer
+from lib import trainer
 from lib.bench import record, ways
-from lib.run import Run
-from lib.trainer import train_epoch
+from lib.run import SPARSITY_NETWORKS, Run
 
-PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 STUDY_STEPS = 96 * 700 * 938  # networks × epochs × steps of 60,000 images
 SLICES = 7
 LIMIT = 540.0  # seconds for everything; rows that come later are not run
+TOGETHER = (1, 8, 16, 32)
+WORKERS = (0, 4, 8)
 COLUMNS = (
-    "part name k precision compiled ms_per_step spread_% network_steps_per_s study_minutes "
-    "share_of_peak_% share_of_bf16_peak_% penalty_overhead_% tflops peak_memory_gb setup_s problem"
+    "part name k precision ms_per_step spread_% network_steps_per_s study_minutes "
+    "×_best_DataLoader share_of_floor_% penalty_overhead_% tflops peak_memory_gb problem"
 ).split()
 VARIANTS = [
     kind | {"al2": al2}
@@ -49,29 +48,27 @@ class Row:
     part: str
     name: str
     k: int = 1
-    precision: str = "fp32"
-    compiled: bool = False
+    precision: str = "float32"
 
 
 @dataclass
 class Workload:
-    """A function, how many steps of all k networks a call of it takes, and a step's operations."""
+    """A function, and of how many operations a call of it is, a step of each network."""
 
     advance: Callable[[], object]
-    steps: int = 1
-    flop: float = 0.0
+    flop: float
 
 
 def rows(tiny: bool = False) -> list[Row]:
-    """What is measured, in this order: what may fail or take long (compiling) last."""
-    table = [Row("peak", "peak", precision=precision) for precision in PRECISIONS]
-    table += [Row("al2", "plain", precision=precision) for precision in ("fp32", "tf32")]
-    for k in (2,) if tiny else (1, 4, 8, 16, 32):
-        table += [Row("al2", "ours side by side", k, name) for name in ("fp32", "bf16")]
-    names = ("vanilla", "sr3", "vanilla channels_last", "sr3 channels_last")
-    table += [Row("sparsity", name, precision=p) for p in PRECISIONS for name in names]
-    if not tiny:
-        table += [Row("sparsity", name, 1, p, True) for p in PRECISIONS for name in names[2:]]
+    """What is measured, in this order."""
+    table = [Row("floor", "matrix product", precision=name) for name in trainer.PRECISIONS]
+    for workers in (0,) if tiny else WORKERS:
+        table.append(Row("al2", f"DataLoader, {workers} workers"))
+    table.append(Row("al2", "tensors"))
+    for k in (2,) if tiny else TOGETHER:
+        table += [Row("al2", "ours", k, name) for name in trainer.PRECISIONS]
+    for network in ("vanillaNet", "sr3Net"):
+        table += [Row("sparsity", network, 1, name) for name in trainer.PRECISIONS]
     return table
 
 
@@ -88,7 +85,7 @@ def measure(
         try:
             if left < 3:
                 raise TimeoutError(f"not run: the time limit of {limit:.0f} s was reached")
-            with products(row.precision):
+            with trainer.reproducible(device, row.precision):
                 found = timed(row, device, share, tiny)
         except Exception as problem:  # whatever it is, it is this row's result
             found = {"problem": " ".join(f"{type(problem).__name__}: {problem}".split())[:300]}
@@ -102,18 +99,14 @@ def timed(row: Row, device: torch.device, seconds: float, tiny: bool) -> dict[st
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    if row.compiled:
-        torch._dynamo.reset()
-    started = time.monotonic()
     work = WORKLOADS[row.part](row, device, tiny)
-    took(work, 5, device)  # a recorded step is among them
-    found = {"setup_s": round(time.monotonic() - started, 1)}
+    took(work, trainer.WARM_UP + 2, device)  # a recorded step is among them
     calls = 1
     for _ in range(3):  # each says better how many calls fill a slice
         calls = max(1, int(calls * seconds / SLICES / took(work, calls, device)))
-    times = [1000 * took(work, calls, device) / calls / work.steps for _ in range(SLICES)]
+    times = [1000 * took(work, calls, device) / calls for _ in range(SLICES)]
     ms = statistics.median(times)
-    found |= {"ms_per_step": ms, "spread_%": 100 * (max(times) - min(times)) / ms}
+    found = {"ms_per_step": ms, "spread_%": 100 * (max(times) - min(times)) / ms}
     found |= {"tflops": work.flop / ms / 1e9}
     if row.part == "al2":
         found["network_steps_per_s"] = row.k / ms * 1000
@@ -135,118 +128,111 @@ def took(work: Workload, calls: int, device: torch.device) -> float:
 def derived(table: pd.DataFrame) -> pd.DataFrame:
     """With what follows from the rates.
 
-    Shares are of the measured peaks; the overhead of the penalties is against the same network
-    without them.
+    The floor is that of the row's precision; the overhead of the penalties is against the same
+    network without them.
     """
-    peaks = table[table.part == "peak"].set_index("precision").tflops.to_dict()
+    floors = table[table.part == "floor"].set_index("precision").tflops.to_dict()
+    loops = table[table.name.str.startswith("DataLoader")].network_steps_per_s
     table["study_minutes"] = STUDY_STEPS / table.network_steps_per_s / 60
-    table["share_of_peak_%"] = 100 * table.tflops / table.precision.map(peaks)
-    table["share_of_bf16_peak_%"] = 100 * table.tflops / peaks.get("bf16", float("nan"))
-    same = [table.part, table.name.str.replace("sr3", "vanilla"), table.precision, table.compiled]
-    vanilla = table.ms_per_step.where(table.name.str.startswith("vanilla"))
-    base = vanilla.groupby(same).transform("first")
-    penalised = table.name.str.startswith("sr3")
-    table["penalty_overhead_%"] = (100 * (table.ms_per_step / base - 1)).where(penalised)
+    table["×_best_DataLoader"] = table.network_steps_per_s / loops.max()
+    table["share_of_floor_%"] = 100 * table.tflops / table.precision.map(floors)
+    bare = table[table.name == "vanillaNet"].set_index("precision").ms_per_step
+    overhead = 100 * (table.ms_per_step / table.precision.map(bare.to_dict()) - 1)
+    table["penalty_overhead_%"] = overhead.where(table.name == "sr3Net")
     return table
 
 
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    """Float32 products as such, or in TF32 where asked; cuDNN chooses its algorithms by trying."""
-    tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    chosen = {"enabled": True, "benchmark": True, "deterministic": False, "allow_tf32": tf32}
-    try:
-        with torch.backends.cudnn.flags(**chosen):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's own default
-
-
-def peak(row: Row, device: torch.device, tiny: bool) -> Workload:
+def product(row: Row, device: torch.device, tiny: bool) -> Workload:
     """A large matrix product of random numbers."""
     n = 128 if tiny else 8192
-    a, b = (torch.randn(n, n, device=device).to(PRECISIONS[row.precision]) for _ in range(2))
-    return Workload(lambda: a @ b, flop=2 * n**3)
+    kind = torch.bfloat16 if row.precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
+
+    def advance() -> Tensor:
+        with trainer.products(device, row.precision):
+            return a @ b
+
+    return Workload(advance, 2 * n**3)
 
 
 def al2(row: Row, device: torch.device, tiny: bool) -> Workload:
-    """The trainer's own steps.
-
-    Plain is one network and no CUDA graph, an epoch of 100 steps a call. Side by side, k networks
-    take a step each a call, in turns as `lib.trainer` lets them: recorded in CUDA graphs, each on a
-    stream of its own.
-    """
+    """A step of k networks: by a plain loop, or by the trainer, whose networks take turns."""
     side = ways.SIDES["tiny" if tiny else "mnist"]
-    drawn, labels = (values.to(device) for values in ways.pixels(side, 128 if tiny else 6400))
-    images = ways.as_tensor(drawn)
+    drawn, labels = ways.pixels(side, 128 if tiny else 12800)
+    flop = ways.flops(trainer.build_network(ways.RUN, 1, side, ways.CLASSES), (1, side, side))
+    flop *= ways.RUN.batch_size * row.k
+    if row.name == "ours":
+        runs = [Run("mnist", **VARIANTS[i * len(VARIANTS) // row.k]) for i in range(row.k)]
+        return Workload(turns(runs, ways.as_tensor(drawn).to(device), labels, row.precision), flop)
+    order = torch.randperm(len(labels))
     batch = ways.RUN.batch_size
-    shape = (1, side, side)
-    flop = ways.flops(trainer.build_network(ways.RUN, 1, side, ways.CLASSES), shape) * batch
-    if row.name == "plain":
-        steps = ways.ours(Run("mnist", al2=True), images, labels, use_cuda_graph=False)
-        count = len(labels) // batch
-        return Workload(lambda: train_epoch(steps, 1, ways.LAMBDA), count, flop)
-    precision = "bfloat16" if row.precision == "bf16" else "float32"
-    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(row.k)]
+    if row.name == "tensors":
+        there = ways.as_tensor(drawn).to(device), labels.to(device), order.to(device)
+        epochs = (ways.indexed(*there, batch) for _ in itertools.count())
+    else:
+        workers = int(row.name.split()[1])
+        loader = ways.loaded(ways.Images(drawn, labels), order.tolist(), batch, workers)
+        epochs = itertools.repeat(loader)
+    model = ways.plain_network(ways.RUN, side).to(device, memory_format=torch.channels_last)
+    steps = plain(model, itertools.chain.from_iterable(epochs))
+    return Workload(lambda: next(steps), flop)
+
+
+def plain(model: torch.nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """A plain loop over batches of the host, whose copies need not be waited for, or of the GPU.
+
+    With PyTorch's own settings, and cuDNN's choice of its fastest method.
+    """
+    device = next(model.parameters()).device
+    moved = (tuple(part.to(device, non_blocking=True) for part in batch) for batch in batches)
+    steps = ways.train(model, ways.RUN, moved)
+    while True:
+        chosen = {"enabled": True, "benchmark": True, "deterministic": False, "allow_tf32": True}
+        with torch.backends.cudnn.flags(**chosen):
+            lost = next(steps)
+        yield lost
+
+
+def turns(runs: list[Run], images: Tensor, labels: Tensor, precision: str) -> Callable[[], object]:
+    """A step of each of these networks, each on a stream of its own, as the trainer makes them."""
+    device = images.device
 
     def training(run: Run) -> Iterator[None]:
-        steps = ways.ours(run, images, labels, precision)
+        steps = ways.ours(run, images, labels.to(device), precision)
         while True:
             yield from steps.epoch(1, ways.LAMBDA * run.al2)
 
-    runs = [Run("mnist", **VARIANTS[i * len(VARIANTS) // row.k]) for i in range(row.k)]
-    turns = [training(run) for run in runs]
+    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in runs]
+    going = [training(run) for run in runs]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the images are there before other streams read them
 
     def advance() -> None:
-        for turn, stream in zip(turns, streams, strict=True):
+        for turn, stream in zip(going, streams, strict=True):
             with torch.cuda.stream(stream) if stream else nullcontext():
                 next(turn)
 
-    return Workload(advance, 1, flop * row.k)
+    return advance
 
 
 def sparsity(row: Row, device: torch.device, tiny: bool) -> Workload:
-    """ConvNet-xxl on 32×32 images, batch 64: vanilla, or with sr3's penalties.
-
-    bf16 is by autocast, with the penalties in float32.
-    """
-    penalised = row.name.startswith("sr3")
-    layout = torch.channels_last if "channels_last" in row.name else torch.contiguous_format
-    size, batch = (8, 4) if tiny else (32, 64)
-    torch.manual_seed(0)
-    widths = (4, 4, 8, 8, 16) if tiny else models.CONVNET_WIDTHS["xxl"]
-    model = models.ConvNet(widths, image_size=size).to(device, memory_format=layout)
-    flop = ways.flops(model, (3, size, size)) * batch
-    layers = dict.fromkeys(("conv3", "conv4", "fc1"), 0.001) if penalised else {}
-    entropy = losses.SparsityReg(model, layers)
-    # a mean of the pairs takes the time of the sum, and the training does not break at random
-    # images
-    pairs = {"pairs": "square", "reduce": "mean"}
-    filters = losses.DecorrReg(model, {"conv1": 1.0} if penalised else {}, **pairs)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=layout)
-    y = torch.randint(10, (batch,), device=device)
-
-    def loss() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=row.precision == "bf16"):
-            logits = model(x)
-        total = F.cross_entropy(logits.float(), y)
-        return total + entropy.penalty() + filters.penalty() if penalised else total
-
-    loss = torch.compile(loss) if row.compiled else loss
-
-    def advance() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss().backward()
-        optimizer.step()
-
-    return Workload(advance, 1, flop)
+    """A step of ConvNet-xxl on 32×32 images, with the penalties of the network of that name."""
+    layers = dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS[row.name], strict=True))
+    run = Run(
+        "cifar10",
+        network="convnet_s" if tiny else "convnet_xxl",
+        batch_size=4 if tiny else 64,
+        learning_rate=1e-6,  # random images teach nothing, and shall not make it diverge
+        **layers,
+    )
+    size = 8 if tiny else 32
+    model = trainer.build_network(run, 3, size, ways.CLASSES)
+    flop = ways.flops(model, (3, size, size)) * run.batch_size
+    source = torch.Generator().manual_seed(0)
+    images = torch.rand(10 * run.batch_size, 3, size, size, generator=source).to(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(ways.CLASSES, (len(images),), generator=source)
+    return Workload(turns([run], images, labels, row.precision), flop)
 
 
-WORKLOADS = {"peak": peak, "al2": al2, "sparsity": sparsity}
-
-if __name__ == "__main__":
-    from lib.bench.__main__ import main
-
-    main(["--device", "cuda", *sys.argv[1:]])
+WORKLOADS = {"floor": product, "al2": al2, "sparsity": sparsity}

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from lib import trainer
 from lib.bench import record
-from lib.bench.cpu import LITE
 from lib.bench.tables import spreads
 from lib.data.sources import DataError
 from lib.run import SPARSITY_NETWORKS, Run
@@ -27,7 +26,18 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
-AL2 = replace(LITE, ablations=(), n_validation=0)
+PRECISIONS = ("float32", "bfloat16")
+AL2 = Run(
+    "mnist",
+    n_train=2000,
+    epochs=80,
+    learning_rate=0.005,
+    momentum=0.9,
+    al2=True,
+    speed=6.15,
+    test_images=2000,
+    ablations=(),
+)
 CONVNET = Run(
     "cifar10",
     network="convnet_s",
@@ -62,7 +72,7 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
         (n, replace(run, seed=seed), p)
         for n, run in networks.items()
         for seed in seeds
-        for p in trainer.PRECISIONS
+        for p in PRECISIONS
     ]
     if jobs == 1:
         return pd.concat(map(trained, tqdm(work, unit="run", disable=None)), ignore_index=True)

@@ -16,7 +16,6 @@ RATE = "images/s"
 HOURLY = "epochs·networks/h"
 FACTOR = "× best DataLoader"
 SHARE = "% of the floor"
-TIME = "s/epoch"
 # in the order in which they are shown; stored tables have stacked networks, which are not measured
 # any more
 PARTS = ("DataLoader", "tensors", "stacked", "ours", "floor")
@@ -37,22 +36,16 @@ def tidy(about: Mapping[str, Any], values: Sequence[float], unit: str) -> pd.Dat
 def derive(rates: Rates, flop: float) -> pd.DataFrame:
     """Rates as a table: images, epochs, share of the floor, factor of the best DataLoader loop.
 
-    All go by rounds. The floor of a row is the fastest matrix product on as many cores, measured in
-    the same round, divided by the operations of an image (`flop`). The best DataLoader loop is the
-    one of the largest median on all the cores, at the study's batch.
+    All go by rounds. The floor is the fastest matrix product, measured in the same round, divided
+    by the operations of an image (`flop`). The best DataLoader loop is the one of the largest
+    median.
 
     Args:
         rates: images × networks a second of each round; of the floor's rows operations a second.
     """
-    cores = max(row.cores for row in rates)
     speeds = images_per_second(rates, flop)
-    study = at_study_batch(rates)
-    floors = {
-        n: fastest(speeds, lambda row, n=n: row.part == "floor" and row.cores == n)
-        for n in {row.cores for row in rates}
-    }
-    loops = [row for row in study if row.part == "DataLoader" and row.cores == cores]
-    best = fastest(speeds, loops.__contains__)
+    floor = fastest(speeds, lambda row: row.part == "floor")
+    best = fastest(speeds, lambda row: row.part == "DataLoader")
     parts = []
     for row, found in speeds.items():
         about = {name: getattr(row, name) for name in KEY}
@@ -60,29 +53,8 @@ def derive(rates: Rates, flop: float) -> pd.DataFrame:
             parts.append(tidy(about, [value / 1e9 for value in rates[row]], "GFLOP/s"))
         parts.append(tidy(about, found, RATE))
         parts.append(tidy(about, [value * 3600 / EPOCH for value in found], HOURLY))
-        parts.append(tidy(about, ratios(found, speeds[floors[row.cores]], 100), SHARE))
-        if row.cores == cores and row in study:
-            parts.append(tidy(about, ratios(found, speeds[best]), FACTOR))
-    return pd.concat(parts, ignore_index=True)
-
-
-def turns(rates: Rates, flop: float) -> pd.DataFrame:
-    """Seconds an epoch of 1, 2 and 4 networks in each way.
-
-    They are by the fastest of its rows whose networks fit in whole turns.
-    """
-    speeds = images_per_second(rates, flop)
-    names = {row: "floor" if row.part == "floor" else row.what for row in at_study_batch(rates)}
-    parts = []
-    for what in ("DataLoader", "tensors", OURS, "floor"):
-        own = {row: speeds[row] for row, name in names.items() if name == what}
-        for count in (1, 2, 4):
-            if not any(count % row.networks == 0 for row in own):
-                continue
-            row = fastest(own, lambda row, count=count: count % row.networks == 0)
-            about = {name: getattr(row, name) for name in SETTINGS}
-            about |= {"part": "networks", "what": what, "networks": count}
-            parts.append(tidy(about, [count * EPOCH / value for value in own[row]], TIME))
+        parts.append(tidy(about, ratios(found, speeds[floor], 100), SHARE))
+        parts.append(tidy(about, ratios(found, speeds[best]), FACTOR))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -92,15 +64,6 @@ def images_per_second(rates: Rates, flop: float) -> dict[Any, list[float]]:
         row: [value / (flop if row.part == "floor" else 1) for value in found]
         for row, found in rates.items()
     }
-
-
-def at_study_batch(rates: Rates) -> list:
-    """The rows that are compared with each other: of the first of our rows' batch, and the floor.
-
-    The others are for a curve.
-    """
-    batch = next(row.batch for row in rates if row.part == "ours")
-    return [row for row in rates if row.batch in (batch, 0)]
 
 
 def fastest(rates: Rates, chosen: Callable[[Any], bool]) -> Any:

@@ -153,8 +153,18 @@ def plain_network(run: Run, side: int, pool_first: bool = False) -> PlainCNN:
 def loaded(
     images: Images, order: Sequence[int], batch: int, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches of a DataLoader, in a given order so that another loop can take the same."""
-    return DataLoader(images, batch_size=batch, sampler=order, num_workers=workers)
+    """Batches of a DataLoader, in a given order so that another loop can take the same.
+
+    Where there is a GPU they lie in memory that it can copy from by itself.
+    """
+    return DataLoader(
+        images,
+        batch_size=batch,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def indexed(
@@ -165,8 +175,8 @@ def indexed(
         yield images[chosen], labels[chosen]
 
 
-def train(model: nn.Module, run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float]:
-    """The loop itself; gives each step's loss after the step."""
+def train(model: nn.Module, run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """The loop itself; gives each step's loss after the step, for which nothing waits."""
     optimizer = torch.optim.SGD(model.parameters(), lr=run.learning_rate, momentum=run.momentum)
     model.train()
     for x, y in batches:
@@ -174,4 +184,4 @@ def train(model: nn.Module, run: Run, batches: Iterable[tuple[Tensor, Tensor]]) 
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        yield loss.item()
+        yield loss.detach()

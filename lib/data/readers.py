@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from lib.data.sources import IDX_MD5, DataError, DataNotFoundError
 
@@ -225,6 +223,8 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
 
     Its own hash is compared before anything in it is read.
     """
+    from PIL import Image  # here, as below: the raw files are read without it
+
     if (found := file_sha256(path).hex()) != cifar.archive_sha256:
         raise DataError(
             f"{path} is truncated or altered: its SHA-256 is {found}, not {cifar.archive_sha256}"
@@ -422,8 +422,10 @@ def _top_folder(archive: Archive) -> str:
     )
 
 
-def _as_seen(image: Image.Image) -> np.ndarray:
+def _as_seen(image) -> np.ndarray:
     """What a viewer shows, uint8 [H, W, 3]: turned as it says, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}; 8 bits a channel are expected")
     image = ImageOps.exif_transpose(image)
@@ -435,6 +437,9 @@ def _as_seen(image: Image.Image) -> np.ndarray:
 
 def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) -> Arrays:
     """Decode (label, archive, name) rows, by label and natural order of the names."""
+    from PIL import Image
+    from tqdm import tqdm
+
     rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
     images = None
     size = None

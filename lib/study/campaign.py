@@ -328,11 +328,14 @@ def scheduler(address: str) -> Executor:
         ) from error
 
 
-def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str]:
+def progress(
+    entries: Iterable[Entry], seconds: float | None = None, jobs: int | None = None
+) -> list[str]:
     """A line for each entry: runs done and epochs that remain; then all distinct runs.
 
     Runs that are not there and never will be, because the one that relabels them diverged, are
-    counted apart. With a budget in seconds, last how many runs it will never suffice for.
+    counted apart. With a budget in seconds, last how many runs it will never suffice for. With
+    jobs, how long each entry takes with so many runs at a time, and by what that is known.
     """
     entries = [entry for entry in entries if entry.runs()]
     wanted = _wanted(entries)
@@ -342,6 +345,10 @@ def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str
     if len(groups) > 1:
         groups.append(("together", list(left)))
     lines = []
+    forecast = None
+    if jobs is not None:
+        todo = [run for i, run in wanted.items() if left[i]]
+        forecast = budget.Forecast(todo, jobs, max(1, len(engine.gpus())))
     for name, ids in groups:
         rest = [left[i] for i in dict.fromkeys(ids)]
         never = len(absent & set(ids))
@@ -350,7 +357,10 @@ def progress(entries: Iterable[Entry], seconds: float | None = None) -> list[str
             line += f", {never} not run: what relabels them diverged"
         if any(rest):
             line += f", {sum(rest)} epochs left"
+            line += f", {forecast.text({wanted[i]: left[i] for i in ids})}" if forecast else ""
         lines.append(line)
+    if forecast and any(left.values()):
+        lines += forecast.sources()
     if seconds is not None:
         known = budget.paces()
         long = [i for i, n in left.items() if n and not budget.fits(wanted[i], n, seconds, known)]
@@ -444,7 +454,8 @@ def main() -> None:
         if not entries:
             sys.exit(f"error: the profile {arguments.profile} states no such entry: see --list")
         if arguments.list:
-            print(*progress(entries), sep="\n")
+            jobs = arguments.jobs or engine.default_jobs()
+            print(*progress(entries, jobs=jobs), sep="\n")
             return
         deadline = None if arguments.budget is None else began + arguments.budget
         executor = scheduler(arguments.scheduler) if arguments.scheduler else None

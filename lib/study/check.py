@@ -97,6 +97,7 @@ def device() -> Iterator[Line]:
     try:
         chosen = torch.device(trainer.default_device())
         precision = trainer.default_precision()
+        trainer.check_precision(precision, chosen)
     except ValueError as error:
         yield Line(FAIL, "device", str(error))
         return
