@@ -226,87 +226,36 @@ class Monitor:
 
 
 def explorer(
-    images: ArrayLike | Tensor,
+    images: ArrayLike | Tensor | None,
     heat_maps: Mapping[str, ArrayLike],
     epochs: Sequence[int],
     entropies: Mapping[str, Sequence[float]] | None = None,
     *,
     filters: Mapping[str, int],
 ):
-    """A widget that shows the heat map of a layer, epoch and image, each chosen by hand.
+    """A widget that shows `explored` of a layer, epoch and image, each chosen by hand.
 
-    This is contribution C1.
-
-    Args:
-        images: [n, C, H, W].
-        heat_maps: by layer, [epochs, n, A, B] in nats, as a run stores them ("heat maps <layer>").
-        epochs: at which the maps were taken ("heat map epochs"); 0 is before training.
-        entropies: by layer, the mean entropy before training and after each epoch: [E + 1].
-        filters: D by layer; colours go from 0 to ln D, or over what the layer has at all epochs.
+    This is contribution C1. Arguments and errors are those of `explored`.
 
     Returns:
         an `ipywidgets.VBox`.
-
-    Raises:
-        ValueError: for shapes that do not fit each other, and a layer without its number of
-            filters.
     """
     import ipywidgets as widgets
 
-    images = as_array(images)
-    epochs = [int(e) for e in epochs]
-    _check_images("images", images)
-    maps = {name: as_array(m) for name, m in heat_maps.items()}
-    for name, m in maps.items():
-        if m.ndim != 4 or m.shape[:2] != (len(epochs), len(images)):
-            raise ValueError(
-                f"heat maps of {name!r} have shape {m.shape}; [{len(epochs)}, {len(images)}, A, B] "
-                "is needed"
-            )
-    if not maps or not epochs:
-        raise ValueError(
-            f"there are {len(maps)} layers and {len(epochs)} epochs to show; at least one each is "
-            "needed"
-        )
-    check_filters(maps, filters)
-    shown = displayed(images)
-    curves = {name: as_array(curve) for name, curve in (entropies or {}).items()}
-    for name, curve in curves.items():
-        if curve.ndim != 1 or len(curve) <= max(epochs):
-            raise ValueError(
-                f"entropies of {name!r} have shape {curve.shape}; one before training and one an "
-                "epoch are needed"
-            )
-
+    given = (images, heat_maps, epochs, entropies)
+    _, maps, kept, _ = _explorable(*given, filters)
+    count = len(next(iter(maps.values()))[0])
     layer = widgets.Dropdown(options=list(maps), description="layer")
-    epoch = widgets.SelectionSlider(options=epochs, description="epoch")
-    image = widgets.IntSlider(0, 0, len(images) - 1, description="image")
+    epoch = widgets.SelectionSlider(options=kept, description="epoch")
+    image = widgets.IntSlider(0, 0, count - 1, description="image")
     stretch = widgets.Checkbox(
         False, description="colours over this layer's own range", indent=False
     )
     picture = widgets.Image(format="png")
 
     def draw(change: object = None) -> None:
-        name, k = layer.value, epoch.index
-        figure = Figure(figsize=(9 if name in curves else 6, 3), dpi=90, layout="constrained")
-        axes = figure.subplots(1, 3 if name in curves else 2)
-        show_images(axes[0], shown[[image.value]])
-        axes[0].set_title(f"image {image.value}", size="medium")
-        drawn = show_maps(axes[1], maps[name][k, [image.value]], filters[name])
-        if stretch.value:
-            drawn.set_clim(maps[name].min(), maps[name].max())
-            figure.colorbar(drawn, ax=axes[1], shrink=0.8).set_label("entropy (nats)")
-        else:
-            entropy_bar(figure, drawn, filters[name], ax=axes[1], shrink=0.8)
-        axes[1].set_title(f"{name}, {when(epoch.value)}", size="medium")
-        if name in curves:
-            axes[2].plot(range(len(curves[name])), curves[name], color="0.2")
-            axes[2].axvline(epoch.value, color="tab:red", lw=1)
-            axes[2].set(
-                xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, highest(filters[name]))
-            )
-            axes[2].xaxis.get_major_locator().set_params(integer=True)
-            axes[2].set_title(f"{name}, mean", size="medium")
+        chosen = {"layer": layer.value, "epoch": epoch.value, "image": image.value}
+        figure = explored(*given, filters=filters, stretch=stretch.value, **chosen)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=figure.dpi)
         picture.value = file.getvalue()
@@ -315,6 +264,100 @@ def explorer(
         control.observe(draw, "value")
     draw()
     return widgets.VBox([widgets.HBox([layer, epoch]), widgets.HBox([image, stretch]), picture])
+
+
+def explored(
+    images: ArrayLike | Tensor | None,
+    heat_maps: Mapping[str, ArrayLike],
+    epochs: Sequence[int],
+    entropies: Mapping[str, Sequence[float]] | None = None,
+    *,
+    filters: Mapping[str, int],
+    layer: str,
+    epoch: int,
+    image: int = 0,
+    stretch: bool = False,
+) -> Figure:
+    """One image, its heat map in a layer after an epoch, and the layer's mean entropy by epoch.
+
+    Args:
+        images: [n, C, H, W]; None: the maps alone, where the images are not at hand.
+        heat_maps: by layer, [epochs, n, A, B] in nats, as a run stores them ("heat maps <layer>").
+        epochs: at which the maps were taken ("heat map epochs"); 0 is before training.
+        entropies: by layer, the mean entropy before training and after each epoch: [E + 1].
+        filters: D by layer; colours go from 0 to ln D.
+        layer, epoch, image: one of those in the maps, and the image's number from 0.
+        stretch: whether colours go over what the layer has at all epochs instead.
+
+    Raises:
+        ValueError: for shapes that do not fit each other, a layer without its number of filters,
+            and a layer, epoch or image that there is not.
+    """
+    pictures, maps, kept, curves = _explorable(images, heat_maps, epochs, entropies, filters)
+    numbers = range(len(next(iter(maps.values()))[0]))
+    for name, value, known in (("layer", layer, maps), ("epoch", epoch, kept)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; there are {', '.join(map(str, known))}")
+    if image not in numbers:
+        raise ValueError(f"image is {image!r}; it has to be from 0 to {numbers[-1]}")
+    panels = 1 + (pictures is not None) + (layer in curves)
+    figure = Figure(figsize=(3 * panels, 3), dpi=90, layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if pictures is not None:
+        ax = axes.pop(0)
+        show_images(ax, pictures[[image]])
+        ax.set_title(f"image {image}", size="medium")
+    drawn = show_maps(axes[0], maps[layer][kept.index(epoch), [image]], filters[layer])
+    if stretch:
+        drawn.set_clim(maps[layer].min(), maps[layer].max())
+        figure.colorbar(drawn, ax=axes[0], shrink=0.8).set_label("entropy (nats)")
+    else:
+        entropy_bar(figure, drawn, filters[layer], ax=axes[0], shrink=0.8)
+    axes[0].set_title(f"{layer}, {when(epoch)}", size="medium")
+    if layer in curves:
+        axes[1].plot(range(len(curves[layer])), curves[layer], color="0.2")
+        axes[1].axvline(epoch, color="tab:red", lw=1)
+        axes[1].set(xlabel="epoch", ylabel="mean entropy (nats)", ylim=(0, highest(filters[layer])))
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        axes[1].set_title(f"{layer}, mean", size="medium")
+    return figure
+
+
+def _explorable(
+    images: ArrayLike | Tensor | None,
+    heat_maps: Mapping[str, ArrayLike],
+    epochs: Sequence[int],
+    entropies: Mapping[str, Sequence[float]] | None,
+    filters: Mapping[str, int],
+) -> tuple[np.ndarray | None, dict[str, np.ndarray], list[int], dict[str, np.ndarray]]:
+    """The arrays that `explored` draws, images between 0 and 1; a ValueError where they misfit."""
+    epochs = [int(e) for e in epochs]
+    maps = {name: as_array(m) for name, m in heat_maps.items()}
+    if images is not None:
+        images = as_array(images)
+        _check_images("images", images)
+    counts = [m.shape[1] for m in maps.values() if m.ndim == 4]
+    count = len(images) if images is not None else max(counts, default=0)
+    for name, m in maps.items():
+        if m.ndim != 4 or m.shape[:2] != (len(epochs), count):
+            raise ValueError(
+                f"heat maps of {name!r} have shape {m.shape}; [{len(epochs)}, {count}, A, B] "
+                "is needed"
+            )
+    if not maps or not epochs:
+        raise ValueError(
+            f"there are {len(maps)} layers and {len(epochs)} epochs to show; at least one each is "
+            "needed"
+        )
+    check_filters(maps, filters)
+    curves = {name: as_array(curve) for name, curve in (entropies or {}).items()}
+    for name, curve in curves.items():
+        if curve.ndim != 1 or len(curve) <= max(epochs):
+            raise ValueError(
+                f"entropies of {name!r} have shape {curve.shape}; one before training and one an "
+                "epoch are needed"
+            )
+    return None if images is None else displayed(images), maps, epochs, curves
 
 
 def _raw(counts: np.ndarray) -> dict:

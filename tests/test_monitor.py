@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lib import bundle, measures, trainer
-from lib.monitor import Monitor, explorer
+from lib.monitor import Monitor, explored, explorer
 from lib.plots import correlation_figure, heat_map_figure
 from lib.run import Run
 
@@ -443,6 +443,19 @@ def test_each_control_of_the_explorer_changes_the_picture(curves):
     assert picture.value == seen[0]
 
 
+@pytest.mark.parametrize(("images", "entropies"), [(None, None), (corner(), {"conv1": [2, 1, 1]})])
+def test_what_is_explored_has_a_panel_for_each_thing_that_there_is(images, entropies):
+    layers = {"conv1": 16}
+    maps = stored(layers, [0, 2], 2)
+    chosen = {"filters": layers, "layer": "conv1", "epoch": 2, "image": 1}
+    figure = explored(images, maps, [0, 2], entropies, **chosen)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    expected = ["conv1, epoch 2"]
+    assert titles == (["image 1", *expected, "conv1, mean"] if entropies else expected)
+    drawn = next(ax for ax in figure.axes if ax.get_title() == expected[0]).images[0]
+    assert np.array_equal(drawn.get_array(), maps["conv1"][1, 1].astype(np.float32))
+
+
 # ---- errors
 
 ONE = {"conv1": 16}
@@ -450,6 +463,7 @@ STORED = stored(ONE, [0, 1], 2)
 MAPS = {"conv1": np.ones((2, 8, 8))}
 UNFIT = MAPS | {"conv2": np.ones((2, 8))}
 COUNTS = {"conv1": np.ones((2, 200))}
+AT = {"filters": ONE, "layer": "conv1", "epoch": 1}
 REFUSED = [
     (explorer, [corner(), STORED, [0, 1, 2]], {"filters": ONE}, r"\(2, 2, 8, 8\); \[3, 2, A, B\]"),
     (explorer, [corner()[:1], STORED, [0, 1]], {"filters": ONE}, r"8, 8\); \[2, 1, A, B\]"),
@@ -461,6 +475,10 @@ REFUSED = [
         r"'conv1' have shape \(1,\); one before training and one an epoch",
     ),
     (explorer, [corner(), {}, [0, 1]], {"filters": ONE}, "0 layers"),
+    (explored, [corner(), STORED, [0, 1]], AT | {"layer": "fc"}, "layer is 'fc'; there are conv1"),
+    (explored, [None, STORED, [0, 1]], AT | {"epoch": 7}, "epoch is 7; there are 0, 1"),
+    (explored, [None, STORED, [0, 1]], AT | {"image": 2}, "image is 2; it has to be from 0 to 1"),
+    (explored, [None, MAPS, [0, 1]], AT, r"\(2, 8, 8\); \[2, 0, A, B\] is needed"),
     (Monitor, ["log", batch()[0]], {}, r"images have shape \(1, 12, 12\); \[n, C, H, W\]"),
     (Monitor, ["log", batch()[:0]], {}, "at least one image"),
     (

@@ -3,7 +3,10 @@ does that).
 """
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 import nbformat
 import numpy as np
@@ -15,6 +18,7 @@ from lib.run import SCREENING_SEED, Run
 from lib.study import campaign, report, tables
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((paths.ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 
 
 def code(path):
@@ -78,6 +82,45 @@ def test_the_parameters_cell_has_a_type_and_a_default_a_line(cells):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_small(path):
     assert path.stat().st_size < 1_000_000
+
+
+# ---- exercises and their solutions
+
+
+def stem(path):
+    return path.stem
+
+
+def outputs(path):
+    """What the code cells printed, in words apart by one space."""
+    printed = [o.get("text", "") for cell in code(path) for o in cell.outputs]
+    return " ".join(" ".join(printed).split())
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=stem)
+def test_each_exercise_has_a_solution_that_prints_the_outcome_it_states(path):
+    """An exercise says "*Expect:* …" in a line of its own; its solution prints these words."""
+    asked = nbformat.read(paths.ROOT / "notebooks" / path.name, as_version=4).cells
+    stated = re.findall(r"\*Expect:\* (.+)", "\n".join(cell.source for cell in asked))
+    solved = nbformat.read(path, as_version=4).cells
+    headings = re.findall(r"^## Exercise (\d+)", "\n".join(c.source for c in solved), re.MULTILINE)
+    assert len(stated) >= 3 and headings == [str(k + 1) for k in range(len(stated))]
+    printed = outputs(path)
+    assert [outcome for outcome in stated if outcome not in printed] == []
+    counts = [cell.execution_count for cell in code(path)]
+    assert counts == list(range(1, len(counts) + 1)) and path.stat().st_size < 500_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SOLUTIONS, ids=stem)
+def test_a_solution_leaves_what_it_left(path):
+    """Executed by nbval, strictly: every cell but those tagged nbval-ignore-output is compared."""
+    words = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
+    words += ["--nbval-cell-timeout=600", "-p", "no:cacheprovider", str(path)]
+    # runs go to this test's own folder; the committed ones are found in the project
+    environment = os.environ | {"PROGRESS": "0"}
+    done = subprocess.run(words, cwd=paths.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 # ---- the committed profiles
