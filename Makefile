@@ -110,7 +110,7 @@ lab: setup  ## open the notebooks in JupyterLab: make lab LAB="--no-browser --po
 .PHONY: book
 book: setup  ## build the book into build/book (README, notebooks as committed, report, glossary, API; a minute): open build/book/index.html
 	rm -rf build/book build/doctrees
-	PYTHONWARNINGS=ignore $(PY) -m sphinx -q -W --keep-going -b html -c book -d build/doctrees . build/book
+	PYTHONWARNINGS=ignore $(PY) -m sphinx -q -W --keep-going -b html -c notebooks/book -d build/doctrees . build/book
 
 .PHONY: lint format
 lint: setup  ## ruff over code and notebooks

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from sphinx.application import Sphinx
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # autodoc imports lib from here
 # MathJax in one file, fonts included: formulas need no internet
 MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg-full.js"
@@ -23,14 +23,14 @@ root_doc = "README"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 include_patterns = [
     "README.md",
-    "book/**.md",
+    "results/findings.md",
     "notebooks/**.ipynb",
     "notebooks/**.md",
     "results/report/**.md",
     "tests/FAULTS.md",
 ]
-# folders that are not looked through; `headline.md` is a part of README and report.md
-exclude_patterns = [".*", "build", "data", "results/report/headline.md"]
+# folders that are not looked through; what other pages quote
+exclude_patterns = [".*", "build", "data", "results/report/headline.md", "results/report/matrix.md"]
 exclude_patterns += ["results/lite", "results/paper", "results/quick", "results/own"]
 
 html_theme = "furo"
@@ -59,10 +59,10 @@ def contents() -> dict[str, list[str]]:
     """The sidebar's pages by caption."""
     return {
         "Notebooks": notebooks("notebooks/*.ipynb"),
-        "For courses": ["/notebooks/glossary", "/book/lecturers"],
+        "For courses": ["/notebooks/glossary", "/notebooks/book/lecturers"],
         "Solutions": notebooks("notebooks/solutions/*.ipynb"),
-        "Results": ["/results/report/report", "/tests/FAULTS"],
-        "Code": [f"/book/api/{page}" for page in API],
+        "Results": ["/results/findings", "/results/report/report", "/tests/FAULTS"],
+        "Code": [f"/notebooks/book/api/{page}" for page in API],
     }
 
 
