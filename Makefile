@@ -49,7 +49,7 @@ plan: setup  ## what a profile states, how much of it is done and how long the r
 	$(PY) -m lib.study.campaign --profile $(PROFILE) --list $(ASKED)
 
 .PHONY: bench
-bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (6 quiet minutes; DEVICE=cuda: the GPU, 10; OPTIONS="--tiny": to try it)
+bench: setup  ## time the trainer beside plain loops and the floor, into results/bench (a few quiet minutes; DEVICE=cuda: the GPU, at most 10; OPTIONS="--tiny": to try it)
 	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: precision

@@ -1,7 +1,7 @@
 """`python -m lib.bench`: measure this machine, and write what was found.
 
 On a CPU: `cpu.csv` (tidy: what, its settings, median and range over the rounds, unit),
-`profile.csv` (operators of a training step before and after) and `machine.json`, in about six
+`profile.csv` (operators of a training step before and after) and `machine.json`, in a few
 minutes on two idle cores. On a GPU (`--device cuda`): `cuda.csv`, see `lib.bench.gpu`.
 """
 

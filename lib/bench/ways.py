@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib import trainer
 from lib.bundle import Bundle
 from lib.data import Split
-from lib.data.vision import torchvision
 from lib.run import Run
 from lib.trainer import TrainStep, make_optimizer
 
@@ -127,9 +125,15 @@ class Images(Dataset):
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        # here: all but the DataLoader's rows do without them
+        from PIL import Image
+
+        from lib.data.vision import torchvision
+
         transforms = torchvision.transforms
         steps = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
         self.transform = transforms.Compose(steps)
+        self.open = Image.fromarray
         self.pixels = pixels
         self.labels = labels
 
@@ -137,7 +141,7 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index].numpy())), int(self.labels[index])
+        return self.transform(self.open(self.pixels[index].numpy())), int(self.labels[index])
 
 
 def plain_network(run: Run, side: int, pool_first: bool = False) -> PlainCNN:
