@@ -564,9 +564,9 @@ def test_the_filters_correlation_is_not_narrowed_by_autocast(dtype):
 def test_a_layer_that_gives_no_tensor_is_refused_by_name():
     model = nn.Sequential(nn.LSTM(3, 4))
     ActivationL2(model, "0")
-    message = "'0' gives a tuple; a penalty needs a layer that gives one"
+    message = "'0', a LSTM, gives a PackedSequence; a penalty needs a layer that"
     with pytest.raises(TypeError, match=message):
-        model(torch.randn(2, 5, 3))
+        model(nn.utils.rnn.pack_sequence([torch.randn(3, 3)]))
 
 
 def test_saving_a_layer_s_output_warns_of_nothing():
