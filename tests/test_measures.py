@@ -428,7 +428,7 @@ def ablate(images: int = 60, labels: int = 60, **options) -> torch.Tensor:
             lambda: entropy_maps(small_net(), pictures(), ["conv1", "conv3"]),
             "'conv3'; its layers are conv1, norm,",
         ),
-        (lambda: entropy_maps(small_net(), pictures(0)), "no images"),
+        (lambda: entropy_maps(small_net(), pictures(0)), "there are 0 images"),
         (
             lambda: entropy_maps(nn.Sequential(*[nn.Conv2d(1, 1, 1)] * 2), pictures(), ["0"]),
             "0 ran more than once",
