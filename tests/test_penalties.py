@@ -731,7 +731,7 @@ def test_a_penalty_attached_after_a_compiled_pass_says_what_to_do():
 
 @pytest.mark.parametrize("layers", [["block.0"], "block.0", {"block.0": "0.1"}])
 def test_layers_have_to_be_a_mapping_to_numbers(layers):
-    with pytest.raises(TypeError, match="layers is|has to be a number"):
+    with pytest.raises(TypeError, match=r"layers is|has to be a number"):
         SparsityReg(Net(), layers)
 
 

@@ -1,4 +1,4 @@
-"""Laws that hold for whatever is put in, each tried on a few hundred examples drawn by hypothesis."""
+"""Laws that hold for whatever is put in, each tried on examples drawn by hypothesis."""
 
 import math
 from dataclasses import fields
