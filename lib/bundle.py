@@ -246,7 +246,8 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
     attached = attach(run, model)
     if tried:
         channels, side, _ = shape
-        noise = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+        source = torch.Generator("cpu").manual_seed(0)
+        noise = torch.rand(2, channels, side, side, generator=source, device="cpu")
         model.eval()  # dropout would draw from the global generator
         with torch.enable_grad():
             model(noise)

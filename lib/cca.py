@@ -177,10 +177,10 @@ def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
         if isinstance(given, Tensor)
         else torch.from_numpy(np.array(given, order="C"))
     )
-    if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] < 2:
+    if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] < 2 or x.is_complex():
         raise ValueError(
-            f"{name} is [channels, points], at least one and two, not of shape {tuple(x.shape)}; "
-            "channel_points makes it of convolutional features"
+            f"{name} is [channels, points] of real numbers, at least one and two, not of shape "
+            f"{tuple(x.shape)} and {x.dtype}; channel_points makes it of convolutional features"
         )
     epsilon = torch.finfo(x.dtype if x.dtype.is_floating_point else torch.float64).eps
     low, high = x.aminmax(dim=1)

@@ -110,6 +110,12 @@ def lock(run: Run, *, block: bool) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno,
+            f"{folder / run.id} cannot be locked ({error.strerror}): it is another user's; have "
+            "the folder made writable for both (chmod -R g+w), or set RESULTS_DIR",
+        ) from error
     except (NotImplementedError, OSError) as error:
         raise OSError(
             f"files in {folder} cannot be locked ({error}): set RESULTS_DIR to a folder on a file "

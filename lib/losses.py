@@ -23,33 +23,57 @@ Which passes `.penalty()` of ActivationL2 and SparsityReg speaks of:
 - A backward through the layer ends the collection, too, even if nobody read. What is recomputed
   inside a backward (checkpointing with use_reentrant=False) does not count.
 - Passes while a network is traced or exported count for nothing. In a compiled network all of this
-  holds but for the backward: there only a read ends the collection, and a checkpoint has to lie
-  inside of what is compiled, not around it.
+  holds but for the backward: there only a read ends the collection. A checkpoint may lie inside of
+  what is compiled, or around a part of the network, not around all of it.
 - A copy of the network, by deepcopy or pickle, is free of penalties.
+
+A sample is an entry of the layer's first dimension, unless the layer itself says otherwise
+(recurrent layers and attention with `batch_first=False`, a convolution of a single image) or the
+penalty is told by `samples`:
+
+- `samples=1`: another dimension counts them, as in a transformer of [T, N, D].
+- `samples="input"`: those that the network is called with count (the first dimension of its first
+  tensor), of which the layer may hold several entries: windows, frames, two views.
+- `samples=0`: entries of the first dimension, however many samples the network was called with.
+
+Where the number of samples matters, the penalty is not told, and the layer's first dimension is
+that of none of the tensors which the network was called with, an error asks for it.
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+import operator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 # Equation 2 of the AL2 paper.
 AL2_START = 0.01  # λ_0
 AL2_FAST = 1.1  # the factor up to the threshold
 AL2_THRESHOLD = 5.0
 AL2_SLOW = 1.01  # the factor from there on
+AL2_LONGEST = 70_000  # epochs; λ is 1e303 by then
 # How the entropies of a batch can be joined, see `SparsityReg`.
 BATCHES = ("mean", "sum")
 # How the filters' correlation can be read, see `decorrelation`.
 CENTRES = ("own", "mean_filter")
 PAIRS = ("signed", "abs", "square")
 REDUCTIONS = ("sum", "mean")
-FILTER_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # dimensions of positions
+FILTER_LAYERS = (*CONVOLUTIONS, nn.Linear)
+# What gives a tuple with the activations first.
+_TUPLES = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
@@ -63,12 +87,20 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
             training runs along the same curve. 1 is the paper's.
 
     Raises:
-        ValueError: if `num_epochs` is below 1 or `speed` not positive.
+        ValueError: if `num_epochs` is below 1, `speed` not positive, or so many epochs at that
+            speed that λ would overflow.
+        TypeError: if `num_epochs` is no whole number.
     """
+    num_epochs = operator.index(num_epochs)
     if num_epochs < 1 or not 0 < speed < np.inf:
         raise ValueError(
             f"num_epochs is {num_epochs} and speed {speed}; at least 1 epoch and a positive speed "
             "are needed"
+        )
+    if speed * (num_epochs - 1) > AL2_LONGEST:
+        raise ValueError(
+            f"num_epochs is {num_epochs} and speed {speed}; together they may reach epoch "
+            f"{AL2_LONGEST} of the paper's series, beyond which λ is no number any more"
         )
     whole, part = np.divmod(speed * np.arange(num_epochs, dtype=np.float64), 1)
     series = [AL2_START]
@@ -81,9 +113,17 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
 def activation_l2(phi: Tensor) -> Tensor:
     """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar.
 
-    Eq. 1, in the protocol's reading of it. Half precision is widened.
+    Eq. 1, in the protocol's reading of it. Half precision is widened; of complex φ it is |φ|².
+
+    Raises:
+        ValueError: for a φ without a value, which has no mean.
     """
-    return phi.to(torch.promote_types(phi.dtype, torch.float32)).square().mean()
+    if not phi.numel():
+        raise ValueError(f"phi has shape {tuple(phi.shape)}; at least one value is needed")
+    phi = phi.to(torch.promote_types(phi.dtype, torch.float32))
+    if phi.is_complex():
+        return (phi.real.square() + phi.imag.square()).mean()
+    return phi.square().mean()
 
 
 # Uses of one layer that may wait for a read: each keeps the graph of its pass in memory.
@@ -91,17 +131,42 @@ MAX_UNREAD = 100
 
 # Why there is nothing to read of a layer.
 _NEVER = "has not run since the penalty was attached"
+_PASSED_OVER = (
+    "did not run when the network did (a layer whose weights another one uses itself, such as the "
+    "out_proj of nn.MultiheadAttention, never does: penalise that one)"
+)
 _NOT_AGAIN = "has not run since the last read or backward"
 _WITHOUT_GRADIENTS = (
     "has run without gradients only: there was only evaluation since, or all that it depends on is "
     "frozen, or it lies in a torch.utils.checkpoint with use_reentrant=True (pass "
     "use_reentrant=False there)"
 )
+_COMPILED = (
+    ". A network that was compiled and has run takes no notice of penalties attached since: attach "
+    "before the first pass, or call torch.compiler.reset()"
+)
 _COPY = "this penalty is a copy, which is attached to no network; attach a new one"
 _REMOVED = "this penalty was removed from its network; attach a new one"
 
-# The uses of a layer that were collected: of each the scalar measured and its number of samples.
-_Uses = list[tuple[Tensor, int]]
+
+class _Call:
+    """One call of the network, and the sizes of the first dimensions of what it was given."""
+
+    def __init__(self, sizes: tuple[int, ...], outer: "_Call | None") -> None:
+        self.sizes = sizes
+        self.outer = outer  # the call that this one was made in
+
+
+class _Use(NamedTuple):
+    """One use of a layer that was collected."""
+
+    value: Tensor  # what was measured, a scalar
+    count: int  # samples, by the layer's own output
+    told: bool  # whether that is certain
+    call: _Call | None  # of the network, that it was part of
+
+
+_Uses = list[_Use]
 
 
 class _Round:
@@ -129,11 +194,11 @@ class _Round:
 class _Hook:
     """The forward hook of one layer. A copy of it, in a copy of the network, does nothing."""
 
-    def __init__(self, passes: "_Passes", name: str) -> None:
+    def __init__(self, passes: "_Passes", name: str = "") -> None:
         self.passes = passes
         self.name = name
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         self.passes.see(self.name, module, output)
 
     def __reduce__(self) -> tuple:
@@ -144,54 +209,110 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
+class _Enter(_Hook):
+    """The hook of the network itself, before it runs."""
+
+    def __call__(self, module: nn.Module, inputs: tuple, named: dict) -> None:
+        self.passes.enter(inputs, named)
+
+
+class _Leave(_Hook):
+    """The hook of the network itself, after it has run, or failed to."""
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        self.passes.leave()
+
+
 class _Passes:
     """The passes of some layers that a penalty speaks of, see the top of this file.
 
     Args:
         model: any module.
         layers: names of the layers.
-        measure: (layer, output) → (a scalar, number of samples), taken of each use of a layer.
+        measure: (layer, output) → a scalar, taken of each use of a layer.
         max_unread: uses of one layer that may wait for a read.
+        samples: what counts samples, see the top of this file.
 
     Raises:
-        ValueError: for a layer that the model does not have, and `max_unread` below 1.
+        ValueError: for a layer that the model does not have or that takes no hooks, `max_unread`
+            below 1, and a `samples` that is none.
     """
 
     def __init__(
         self,
         model: nn.Module,
         layers: Iterable[str],
-        measure: Callable[[nn.Module, Tensor], tuple[Tensor, int]],
+        measure: Callable[[nn.Module, Tensor], Tensor],
         max_unread: int,
+        samples: int | str | None,
     ) -> None:
         if max_unread < 1:
             raise ValueError(f"max_unread is {max_unread}; at least 1 is needed")
+        dimension = isinstance(samples, int) and not isinstance(samples, bool) and samples >= 0
+        if not (samples in (None, "input") or dimension):
+            raise ValueError(
+                f"samples is {samples!r}; allowed: None, the number of a dimension, 'input'"
+            )
         modules = {name: find_layer(model, name) for name in layers}
+        for name, module in {"the network": model, **modules}.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, which takes no hooks; attach penalties "
+                    "to a network that is not scripted"
+                )
         self.measure = measure
         self.max_unread = max_unread
+        self.samples = samples
+        self.thread = threading.local()  # .call: the call of the network that a thread is in
+        self.thread.call = None
+        self.called = False  # whether the network, and not only parts of it, has run
         self.closed = ""  # why nothing can be read any more
         self.missing = dict.fromkeys(modules, _NEVER)  # why nothing can be read of a layer
         self.uses: dict[str, _Uses] = {}
         self.joined: Tensor | None = None  # what the last read gave
+        self.recomputed: Tensor | None = None  # what a checkpoint did, in compiled code
         self.round = _Round(over=True)
         # The hooks know this object, but it does not know them: no circle, so memory is freed at
         # once when the network and the penalty are dropped.
         self.handles = [
             module.register_forward_hook(_Hook(self, name)) for name, module in modules.items()
         ]
+        if modules:
+            self.handles += [
+                model.register_forward_pre_hook(_Enter(self), with_kwargs=True),
+                model.register_forward_hook(_Leave(self), always_call=True),
+            ]
 
-    def see(self, name: str, module: nn.Module, output: Tensor) -> None:
+    def enter(self, inputs: tuple, named: dict) -> None:
+        """Called by the hook of the network before it runs."""
+        if self.closed:
+            return
+        self.recomputed = None
+        sizes = ()
+        if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+            sizes = _first_dimensions([*inputs, *named.values()])
+        self.thread.call = _Call(sizes, self._call())
+        if torch.is_grad_enabled():
+            self.called = True
+
+    def leave(self) -> None:
+        """Called by the hook of the network after it has run."""
+        if not self.closed and self._call() is not None:
+            self.thread.call = self.thread.call.outer
+
+    def _call(self) -> _Call | None:
+        return getattr(self.thread, "call", None)  # in a thread of its own there is none at first
+
+    def see(self, name: str, module: nn.Module, output: Any) -> None:
         """Called by the hook of layer `name` whenever it runs."""
+        if self.closed:  # what is compiled may go on calling hooks that were removed
+            return
         if not torch.is_grad_enabled():
             self._note_evaluation(name)
             return
         if isinstance(output, torch.fx.Proxy):  # the network is traced, not run
             return
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{name!r} gives a {type(output).__name__}; a penalty needs a layer that gives one "
-                "tensor"
-            )
+        output = _activations(name, module, output)
         # Compilers follow this very code: what they cannot follow is left out for them.
         compiling = torch.compiler.is_compiling()
         depth = 0 if compiling else torch._C._functorch.get_dynamic_layer_stack_depth()
@@ -201,11 +322,18 @@ class _Passes:
             return
         if torch.compiler.is_exporting() or (not compiling and torch.jit.is_tracing()):
             return
-        measured = self.measure(module, output)
+        call = self._call()
+        count, told = self._count(name, module, output)
+        measured = _Use(self.measure(module, output), count, told, call)
+        # Inside a backward a checkpoint recomputes the layer. What was measured is thrown away, but
+        # it had to be measured: the checkpoint counts the tensors that are kept for the backward,
+        # and demands as many as in the first pass.
         if not compiling and torch._C._current_graph_task_id() != -1:
-            # Inside a backward: a checkpoint recomputes the layer. What was measured is thrown
-            # away, but it had to be measured: the checkpoint counts the tensors that are kept for
-            # the backward, and demands as many as in the first pass.
+            return
+        # Compiled code cannot ask that; but the network itself is not running then. A value that
+        # is kept nowhere would be left out of the compiled code.
+        if compiling and self.called and call is None:
+            self.recomputed = measured.value
             return
         if self.round.over or self.round.depth != depth:
             self._begin(depth)
@@ -220,6 +348,59 @@ class _Passes:
         if not compiling and output.grad_fn is not None:
             _with_history(output).register_hook(self.round)
             self.round.watched = True
+
+    def _count(self, name: str, layer: nn.Module, output: Tensor) -> tuple[int, bool]:
+        """How many samples an output holds, and whether that is certain."""
+        if not output.numel():
+            return 0, True
+        dims = output.dim()
+        if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+            return (output.shape[0 if layer.batch_first else 1] if dims == 3 else 1), True
+        positions = _positions(layer)
+        if dims == 0 or (positions is not None and dims == positions + 1):  # of one sample
+            return 1, True
+        dimension = self.samples if isinstance(self.samples, int) else 0
+        if positions:  # a convolution has its samples first
+            dimension = 0
+        # the last of a linear layer are its filters
+        if dimension >= (dims if positions is None else dims - 1):
+            raise ValueError(
+                f"samples is {dimension}, but {name!r} gives {tuple(output.shape)}, which has no "
+                "such dimension of samples; attach a penalty of its own to it"
+            )
+        return output.shape[dimension], isinstance(self.samples, int)
+
+    def counts(self, name: str, uses: _Uses) -> list[int]:
+        """The number of samples of each use of layer `name`.
+
+        Raises:
+            RuntimeError: where it cannot be told, and where there are none.
+        """
+        found = [use.count if use.told else self._asked(name, use) for use in uses]
+        if not sum(found):
+            raise RuntimeError(
+                f"{name!r} has run on an empty batch, of which there is no mean; leave such "
+                "batches out"
+            )
+        return found
+
+    def _asked(self, name: str, use: _Use) -> int:
+        sizes = use.call.sizes if use.call else ()
+        if self.samples == "input":
+            if not sizes:
+                raise RuntimeError(
+                    f"samples is 'input', but {name!r} ran outside of a call of the network with "
+                    "a tensor; call the network that the penalty was attached to"
+                )
+            return sizes[0]
+        if sizes and use.count not in sizes:
+            raise RuntimeError(
+                f"{name!r} gives {use.count} entries in its first dimension, where the network was "
+                f"called with {', '.join(map(str, sizes))} samples; say what a sample is: "
+                "samples=0 such an entry, samples=1 (or another) an entry of that dimension, "
+                "samples='input' what the network is called with"
+            )
+        return use.count
 
     def _note_evaluation(self, name: str) -> None:
         # between a read and its backward nothing gets old: what was read can be read again
@@ -246,11 +427,16 @@ class _Passes:
         if self.joined is not None and _WITHOUT_GRADIENTS not in self.missing.values():
             return self.joined
         self.round.over = True
-        absent = [f"{name!r} {why}" for name, why in self.missing.items() if name not in self.uses]
+        absent = {name: why for name, why in self.missing.items() if name not in self.uses}
         if absent:
+            never = _NEVER in absent.values()
+            said = [
+                f"{name!r} {_PASSED_OVER if why == _NEVER and self.called else why}"
+                for name, why in absent.items()
+            ]
             raise RuntimeError(
-                f"no penalty to read: {'; '.join(absent)}. Run the network forward with gradients "
-                "first"
+                f"no penalty to read: {'; '.join(said)}. Run the network forward with gradients "
+                f"first{_COMPILED if never else ''}"
             )
         if torch.is_grad_enabled():
             self.joined = join(self.uses)
@@ -270,8 +456,10 @@ class _Passes:
     def _close(self, why: str) -> None:
         self.closed = self.closed or why
         self.handles = []
+        self.thread = None
         self.uses = {}
         self.joined = None
+        self.recomputed = None
         self.round = _Round(over=True)
 
     def __getstate__(self) -> dict:
@@ -292,15 +480,39 @@ def _with_history(output: Tensor) -> Tensor:
     return output if base is None or base.grad_fn is None else base
 
 
-def _mean_square(layer: nn.Module, output: Tensor) -> tuple[Tensor, int]:
+def _first_dimensions(inputs: list) -> tuple[int, ...]:
+    """Of the tensors among a network's inputs, and of those that are values of a mapping there."""
+    inputs = [v for x in inputs for v in (x.values() if isinstance(x, Mapping) else [x])]
+    return tuple(x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim())
+
+
+def _activations(name: str, layer: nn.Module, output: Any) -> Tensor:
+    """The tensor that a penalty measures; a TypeError for what cannot be measured."""
+    if isinstance(layer, _TUPLES) and isinstance(output, tuple):
+        output = output[0]
+    given = type(output).__name__
+    if isinstance(output, Tensor):
+        if output.is_nested or output.layout != torch.strided:
+            given = f"{'nested' if output.is_nested else 'sparse'} tensor"
+        elif output.is_floating_point() or output.is_complex():
+            return output
+        else:
+            given = f"tensor of {output.dtype}, which has no gradients"
+    raise TypeError(
+        f"{name!r}, a {type(layer).__name__}, gives a {given}; a penalty needs a layer that gives "
+        "one dense tensor of floating-point numbers (of recurrent layers and attention it takes "
+        "the first of the tuple): name a layer inside it, or an nn.Identity that the tensor passes"
+    )
+
+
+def _mean_square(layer: nn.Module, output: Tensor) -> Tensor:
     # Taken of a copy: an in-place ReLU that follows overwrites the output, which would change the
     # value if it were taken later, and break the gradient of the mean if it kept the output itself.
-    return activation_l2(output.clone()), output.shape[0] if output.dim() else 1
+    return activation_l2(output.clone()) if output.numel() else output.real.sum()
 
 
-def _sum_of_entropies(layer: nn.Module, output: Tensor) -> tuple[Tensor, int]:
-    entropy = layer_entropy(layer, output)  # [N, A, B] or [N]
-    return entropy.sum(), len(entropy)
+def _sum_of_entropies(layer: nn.Module, output: Tensor) -> Tensor:
+    return layer_entropy(layer, output).sum()
 
 
 class ActivationL2:
@@ -310,36 +522,51 @@ class ActivationL2:
         model: any module.
         layer: name of the layer whose output is penalised, as in `model.named_modules()`.
         max_unread: uses of the layer that may wait for a read; the next is a RuntimeError.
+        samples: what counts samples, see the top of this file; it plays a part where several uses
+            of the layer are averaged.
 
     Raises:
-        ValueError: for a layer that the model does not have (the message lists those it has), and
-            `max_unread` below 1.
+        ValueError: for a layer that the model does not have (the message lists those it has) or
+            that takes no hooks, `max_unread` below 1, and a `samples` that is none.
+
+    A layer that gives anything but a tensor of floating-point numbers is a TypeError when it runs.
+    Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant; of complex
+    numbers, |φ|².
     """
 
     metric = "activation_l2"
 
-    def __init__(self, model: nn.Module, layer: str, *, max_unread: int = MAX_UNREAD) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str,
+        *,
+        max_unread: int = MAX_UNREAD,
+        samples: int | str | None = None,
+    ) -> None:
         self.layer = layer
-        self._passes = _Passes(model, [layer], _mean_square, max_unread)
+        self._passes = _Passes(model, [layer], _mean_square, max_unread, samples)
 
     def penalty(self) -> Tensor:
         """L_r of the passes since the read before, a differentiable scalar.
 
         See the top of this file. Of several uses of the layer it is the mean, each counted by its
-        number of samples (its first dimension).
+        number of samples.
 
         Raises:
-            RuntimeError: if there is nothing to read (says why); after `remove`; of a copy.
+            RuntimeError: if there is nothing to read (says why), or an empty batch alone; where the
+                number of samples of several uses cannot be told; after `remove`; of a copy.
         """
         return self._passes.read(self._join)
 
     def _join(self, uses: dict[str, _Uses]) -> Tensor:
-        own = uses[self.layer]
-        if len(own) == 1:
-            return own[0][0]
-        own = [use for use in own if use[1]] or own  # the mean over no samples is NaN
-        samples = sum(count for _, count in own)
-        return _sum([value * (count / samples) for value, count in own])
+        own = [use for use in uses[self.layer] if use.count] or uses[self.layer]
+        if len(own) == 1 and own[0].count:
+            return own[0].value
+        counts = self._passes.counts(self.layer, own)
+        return _total(
+            use.value * (count / sum(counts)) for use, count in zip(own, counts, strict=True)
+        )
 
     def remove(self) -> None:
         """Detach from the network."""
@@ -362,11 +589,13 @@ def rfav_entropy(activations: Tensor) -> Tensor:
         [N], [N, A, B]: an entropy for each receptive field.
 
     Raises:
-        ValueError: for a tensor without a dimension of filters.
+        ValueError: for a tensor without a dimension of filters, without filters, or of complex
+            numbers, which have no order.
     """
-    if activations.dim() < 2:
+    if activations.dim() < 2 or not activations.shape[1] or activations.is_complex():
         raise ValueError(
-            f"activations have shape {tuple(activations.shape)}; [N, D] or [N, D, A, B] is needed"
+            f"activations have shape {tuple(activations.shape)} and are {activations.dtype}; [N, "
+            "D] or [N, D, A, B] of real numbers is needed"
         )
     # [N, D, A, B] → [N, A, B, D]: contiguous where the network runs in channels_last
     return _Entropy.apply(activations.movedim(1, -1))[0]
@@ -428,9 +657,20 @@ def perplexity(activations: Tensor) -> Tensor:
 def layer_entropy(layer: nn.Module, output: Tensor) -> Tensor:
     """`rfav_entropy` of a layer's output.
 
-    A linear layer has its filters last, [N, …, D], everything else second.
+    A linear layer has its filters last, [N, …, D], everything else second. What a convolution or a
+    linear layer gives of one sample alone, [D, A, B] or [D], is taken for a batch of one.
     """
+    positions = _positions(layer)
+    if positions is not None and output.dim() == positions + 1:
+        output = output[None]
     return rfav_entropy(output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output)
+
+
+def _positions(layer: nn.Module) -> int | None:
+    """The number of dimensions that a layer's positions have at least; None: it has no filters."""
+    if isinstance(layer, nn.Linear):
+        return 0
+    return next((n for kind, n in CONVOLUTIONS.items() if isinstance(layer, kind)), None)
 
 
 def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
@@ -445,12 +685,13 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
             the mean filter) correlates with none: 0.
 
     Raises:
-        ValueError: for an unknown centre, or a weight without a dimension beside the filters'.
+        ValueError: for an unknown centre, a weight without a dimension beside the filters', and
+            complex numbers.
     """
-    if weight.dim() < 2:
+    if weight.dim() < 2 or weight.is_complex():
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; [D, …] with at least one more dimension is "
-            "needed"
+            f"weight has shape {tuple(weight.shape)} and is {weight.dtype}; [D, …] of real numbers "
+            "with at least one more dimension is needed"
         )
     _allowed("centre", centre, CENTRES)
     # [D, …] → [D, F]
@@ -461,12 +702,69 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     norm = centred.norm(dim=1, keepdim=True)
     kept = norm > 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
     unit = torch.where(kept, centred, 0) / torch.where(kept, norm, 1)
-    # within autocast the product would be taken in half precision
-    device = unit.device.type
+    with _without_autocast(unit.device.type):  # which would take the product in half precision
+        return unit @ unit.T
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return unit @ unit.T
-    return unit @ unit.T
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def layer_weight(layer: nn.Module) -> Tensor:
+    """A layer's weight as its next pass will use it, in full precision.
+
+    Where it is computed (pruning, weight and spectral norm, any parametrisation) it is computed
+    anew, with a graph of its own, and without moving a spectral norm on.
+
+    Raises:
+        ValueError: for a lazy layer that has not run yet.
+    """
+    if nn.parameter.is_lazy(layer._parameters.get("weight")):
+        raise ValueError(
+            f"a {type(layer).__name__} has no weight before its first pass; run the network once"
+        )
+    if parametrize.is_parametrized(layer, "weight"):
+        computed = layer.parametrizations["weight"]
+        first = next(itertools.chain(computed.parameters(), computed.buffers()))
+        with _without_autocast(first.device.type), eval_mode(computed):
+            return layer.weight
+    for hook in layer._forward_pre_hooks.values():  # in the order in which a pass calls them
+        with _without_autocast(layer.weight.device.type):
+            if isinstance(hook, (BasePruningMethod, WeightNorm)):
+                hook(layer, ())
+            elif isinstance(hook, SpectralNorm):
+                _refresh(layer, hook)
+    return layer.weight
+
+
+def _refresh(layer: nn.Module, hook: SpectralNorm) -> None:
+    """Compute a weight of `torch.nn.utils.spectral_norm` anew.
+
+    Of copies of its two vectors: the next pass changes them in place.
+    """
+    vectors = {name: getattr(layer, name) for name in (f"{hook.name}_u", f"{hook.name}_v")}
+    for name, vector in vectors.items():
+        setattr(layer, name, vector.clone())
+    setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
+    for name, vector in vectors.items():
+        setattr(layer, name, vector)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and each of its submodules back in its own mode afterwards.
+
+    Some may be frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def decorrelation(
@@ -506,11 +804,13 @@ class SparsityReg:
         batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does
             not say; with the sum the same λ is as many times stronger as a batch has images.
         max_unread: uses of one layer that may wait for a read; the next is a RuntimeError.
+        samples: what counts the samples of the mean, see the top of this file.
 
     Raises:
         ValueError: for a layer that the model does not have (the message lists those it has), one
-            that is neither a convolution nor linear, a λ that is negative or not finite, an unknown
-            `batch`, and `max_unread` below 1.
+            that is neither a convolution nor linear or takes no hooks, a λ that is negative or not
+            finite, an unknown `batch`, `max_unread` below 1, and a `samples` that is none.
+        TypeError: for `layers` that are no mapping, and a λ that is no number.
     """
 
     metric = "sparsity_penalty"
@@ -522,11 +822,12 @@ class SparsityReg:
         batch: str = "mean",
         *,
         max_unread: int = MAX_UNREAD,
+        samples: int | str | None = None,
     ) -> None:
         self.weights = _checked_layers(model, layers, "λ")
         _allowed("batch", batch, BATCHES)
         self.batch = batch
-        self._passes = _Passes(model, self.weights, _sum_of_entropies, max_unread)
+        self._passes = _Passes(model, self.weights, _sum_of_entropies, max_unread, samples)
 
     def penalty(self) -> Tensor:
         """L_s of the passes since the read before, a differentiable scalar.
@@ -535,17 +836,20 @@ class SparsityReg:
         samples of all uses of a layer.
 
         Raises:
-            RuntimeError: if there is nothing to read of a layer (says of which and why); after
+            RuntimeError: if there is nothing to read of a layer (says of which and why), or for the
+                mean an empty batch alone; where the number of samples cannot be told; after
                 `remove`; of a copy.
         """
         return self._passes.read(self._join)
 
     def _join(self, uses: dict[str, _Uses]) -> Tensor:
-        return -_total(weight * self._entropy(uses[name]) for name, weight in self.weights.items())
+        return -_total(
+            weight * self._entropy(name, uses[name]) for name, weight in self.weights.items()
+        )
 
-    def _entropy(self, uses: _Uses) -> Tensor:
-        total = _sum([value for value, _ in uses])
-        return total / sum(count for _, count in uses) if self.batch == "mean" else total
+    def _entropy(self, name: str, uses: _Uses) -> Tensor:
+        total = _total(use.value for use in uses)
+        return total / sum(self._passes.counts(name, uses)) if self.batch == "mean" else total
 
     def remove(self) -> None:
         """Detach from the network."""
@@ -594,11 +898,12 @@ class DecorrReg:
 
         Raises:
             RuntimeError: after `remove`.
+            ValueError: for a lazy layer that has not run yet.
         """
         if self._removed:
             raise RuntimeError(_REMOVED)
         return _total(
-            kappa * decorrelation(self._layers[name].weight, **self.options)
+            kappa * decorrelation(layer_weight(self._layers[name]), **self.options)
             for name, kappa in self.weights.items()
         )
 
@@ -620,13 +925,19 @@ def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
     """The submodule called `layer`; a ValueError that lists the names if there is none."""
-    layers = {name: module for name, module in model.named_modules() if name}
-    if layer not in layers:
-        raise ValueError(f"the network has no layer {layer!r}; its layers are {', '.join(layers)}")
-    return layers[layer]
+    for name, module in model.named_modules(remove_duplicate=False):  # a tied layer has two names
+        if name and name == layer:
+            return module
+    known = ", ".join(name for name, _ in model.named_modules() if name)
+    raise ValueError(f"the network has no layer {layer!r}; its layers are {known}")
 
 
 def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) -> dict[str, float]:
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers is {layers!r}; a mapping from names of layers to {symbol} is needed, such as "
+            "{'conv1': 0.001}"
+        )
     for name, weight in layers.items():
         if not isinstance(find_layer(model, name), FILTER_LAYERS):
             found = type(find_layer(model, name)).__name__
@@ -634,21 +945,24 @@ def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) 
             raise ValueError(
                 f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}"
             )
+        if any(p.is_complex() for p in find_layer(model, name).parameters()):
+            raise ValueError(f"{name!r} has complex weights; filters of real numbers are needed")
+        if not isinstance(weight, Real):
+            raise TypeError(f"{symbol} of {name!r} is {weight!r}; it has to be a number ≥ 0")
         if not 0 <= weight < math.inf:
             raise ValueError(f"{symbol} of {name!r} is {weight}; it has to be a number ≥ 0")
     return dict(layers)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum, on the first term's device: replicas and layers may lie on several.
+
+    One term as it is; of none, zero.
+    """
     terms = list(terms)
-    return torch.stack(terms).sum() if terms else torch.zeros(())
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    """One value as it is; several, of replicas on several devices perhaps, on the first's."""
-    if len(values) == 1:
-        return values[0]
-    return _total(value.to(values[0].device) for value in values)
+    if len(terms) < 2:
+        return terms[0] if terms else torch.zeros((), device="cpu")
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
 
 def _allowed(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,8 +1,7 @@
 """What is measured on a network and its curves: pure functions of tensors and arrays."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +18,13 @@ from lib.cca import (  # noqa: F401  (canonical correlations are measures, too)
     similarities,
     svcca,
 )
-from lib.losses import filter_correlation, filter_layers, find_layer, layer_entropy
+from lib.losses import (
+    eval_mode,
+    filter_correlation,
+    filter_layers,
+    find_layer,
+    layer_entropy,
+)
 
 # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch
 MOST_FILTERS = 1024
@@ -28,7 +33,16 @@ ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right predictions in %, a scalar. logits [N, K], labels [N]."""
+    """Share of right predictions in %, a scalar. logits [N, K], labels [N].
+
+    Raises:
+        ValueError: for other shapes, which would be broadcast, and for no images.
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not logits.numel():
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; [N, K] and "
+            "[N] with at least one image are needed"
+        )
     return 100 * (logits.argmax(1) == labels).float().mean()
 
 
@@ -57,12 +71,13 @@ def cumulative_ablation(
         orders: random orders averaged over, for `shared` and `channel`.
 
     Raises:
-        ValueError: for an unknown mask, no images, or numbers of features and labels that differ.
+        ValueError: for an unknown mask, no images, and for features, labels or logits of other
+            shapes.
     """
-    if len(phi) != len(labels) or len(phi) == 0:
+    if phi.dim() < 2 or labels.shape != phi.shape[:1] or not phi.numel():
         raise ValueError(
-            f"{len(phi)} feature vectors and {len(labels)} labels; they have to be as many, and at "
-            "least one"
+            f"{len(phi)} feature vectors and {len(labels)} labels, of shapes {tuple(phi.shape)} "
+            f"and {tuple(labels.shape)}; [N, …] and [N] with at least one image are needed"
         )
     if mask not in ABLATION_MASKS:
         raise ValueError(f"mask is {mask!r}; allowed: {', '.join(ABLATION_MASKS)}")
@@ -119,80 +134,139 @@ def entropy_maps(
         model: any module; runs in eval mode, compiled parts of it as they were before, and is left
             in the mode it was in, submodule by submodule.
         images: [N, C, H, W].
-        layers: names of convolutions or linear layers; None: all of them that run but the last,
-            which is the classifier. (The output projection of an `nn.MultiheadAttention` does not
-            run as a layer.)
+        layers: names of convolutions or linear layers; None: all of them whose entropies can be
+            told, but the last to run, which is the classifier. (The output projection of an
+            `nn.MultiheadAttention` does not run as a layer.)
         batch: images at a time, which bounds the memory.
 
     Returns:
         by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major
-        as the image; [N] of a dense layer, [N, T] where it acts on T tokens. Where the network
-        folds k parts of an image, such as windows, into the batch: [N, k, …]. The largest value
-        possible is ln D for D filters.
+        as the image; [N] of a dense layer, [N, T] where it acts on T tokens, wherever the network
+        has its images. Where the network folds k parts of an image, such as windows, into the
+        batch: [N, k, …]. The largest value possible is ln D for D filters.
 
     Raises:
-        ValueError: for no images, and for a layer that is not there (the message lists those there
-            are), does not run, or runs more than once.
+        ValueError: for no images, a `batch` below 1, and for a layer that is not there (the message
+            lists those there are), does not run, runs more than once, or whose rows cannot be told
+            to be of which image.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to measure the entropy on")
-    modules = {
-        name: find_layer(model, name)
-        for name in (hidden_layers(model) if layers is None else layers)
-    }
-    found: dict[str, list[Tensor]] = {name: [] for name in modules}
+    parts: dict[str, list[Tensor]] = {}
+    for found in entropy_batches(model, images, layers, batch=batch):
+        for name, entropy in found.items():
+            parts.setdefault(name, []).append(entropy)
+    return {name: torch.cat(found) for name, found in parts.items()}
+
+
+@torch.no_grad()
+def mean_entropies(
+    model: nn.Module, images: Tensor, layers: Sequence[str] | None = None, *, batch: int = 500
+) -> dict[str, float]:
+    """The means of `entropy_maps`, which are not kept: memory does not grow with the images."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for found in entropy_batches(model, images, layers, batch=batch):
+        for name, entropy in found.items():
+            sums[name] = sums.get(name, 0.0) + entropy.double().sum().item()
+            counts[name] = counts.get(name, 0) + entropy.numel()
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+def entropy_batches(
+    model: nn.Module, images: Tensor, layers: Sequence[str] | None = None, *, batch: int = 500
+) -> Iterator[dict[str, Tensor]]:
+    """What `entropy_maps` gives, of `batch` images after the other.
+
+    A look at one or two images first tells which dimension of a layer's output counts images: the
+    one that grows with them.
+    """
+    if len(images) == 0 or batch < 1:
+        raise ValueError(
+            f"there are {len(images)} images to measure the entropy on, {batch} at a time; at "
+            "least one each is needed"
+        )
+    if layers is None:
+        modules = filter_layers(model)
+    else:
+        modules = {name: find_layer(model, name) for name in layers}
+    first, *others = images.split(batch)
+    few = first[:2] if len(first) > 2 else torch.cat([first[:1]] * (3 - len(first)))
+    looked, seen = (_entropies(model, some, modules) for some in (few, first))
+    places, problems = {}, {}
+    for name in modules:
+        uses = [len(found[name]) for found in (looked, seen)]
+        if uses == [1, 1]:
+            (one,), (many,) = looked[name], seen[name]
+            places[name] = _image_dimension(one.shape, many.shape, len(few), len(first))
+        if places.get(name) is None:
+            problems[name] = _why_not(name, max(uses), seen[name], len(first))
+    ran = [name for name in seen if seen[name]]  # in this order
+    told = [name for name in modules if places.get(name) is not None]
+    if layers is None:
+        told = [name for name in told if name != ran[-1]]
+    elif problems:
+        told = []
+    if not told:
+        there = ", ".join(name for name in seen if places.get(name) is not None) or "none"
+        said = "; ".join(problems.values()) or "the network has no hidden layer"
+        raise ValueError(f"{said}, so there is no entropy; name the layers that do: {there}")
+    wanted = {name: modules[name] for name in told}
+    yield {name: _by_image(seen[name][0], places[name], len(first)) for name in told}
+    for part in others:
+        found = _entropies(model, part, wanted)
+        for name in told:
+            entropy = found[name][0]
+            if len(found[name]) != 1 or entropy.shape[places[name]] % len(part):
+                raise ValueError(_why_not(name, len(found[name]), found[name], len(part)))
+        yield {name: _by_image(found[name][0], places[name], len(part)) for name in told}
+
+
+@torch.no_grad()
+def _entropies(
+    model: nn.Module, images: Tensor, modules: Mapping[str, nn.Module]
+) -> dict[str, list[Tensor]]:
+    """The entropies of every use of each layer, in the order in which the layers ran first."""
+    found: dict[str, list[Tensor]] = {}
     hooks = [
         module.register_forward_hook(
-            lambda m, i, out, name=name: found[name].append(layer_entropy(m, out))
+            lambda m, i, out, name=name: found.setdefault(name, []).append(layer_entropy(m, out))
         )
         for name, module in modules.items()
     ]
-    batches = images.split(batch)
     try:
         # a compiled graph runs no hooks that it was not compiled with
         with eval_mode(model), torch.compiler.set_stance("force_eager"):
-            for part in batches:
-                model(part)
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    idle = [name for name, parts in found.items() if not parts]
-    ran = [name for name in found if name not in idle]
-    if idle and (layers is not None or not ran):
-        raise ValueError(
-            f"{', '.join(idle)} did not run, so there is no entropy; name the layers that do: "
-            f"{', '.join(ran) or 'none'}"
-        )
-    maps = {name: torch.cat(found[name]) for name in ran}
-    if twice := [name for name in ran if len(found[name]) != len(batches)]:
-        raise ValueError(
-            f"{', '.join(twice)} ran more than once for each image; its entropies cannot be told "
-            "apart"
-        )
-    if mixed := [name for name, entropy in maps.items() if len(entropy) % len(images)]:
-        raise ValueError(
-            f"{', '.join(mixed)} gives {len(maps[mixed[0]])} rows for {len(images)} images; which "
-            "are whose cannot be told"
-        )
-    return {
-        name: entropy if len(entropy) == len(images) else entropy.unflatten(0, (len(images), -1))
-        for name, entropy in maps.items()
-    }
+    return found | {name: [] for name in modules if name not in found}
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and each of its submodules back in its own mode afterwards.
+def _image_dimension(one: Sequence[int], other: Sequence[int], few: int, many: int) -> int | None:
+    """The dimension that grows with the images, a multiple of them; None: there is no such one."""
+    if len(one) != len(other):
+        return None
+    grown = [k for k, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+    if len(grown) != 1 or one[grown[0]] % few or one[grown[0]] * many != other[grown[0]] * few:
+        return None
+    return grown[0]
 
-    Some may be frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+def _by_image(entropy: Tensor, place: int, images: int) -> Tensor:
+    """[…, k·N, …] → [N, …], or [N, k, …] where k is not 1."""
+    entropy = entropy.movedim(place, 0)
+    return entropy if len(entropy) == images else entropy.unflatten(0, (images, -1))
+
+
+def _why_not(name: str, uses: int, found: Sequence[Tensor], images: int) -> str:
+    if not uses:
+        return f"{name} did not run"
+    if uses > 1:
+        return f"{name} ran more than once for each image; its entropies cannot be told apart"
+    return (
+        f"{name} gives entropies of shape {tuple(found[0].shape)} for {images} images; which are "
+        "whose cannot be told"
+    )
 
 
 def hidden_layers(model: nn.Module) -> list[str]:
@@ -248,8 +322,14 @@ def smoothed(curve: Sequence[float]) -> np.ndarray:
     """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held.
 
     See targeted sparsity, Fig. 3, and the protocol, section 2.
+
+    Raises:
+        ValueError: for anything but one row of at least one value.
     """
-    return gaussian_filter1d(np.asarray(curve, dtype=np.float64), sigma=2, mode="nearest")
+    values = np.asarray(curve, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"a curve is one row of values, at least one, not of shape {values.shape}")
+    return gaussian_filter1d(values, sigma=2, mode="nearest")
 
 
 def overfitting_onset(losses: Sequence[float]) -> int | None:

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lib import measures
-from lib.losses import filter_layers
+from lib.losses import filter_layers, layer_weight
 from lib.plots import (
     as_array,
     check_filters,
@@ -67,10 +67,12 @@ class Monitor:
             `images`.
         every: draw the pictures, which take most of a log's time, at every so many epochs only; the
             rest is written at each.
+        batch: images that go through the network at a time, which bounds the memory.
 
     Raises:
-        ValueError: for images of another shape, too many of them to draw, an `every` below 1, or a
-            file where the folder would be.
+        ValueError: for images of another shape, too many of them to draw, two sets of images of
+            different channels or sizes, an `every` or a `batch` below 1, or a file where the folder
+            would be.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Monitor:
         *,
         measure_images: Tensor | None = None,
         every: int = 1,
+        batch: int = 500,
     ) -> None:
         _check_images("images", images)
         if len(images) > MOST_IMAGES:
@@ -90,13 +93,21 @@ class Monitor:
             )
         if measure_images is not None:
             _check_images("measure_images", measure_images)
+            if measure_images.shape[1:] != images.shape[1:]:
+                raise ValueError(
+                    f"images have shape {tuple(images.shape)} and measure_images "
+                    f"{tuple(measure_images.shape)}; they have to agree in channels and size"
+                )
         if every < 1:
             raise ValueError(f"every is {every}; at least 1 epoch is needed")
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; at least 1 image at a time is needed")
         self.log_dir = Path(log_dir).expanduser()
         if self.log_dir.is_file():
             raise ValueError(f"log_dir is {self.log_dir}, which is a file; give a folder")
-        self.images = torch.as_tensor(images)
-        self.measure_images = None if measure_images is None else torch.as_tensor(measure_images)
+        self.images = _tensor(images)
+        self.measure_images = None if measure_images is None else _tensor(measure_images)
+        self.batch = batch
         self.every = every
         self.layers = None if layers is None else list(layers)
         self.closed = False
@@ -129,13 +140,13 @@ class Monitor:
         # in eval mode, too, when the weights are read: a spectral norm changes with each look at
         # them otherwise
         with measures.eval_mode(model), torch.no_grad():
-            asked = None if self.layers is None else list(layers)
-            maps = measures.entropy_maps(model, self.images.to(like), asked)
-            many = self.measure_images
-            means = (
-                maps if many is None else measures.entropy_maps(model, many.to(like), list(maps))
-            )
-            weights = {name: layers[name].weight for name in maps}
+            maps = measures.entropy_maps(model, self.images.to(like), self.layers, batch=self.batch)
+            if self.measure_images is None:
+                means = {name: entropy.mean().item() for name, entropy in maps.items()}
+            else:
+                many = self.measure_images.to(like)
+                means = measures.mean_entropies(model, many, list(maps), batch=self.batch)
+            weights = {name: layer_weight(layers[name]) for name in maps}
             compared = {name: w for name, w in weights.items() if len(w) <= measures.MOST_FILTERS}
             histograms = {
                 name: measures.correlation_histogram(w).cpu().numpy()
@@ -145,7 +156,7 @@ class Monitor:
 
         writer = self._open(epoch)
         for name, entropy in means.items():
-            writer.add_scalar(f"entropy/{name}", entropy.mean().item(), epoch)
+            writer.add_scalar(f"entropy/{name}", entropy, epoch)
         for name, counts in histograms.items():
             self._histograms.setdefault(name, []).append(counts)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
@@ -171,7 +182,8 @@ class Monitor:
                 f"the monitor of {self.log_dir} is closed; open another one to log more"
             )
         if run.name not in self._runs:
-            options = {"measure_images": self.measure_images, "every": self.every}
+            options = {"measure_images": self.measure_images}
+            options |= {"every": self.every, "batch": self.batch}
             self._runs[run.name] = Monitor(
                 self.log_dir / run.name, self.images, self.layers, **options
             )
@@ -195,7 +207,7 @@ class Monitor:
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
         known = filter_layers(model)
-        names = measures.hidden_layers(model) if self.layers is None else self.layers
+        names = list(known) if self.layers is None else self.layers
         if not names or not known.keys() >= set(names):
             wrong = ", ".join(repr(name) for name in names if name not in known) or "none"
             raise ValueError(
@@ -383,6 +395,11 @@ def _raw(counts: np.ndarray) -> dict:
         "bucket_limits": edges[1:].tolist(),
         "bucket_counts": counts.tolist(),
     }
+
+
+def _tensor(images: np.ndarray | Tensor) -> Tensor:
+    # an array stays on the CPU, whatever the session's default device is
+    return images if isinstance(images, Tensor) else torch.as_tensor(images, device="cpu")
 
 
 def _check_images(name: str, images: np.ndarray | Tensor) -> None:

@@ -39,7 +39,7 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     if name not in defaults:
         raise ValueError(f"schedule is {name!r}; allowed: al2, {', '.join(defaults)}")
     rate = defaults[name] if rate is None else rate
-    if not rate > 0:
+    if not 0 < rate < math.inf:
         raise ValueError(f"rate is {rate}; it has to be positive")
     t = speed * np.arange(num_epochs, dtype=np.float64)
     if name == "geometric":

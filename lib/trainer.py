@@ -386,7 +386,8 @@ class TrainStep:
         """
         self.model.train()
         labels = self.data.train.labels
-        order = torch.randperm(len(labels), generator=generator(self.run.seed, "order", epoch))
+        source = generator(self.run.seed, "order", epoch)
+        order = torch.randperm(len(labels), generator=source, device="cpu")
         seed = generator(self.run.seed, "dropout", epoch).initial_seed()
         self.dropout_generator.manual_seed(seed)
         self.weight.fill_(weight)
@@ -558,7 +559,7 @@ def measure(
         for spec, curve in _ablate(model, data, run, epoch).items():
             add(f"ablation {spec}", curve)
             columns[_area_column(spec)] = measures.ablation_area(curve)
-        add("ablation epochs", torch.tensor(epoch))
+        add("ablation epochs", torch.tensor(epoch, device="cpu"))
 
     mapped = run.heat_maps > 0 and epoch in run.heat_map_epochs()
     maps: dict[str, Tensor] = {}
@@ -570,11 +571,11 @@ def measure(
     if mapped:
         for layer, entropy in maps.items():
             add(f"heat maps {layer}", entropy[: run.heat_maps].half())
-        add("heat map epochs", torch.tensor(epoch))
+        add("heat map epochs", torch.tensor(epoch, device="cpu"))
     if run.entropy:
         means = {f"entropy {layer}": entropy.mean().item() for layer, entropy in maps.items()}
         if epoch == 0:
-            add("entropy before training", torch.tensor(list(means.values())))
+            add("entropy before training", torch.tensor(list(means.values()), device="cpu"))
         columns |= means
         for layer in _correlated(model):
             rms, histogram = measures.correlation_summary(losses.find_layer(model, layer).weight)
@@ -593,10 +594,10 @@ def measure(
                 missing = len(phi) - len(found.cca.coefficients)
                 add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
                 dropped = [found.cca.dropped_x, found.cca.dropped_y]
-                add(f"cca dropped {start}", torch.tensor(dropped))
+                add(f"cca dropped {start}", torch.tensor(dropped, device="cpu"))
                 for name in ("mean_cca", "svcca", "pwcca"):
                     columns[f"{name} {start}"] = getattr(found, name)
-                add(f"cca epochs {start}", torch.tensor(epoch))
+                add(f"cca epochs {start}", torch.tensor(epoch, device="cpu"))
     return columns
 
 
@@ -792,10 +793,12 @@ class _ProcessSettings:
                 self._before = {
                     "threads": torch.get_num_threads(),
                     "products": torch.get_float32_matmul_precision(),
+                    "dtype": torch.get_default_dtype(),
                     "cudnn": (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
                 }
             self._trainings += 1
             torch.set_float32_matmul_precision("highest")
+            torch.set_default_dtype(torch.float32)
             if device.type == "cpu":
                 torch.set_num_threads(1)
                 machine.keep_memory()
@@ -811,6 +814,7 @@ class _ProcessSettings:
                 if not self._trainings:
                     torch.set_num_threads(self._before["threads"])
                     torch.set_float32_matmul_precision(self._before["products"])
+                    torch.set_default_dtype(self._before["dtype"])
                     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = self._before["cudnn"]
 
 

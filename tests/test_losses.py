@@ -593,9 +593,9 @@ WEIGHT = torch.ones(3, 4)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: rfav_entropy(torch.ones(())), r"shape \(\); \[N, D\] or \[N, D, A, B\]"),
-        (lambda model: rfav_entropy(torch.ones(5)), r"shape \(5,\); \[N, D\] or \[N, D, A, B\]"),
-        (lambda model: filter_correlation(torch.ones(3)), r"shape \(3,\); \[D, …\]"),
+        (lambda model: rfav_entropy(torch.ones(())), r"shape \(\) .*; \[N, D\] or"),
+        (lambda model: rfav_entropy(torch.ones(5)), r"shape \(5,\) .*; \[N, D\] or"),
+        (lambda model: filter_correlation(torch.ones(3)), r"shape \(3,\) .*; \[D, …\]"),
         (lambda model: filter_correlation(WEIGHT, "median"), CENTRE),
         (lambda model: decorrelation(WEIGHT, centre="median"), CENTRE),
         (lambda model: decorrelation(WEIGHT, pairs="cubic"), PAIRS),

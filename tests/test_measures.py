@@ -10,6 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from torch import nn
 
+from lib.data import Split
 from lib.losses import SparsityReg
 from lib.measures import (
     ABLATION_FRACTIONS,
@@ -21,6 +22,7 @@ from lib.measures import (
     cumulative_ablation,
     entropy_maps,
     hidden_layers,
+    mean_entropies,
     overfitting_onset,
     rise_after_least,
     smoothed,
@@ -428,7 +430,7 @@ def ablate(images: int = 60, labels: int = 60, **options) -> torch.Tensor:
             lambda: entropy_maps(small_net(), pictures(), ["conv1", "conv3"]),
             "'conv3'; its layers are conv1, norm,",
         ),
-        (lambda: entropy_maps(small_net(), pictures(0)), "no images"),
+        (lambda: entropy_maps(small_net(), pictures(0)), "there are 0 images"),
         (
             lambda: entropy_maps(nn.Sequential(*[nn.Conv2d(1, 1, 1)] * 2), pictures(), ["0"]),
             "0 ran more than once",
@@ -447,6 +449,49 @@ def ablate(images: int = 60, labels: int = 60, **options) -> torch.Tensor:
 def test_what_cannot_be_measured_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: accuracy(torch.zeros(3, 2), torch.zeros(3, 1)),
+        lambda: accuracy(torch.zeros(3, 2), torch.zeros(2)),
+        lambda: accuracy(torch.zeros(0, 2), torch.zeros(0)),
+        lambda: cumulative_ablation(lambda z: z, torch.ones(3, 2), torch.zeros(3, 1)),
+        lambda: cumulative_ablation(lambda z: z[:1], torch.ones(3, 2), torch.zeros(3)),
+        lambda: smoothed([[1.0, 2.0]]),
+        lambda: Split(torch.zeros(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_and_not_broadcast(call):
+    with pytest.raises(ValueError, match="shape"):
+        call()
+
+
+class TimeFirst(nn.Module):
+    """A transformer's tokens before its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, 6, 4, stride=4)
+        self.dense = nn.Linear(6, 5)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(images).flatten(2).permute(2, 0, 1)  # [T, N, 6]
+        return self.out(self.dense(tokens).mean(0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_entropies_are_told_by_image_where_the_network_has_tokens_first(count):
+    network, images = TimeFirst(), torch.randn(count, 1, 8, 8)
+    found = entropy_maps(network, images, batch=4)
+    assert list(found) == ["patch", "dense"] and found["dense"].shape == (count, 4)
+    tokens = network.patch(images).flatten(2).transpose(1, 2)
+    expected = plain_entropy(network.dense(tokens), -1)
+    np.testing.assert_allclose(found["dense"].numpy(), expected, rtol=1e-4)
+    means = mean_entropies(network, images, batch=4)
+    assert means["dense"] == pytest.approx(expected.mean(), rel=1e-4)
 
 
 class Attention(torch.nn.Module):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
@@ -561,12 +562,177 @@ def test_the_filters_correlation_is_not_narrowed_by_autocast(dtype):
     assert losses.filter_correlation(weight.to("meta")).shape == (64, 64)
 
 
-def test_a_layer_that_gives_no_tensor_is_refused_by_name():
-    model = nn.Sequential(nn.LSTM(3, 4))
+# ---- what a layer returns, and what a sample is
+
+
+class Gives(nn.Module):
+    """A linear layer, and what becomes of its output."""
+
+    def __init__(self, change=lambda y: y) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.change = change
+
+    def forward(self, x: Tensor):
+        return self.change(self.fc(x))
+
+
+class Windows(nn.Module):
+    """Folds four rows of each sample into two windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.reshape(-1, 2, 4))
+
+
+def entropies(z: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=z).entropy()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM, nn.MultiheadAttention])
+def test_recurrent_layers_and_attention_are_measured_with_the_sample_as_the_unit(kind, first):
+    sizes = (4, 2) if kind is nn.MultiheadAttention else (4, 5)
+    layer = kind(*sizes, batch_first=first)
+    al2, total, count = ActivationL2(nn.ModuleDict({"layer": layer}), "layer"), 0, 0
+    for samples, steps in ((3, 5), (2, 7)):
+        x = torch.randn(samples, steps, 4) if first else torch.randn(steps, samples, 4)
+        given = (x, x, x) if kind is nn.MultiheadAttention else (x,)
+        total = total + samples * layer(*given)[0].square().mean()
+        count += samples
+    torch.testing.assert_close(al2.penalty(), total / count)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: (y, y), "'0', a Gives, gives a tuple"),
+        (lambda y: {"features": y}, "'0', a Gives, gives a dict"),
+        (lambda y: None, "'0', a Gives, gives a NoneType"),
+        (lambda y: y.argmax(1), "'0', a Gives, gives a tensor of torch.int64"),
+        (lambda y: y.to_sparse(), "'0', a Gives, gives a sparse tensor"),
+    ],
+)
+def test_a_layer_that_gives_no_tensor_is_refused_by_name(change, message):
+    model = nn.Sequential(Gives(change))
     ActivationL2(model, "0")
-    message = "'0' gives a tuple; a penalty needs a layer that gives one"
     with pytest.raises(TypeError, match=message):
-        model(torch.randn(2, 5, 3))
+        model(torch.randn(3, 4))
+
+
+def test_of_complex_activations_the_penalty_is_the_mean_of_their_squared_modulus():
+    model = nn.Sequential(Gives(lambda y: torch.view_as_complex(y.reshape(-1, 2, 2))))
+    al2 = ActivationL2(model, "0")
+    z = model(torch.randn(3, 4))
+    torch.testing.assert_close(al2.penalty(), z.abs().square().mean())
+    with pytest.raises(ValueError, match="'0' has complex weights"):
+        SparsityReg(nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)), {"0": 1.0})
+
+
+def test_an_empty_batch_has_no_mean_and_is_said():
+    model = nn.Sequential(nn.Linear(4, 4))
+    al2 = ActivationL2(model, "0")
+    mean, total = (SparsityReg(model, {"0": 1.0}, batch) for batch in losses.BATCHES)
+    model(torch.zeros(0, 4))
+    for penalty in (al2, mean):
+        assert_nothing_to_read(penalty, "'0' has run on an empty batch")
+    assert total.penalty().item() == 0
+    with pytest.raises(ValueError, match=r"shape \(0, 4\)"):
+        losses.activation_l2(torch.zeros(0, 4))
+
+
+def test_a_single_image_is_one_sample_and_rows_are_no_filters():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0), nn.Linear(64, 5))
+    sparsity, image = SparsityReg(model, {"0": 1.0, "2": 1.0}), torch.randn(3, 6, 6)
+    logits = model(image)
+    found = sparsity.penalty()
+    expected = -entropies(model[0](image).movedim(0, -1)).sum() - entropies(logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_a_sample_is_can_be_said_and_is_asked_for_where_it_cannot_be_told():
+    model, x = Windows(), torch.randn(3, 4, 4)
+    found = {s: SparsityReg(model, {"fc": 1.0}, samples=s) for s in (None, "input", 0, 1)}
+    total = entropies(model(x)).sum()
+    message = "'fc' gives 6 entries .* called with 3 samples; .*samples=0 .*samples='input'"
+    assert_nothing_to_read(found[None], message)
+    for samples, count in (("input", 3), (0, 6), (1, 2)):
+        torch.testing.assert_close(found[samples].penalty(), -total / count)
+    for wrong in ("rows", -1, True):
+        with pytest.raises(ValueError, match="samples is"):
+            ActivationL2(model, "fc", samples=wrong)
+    SparsityReg(model, {"fc": 1.0}, samples=2)
+    with pytest.raises(ValueError, match="samples is 2, but 'fc' gives"):
+        model(x)
+
+
+# ---- computed weights, compiled parts
+
+
+COMPUTED = {
+    "pruned": lambda layer: prune.random_unstructured(layer, "weight", 0.3),
+    "old weight norm": nn.utils.weight_norm,
+    "new weight norm": parametrizations.weight_norm,
+    "old spectral norm": nn.utils.spectral_norm,
+    "new spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.parametrize("penalty_first", [True, False])
+def test_a_computed_weight_is_read_before_and_after_a_pass_and_left_as_it_was(make, penalty_first):
+    model = nn.Sequential(make(nn.Conv2d(2, 4, 3)))
+    decorr = DecorrReg(model, {"0": 1.0}, pairs="square")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    value = decorr.penalty().item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decorr.penalty().item() == value
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        terms = [decorr.penalty, lambda: model(images()).square().mean()]
+        loss = sum(term() for term in (terms if penalty_first else terms[::-1]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.isfinite()
+
+
+def test_a_checkpoint_around_a_compiled_block_and_batches_of_other_sizes_count_once():
+    torch._dynamo.reset()
+    model, other = Net(reentrant=False), Net()
+    model.block.compile(backend="aot_eager")
+    penalties = attached(model)
+    for seed, size in enumerate((4, 3, 5, 4)):
+        logits = model(images(size, seed))
+        found = read(penalties)
+        (logits.sum() + sum(found)).backward()
+        torch.testing.assert_close(found, list(by_hand(other, images(size, seed))[1:]))
+        assert read(penalties)[0] is found[0]
+
+
+def test_a_penalty_attached_after_a_compiled_pass_says_what_to_do():
+    torch._dynamo.reset()
+    model = Net()
+    compiled = torch.compile(model, backend="eager")
+    compiled(images()).sum().backward()
+    al2 = ActivationL2(model, "block")
+    compiled(images())
+    assert_nothing_to_read(al2, r"'block' did not run.*torch\.compiler\.reset\(\)")
+    torch.compiler.reset()
+    compiled(images())
+    torch.testing.assert_close(al2.penalty(), by_hand(model, images())[1])
+
+
+@pytest.mark.parametrize("layers", [["block.0"], "block.0", {"block.0": "0.1"}])
+def test_layers_have_to_be_a_mapping_to_numbers(layers):
+    with pytest.raises(TypeError, match=r"layers is|has to be a number"):
+        SparsityReg(Net(), layers)
 
 
 def test_saving_a_layer_s_output_warns_of_nothing():

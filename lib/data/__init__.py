@@ -44,6 +44,13 @@ class Split:
     images: torch.Tensor
     labels: torch.Tensor
 
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"images have shape {tuple(self.images.shape)} and labels "
+                f"{tuple(self.labels.shape)}; [N, C, H, W] and [N] are needed"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -244,14 +251,17 @@ def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     Every prefix holds each class in proportion, to within about one image. It depends on the labels
     and `seed` alone, never on a run's seed: subsets are the same for all runs.
     """
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
     labels = labels.cpu()
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    cpu = torch.Generator("cpu").manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=cpu, device="cpu")
     by_class = torch.argsort(labels[shuffled], stable=True)
     counts = torch.bincount(labels)
     grouped = labels[shuffled][by_class]
     # 0, 1, … within each class
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[grouped]
-    when = torch.empty(len(labels), dtype=torch.float64)
+    rank = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts)[grouped]
+    when = torch.empty(len(labels), dtype=torch.float64, device="cpu")
     # spreads each class evenly over (0, 1); ties fall at random
     when[by_class] = (rank.double() + 0.5) / counts[grouped]
     return shuffled[torch.argsort(when, stable=True)]
@@ -332,13 +342,14 @@ def corrupt_labels(
             "generator must be on the CPU, so that labels agree between devices, not "
             f"{generator.device}"
         )
-    chance = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # [0, 1)
+    # [0, 1)
+    chance = torch.rand(len(labels), generator=generator, dtype=torch.float64, device="cpu")
     # 1 … K-1: never the label itself
-    offset = torch.randint(1, num_classes, (len(labels),), generator=generator)
+    offset = torch.randint(1, num_classes, (len(labels),), generator=generator, device="cpu")
     if law == "bernoulli":
         changed = chance < fraction
     else:
-        changed = torch.zeros(len(labels), dtype=torch.bool)
+        changed = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
         changed[chance.argsort(stable=True)[: round(fraction * len(labels))]] = True
     changed, offset = changed.to(labels.device), offset.to(labels.device)
     return torch.where(changed, (labels + offset) % num_classes, labels), changed
