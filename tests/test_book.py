@@ -129,7 +129,8 @@ def test_every_page_that_the_readme_links_is_in_the_book(book, pages):
 
 
 def test_the_public_surface_has_its_entries(book, pages):
-    described = {path: pages[path] for path in pages if path.parent == book / "notebooks" / "book" / "api"}
+    api = book / "notebooks" / "book" / "api"
+    described = {path: pages[path] for path in pages if path.parent == api}
     anchors = set().union(*(page.anchors for page in described.values()))
     core = {path.stem for path in (paths.ROOT / "lib").glob("[a-z]*.py")} | {"data"}
     assert core >= INTERNAL
