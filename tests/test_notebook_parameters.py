@@ -1,4 +1,4 @@
-"""Every notebook of an experiment renders with any parameters that its runs accept.
+"""Every notebook that trains renders with any parameters that its runs accept.
 
 Own data, one epoch, other ablations or none, a seed twice, no or only wrong labels, networks that
 diverge, nothing stored: it says in words what is not there. The cells are executed in one process a
@@ -91,6 +91,16 @@ NOTEBOOKS["00_start_here"] = {
     "true labels": SMALL | {"corruption": 0.0},
     "all labels wrong": SMALL | {"corruption": 1.0},
     "both diverge": SMALL | {"learning_rate": 1e6},
+}
+NOTEBOOKS["01_explore"] = {
+    "what is not stored": {"source": "lite", "dataset": "cifar10", "convnet": "sr3Net", "size": "m"}
+    | {"epochs": 1, "live_corruption": 0.0},
+    "all labels wrong": {"epochs": 1, "live_corruption": 1.0, "penalty": "AL2", "reading": "sum"},
+}
+NOTEBOOKS["02_your_own"] = {
+    "one epoch": {"resnet_epochs": 1, "epochs": 1, "n_train": 32, "jobs": 1},
+    "true labels, diverging": {"resnet_epochs": 2, "epochs": 2, "n_train": 32, "jobs": 1}
+    | {"corruption": 0.0, "learning_rate": 1e6},
 }
 
 # which say less where nothing is stored, and fail in that part
