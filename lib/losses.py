@@ -113,7 +113,7 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
 def activation_l2(phi: Tensor) -> Tensor:
     """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar.
 
-    Eq. 1, in the protocol's reading of it. Half precision is widened; of complex φ it is |φ|².
+    Eq. 1, in the protocol's reading of it. Half precision is widened; of complex φ its squared modulus.
 
     Raises:
         ValueError: for a φ without a value, which has no mean.
