@@ -113,7 +113,8 @@ def al2_weights(num_epochs: int, speed: float = 1) -> np.ndarray:
 def activation_l2(phi: Tensor) -> Tensor:
     """L_r of the AL2 paper: mean of φ² over the batch and all units, a scalar.
 
-    Eq. 1, in the protocol's reading of it. Half precision is widened; of complex φ its squared modulus.
+    Eq. 1, in the protocol's reading of it. Half precision is widened; complex φ counts by its
+    squared modulus.
 
     Raises:
         ValueError: for a φ without a value, which has no mean.
@@ -531,7 +532,7 @@ class ActivationL2:
 
     A layer that gives anything but a tensor of floating-point numbers is a TypeError when it runs.
     Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant; of complex
-    numbers, |φ|².
+    numbers, of its squared modulus.
     """
 
     metric = "activation_l2"
