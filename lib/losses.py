@@ -531,8 +531,8 @@ class ActivationL2:
             that takes no hooks, `max_unread` below 1, and a `samples` that is none.
 
     A layer that gives anything but a tensor of floating-point numbers is a TypeError when it runs.
-    Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant; of complex
-    numbers, of its squared modulus.
+    Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant; complex
+    numbers count by their squared modulus.
     """
 
     metric = "activation_l2"
