@@ -141,14 +141,14 @@ def headline(report: Report) -> str:
     return "\n".join([_al2_headline(report), _sparsity_headline(report)])
 
 
-def matrix(judged: pd.DataFrame, links: str = "") -> str:
+def matrix(judged: pd.DataFrame, links: str | None = None) -> str:
     """The verdicts in short: a table a paper, a column a claim, a row where it was measured.
 
     Rows in which nothing is run are left out.
 
     Args:
         judged: as `lib.study.claims.verdicts_of` gives it.
-        links: what leads to the claims' pages from where it is read, "claims/".
+        links: what leads to the claims' pages from where it is read, "claims/"; None: no links.
     """
     parts = []
     for paper, name in (("A", "AL2"), ("S", "Targeted sparsity")):
@@ -162,7 +162,8 @@ def matrix(judged: pd.DataFrame, links: str = "") -> str:
                 rows[where] = found.map(_short)
         names = [claim for claim in claims.STATEMENTS if claim.startswith(paper)]
         table = pd.DataFrame(rows, index=names, dtype=object).T.fillna("–")
-        table.columns = [f"[{claim}]({links}{claim}.md)" for claim in names]
+        if links is not None:
+            table.columns = [f"[{claim}]({links}{claim}.md)" for claim in names]
         parts.append(table.rename_axis(name).to_markdown(disable_numparse=True))
     return "\n\n".join(parts) + "\n"
 
