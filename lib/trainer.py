@@ -66,6 +66,7 @@ class OutOfTime(RuntimeError):
     """A training was stopped at its deadline, between two epochs, and can go on from there."""
 
 
+@torch.inference_mode(False)  # whatever holds where it is called, and so with autocast below
 def fit(
     runs: Sequence[Run],
     folders: Sequence[Path] | None = None,
@@ -127,7 +128,7 @@ def fit(
         side_by_side = device.type == "cuda"
     together = len(runs) if side_by_side else 1
     frames: list[pd.DataFrame] = []
-    with reproducible(device, precision):
+    with reproducible(device, precision), torch.autocast(device.type, enabled=False):
         for first in range(0, len(runs), together):
             group = range(first, min(first + together, len(runs)))
             trainings = [
@@ -706,13 +707,18 @@ def checked_device(asked: str | torch.device) -> str:
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise ValueError(
-            f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)"
-        ) from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"the device is {asked}, but PyTorch finds no GPU here; set DEVICE=cpu, or leave it "
             "unset"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"the device is {asked}, but PyTorch finds {torch.cuda.device_count()} GPUs here, "
+            "numbered from 0 (DEVICE sets it)"
         )
     return str(asked)
 
