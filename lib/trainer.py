@@ -66,7 +66,7 @@ class OutOfTime(RuntimeError):
     """A training was stopped at its deadline, between two epochs, and can go on from there."""
 
 
-@torch.inference_mode(False)  # whatever holds where it is called, and so with autocast below
+@torch.inference_mode(False)  # whatever holds where it is called
 def fit(
     runs: Sequence[Run],
     folders: Sequence[Path] | None = None,
@@ -101,8 +101,8 @@ def fit(
 
     Raises:
         ValueError: if a run does not fit its data, for a precision that is unknown or that the
-            device has not, and for a device that is not there; raised before any of them is
-            trained.
+            device has not, within torch.autocast, and for a device that is not there; raised before
+            any of them is trained.
         data.DataError, LookupError: as for `bundle.prepare`, before any of them is trained.
         run_dir.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
@@ -114,6 +114,11 @@ def fit(
     device = torch.device(checked_device(device) if device else default_device())
     precision = default_precision(precision)
     check_precision(precision, device)
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "torch.autocast is on where a run is to be trained; leave it: PRECISION says in which "
+            f"precision runs are trained ({', '.join(PRECISIONS)})"
+        )
     version = commit()  # before the first training, which may outlive the next commit
     bundles: dict[tuple, Bundle] = {}
     loaded: bundle.Loaded = {}
@@ -128,7 +133,7 @@ def fit(
         side_by_side = device.type == "cuda"
     together = len(runs) if side_by_side else 1
     frames: list[pd.DataFrame] = []
-    with reproducible(device, precision), torch.autocast(device.type, enabled=False):
+    with reproducible(device, precision):
         for first in range(0, len(runs), together):
             group = range(first, min(first + together, len(runs)))
             trainings = [

@@ -930,13 +930,15 @@ def test_a_gpu_that_is_not_there_is_said(asked, gpus, message, monkeypatch):
         trainer.checked_device(asked)
 
 
-@pytest.mark.parametrize(
-    "around",
-    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
-)
-def test_a_run_is_the_same_whatever_holds_where_it_is_asked_for(around):
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
+def test_a_run_is_the_same_without_gradients_around_it_and_refused_in_autocast(around):
     run = replace(CONV_ALL, epochs=1)
     expected = trainer.fit([run])
     with around():
         found = trainer.fit([run])
     assert_same(found, expected)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"autocast is on .*PRECISION says"),
+    ):
+        trainer.fit([run])
