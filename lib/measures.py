@@ -371,7 +371,7 @@ def overfitting_onset(losses: Sequence[float]) -> int | None:
     section 2). `losses`: one an epoch, penalties left out.
 
     Raises:
-        ValueError: for no epochs, or a loss that is not finite or negative.
+        ValueError: for no epochs, or a loss that is not finite.
     """
     curve = _smoothed_loss(losses)
     return int(curve.argmin()) + 1 if curve[-1] > 1.02 * curve.min() else None
@@ -389,6 +389,6 @@ def rise_after_least(losses: Sequence[float]) -> float:
 
 def _smoothed_loss(losses: Sequence[float]) -> np.ndarray:
     values = np.asarray(losses, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0 or not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError("a loss curve has one finite value ≥ 0 an epoch, at least one")
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError("a loss curve has one finite value an epoch, at least one")
     return smoothed(values)
