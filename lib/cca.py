@@ -171,6 +171,8 @@ def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> tuple[_Channels, _C
 
 def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
     """Live channels of [channels, points], centred; the errors of `cca` that concern one array."""
+    if np.ma.is_masked(given):
+        raise ValueError(f"{name} is masked; leave the masked points out of x and of y")
     # a copy of an array, since torch takes neither read-only ones nor negative strides
     x = (
         given.detach().cpu()

@@ -25,6 +25,7 @@ Which passes `.penalty()` of ActivationL2 and SparsityReg speaks of:
 - Passes while a network is traced or exported count for nothing. In a compiled network all of this
   holds but for the backward: there only a read ends the collection. A checkpoint may lie inside of
   what is compiled, or around a part of the network, not around all of it.
+- A pass that fails with an error does not count, as where a loop goes on with a smaller batch.
 - A copy of the network, by deepcopy or pickle, is free of penalties.
 
 A sample is an entry of the layer's first dimension, unless the layer itself says otherwise
@@ -44,6 +45,7 @@ import contextlib
 import itertools
 import math
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
@@ -133,10 +135,11 @@ MAX_UNREAD = 100
 # Why there is nothing to read of a layer.
 _NEVER = "has not run since the penalty was attached"
 _PASSED_OVER = (
-    "did not run when the network did (a layer whose weights another one uses itself, such as the "
-    "out_proj of nn.MultiheadAttention, never does: penalise that one)"
+    "did not run when the network did: it was replaced, or it is a layer whose weights another one "
+    "uses itself, such as the out_proj of nn.MultiheadAttention (penalise that one)"
 )
 _NOT_AGAIN = "has not run since the last read or backward"
+_FAILED = "has run in a pass only that failed with an error"
 _WITHOUT_GRADIENTS = (
     "has run without gradients only: there was only evaluation since, or all that it depends on is "
     "frozen, or it lies in a torch.utils.checkpoint with use_reentrant=True (pass "
@@ -221,7 +224,8 @@ class _Leave(_Hook):
     """The hook of the network itself, after it has run, or failed to."""
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self.passes.leave()
+        # PyTorch calls it within its `except` where the pass failed, with nothing as the output
+        self.passes.leave(failed=output is None and sys.exc_info()[0] is not None)
 
 
 class _Passes:
@@ -296,10 +300,18 @@ class _Passes:
         if torch.is_grad_enabled():
             self.called = True
 
-    def leave(self) -> None:
-        """Called by the hook of the network after it has run."""
-        if not self.closed and self._call() is not None:
-            self.thread.call = self.thread.call.outer
+    def leave(self, failed: bool) -> None:
+        """Called by the hook of the network after it has run; a pass that failed is no pass."""
+        call = self._call()
+        if self.closed or call is None:
+            return
+        if failed:
+            for name in list(self.uses):
+                self.uses[name] = [use for use in self.uses[name] if use.call is not call]
+                if not self.uses[name]:
+                    self.missing[name] = _FAILED
+                    del self.uses[name]
+        self.thread.call = call.outer
 
     def _call(self) -> _Call | None:
         return getattr(self.thread, "call", None)  # in a thread of its own there is none at first
@@ -683,7 +695,8 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
         centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of
             all filters, as Eq. 6 reads literally: each then correlates with the others to about −1
             in sum from the start. A filter of which nothing is left (a constant one; one equal to
-            the mean filter) correlates with none: 0.
+            the mean filter) correlates with none: 0. One with a value that is NaN or infinite, or
+            that is too large to be squared, has NaN for all its correlations.
 
     Raises:
         ValueError: for an unknown centre, a weight without a dimension beside the filters', and
@@ -701,8 +714,10 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
     # rounding of the mean leaves a constant filter up to 4 eps off zero (sums of 9 … 100,000
     # terms): that has no direction
     norm = centred.norm(dim=1, keepdim=True)
-    kept = norm > 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
-    unit = torch.where(kept, centred, 0) / torch.where(kept, norm, 1)
+    least = 16 * torch.finfo(filters.dtype).eps * filters.detach().norm(dim=1, keepdim=True)
+    norm = norm.masked_fill(norm.isinf(), torch.nan)  # not 0: that would say "correlates with none"
+    gone = norm <= least
+    unit = torch.where(gone, 0, centred) / torch.where(gone, 1, norm)
     with _without_autocast(unit.device.type):  # which would take the product in half precision
         return unit @ unit.T
 
@@ -891,6 +906,7 @@ class DecorrReg:
         ):
             _allowed(name, value, known)
         self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
+        self._model = model
         self._layers = {name: find_layer(model, name) for name in self.weights}
         self._removed = False
 
@@ -898,11 +914,17 @@ class DecorrReg:
         """L_c of the weights as they are now, a differentiable scalar; needs no forward pass.
 
         Raises:
-            RuntimeError: after `remove`.
+            RuntimeError: after `remove`, and where a layer was replaced by another.
             ValueError: for a lazy layer that has not run yet.
         """
         if self._removed:
             raise RuntimeError(_REMOVED)
+        there = set(self._model.modules())
+        if gone := [name for name, layer in self._layers.items() if layer not in there]:
+            raise RuntimeError(
+                f"{', '.join(map(repr, gone))} was replaced in the network since the penalty was "
+                "attached; attach a new one"
+            )
         return _total(
             kappa * decorrelation(layer_weight(self._layers[name]), **self.options)
             for name, kappa in self.weights.items()
@@ -910,6 +932,7 @@ class DecorrReg:
 
     def remove(self) -> None:
         """Forget the network."""
+        self._model = None
         self._layers.clear()
         self._removed = True
 

@@ -35,6 +35,8 @@ ABLATION_FRACTIONS = tuple(k / 10 for k in range(11))
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right predictions in %, a scalar. logits [N, K], labels [N].
 
+    Where a logit is NaN nothing is predicted: the image counts as wrong.
+
     Raises:
         ValueError: for other shapes, which would be broadcast, and for no images.
     """
@@ -43,7 +45,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; [N, K] and "
             "[N] with at least one image are needed"
         )
-    return 100 * (logits.argmax(1) == labels).float().mean()
+    right = (logits.argmax(1) == labels) & ~logits.amax(1).isnan()
+    return 100 * right.float().mean()
 
 
 def cumulative_ablation(
@@ -142,8 +145,8 @@ def entropy_maps(
     Returns:
         by layer, in the order in which they are registered: [N, A, B] of a convolution, row-major
         as the image; [N] of a dense layer, [N, T] where it acts on T tokens, wherever the network
-        has its images. Where the network folds k parts of an image, such as windows, into the
-        batch: [N, k, …]. The largest value possible is ln D for D filters.
+        has its images. Where the network folds k parts of an image, such as windows or views, into
+        the batch, in either order: [N, k, …]. The largest value possible is ln D for D filters.
 
     Raises:
         ValueError: for no images, a `batch` below 1, and for a layer that is not there (the message
@@ -191,12 +194,14 @@ def entropy_batches(
     first, *others = images.split(batch)
     few = first[:2] if len(first) > 2 else torch.cat([first[:1]] * (3 - len(first)))
     looked, seen = (_entropies(model, some, modules) for some in (few, first))
-    places, problems = {}, {}
+    places, parts_first, problems = {}, {}, {}
     for name in modules:
         uses = [len(found[name]) for found in (looked, seen)]
         if uses == [1, 1]:
             (one,), (many,) = looked[name], seen[name]
             places[name] = _image_dimension(one.shape, many.shape, len(few), len(first))
+        if places.get(name) is not None:
+            parts_first[name] = _parts_first(one, many, places[name], len(few), len(first))
         if places.get(name) is None:
             problems[name] = _why_not(name, max(uses), seen[name], len(first))
     ran = [name for name in seen if seen[name]]  # in this order
@@ -210,14 +215,21 @@ def entropy_batches(
         said = "; ".join(problems.values()) or "the network has no hidden layer"
         raise ValueError(f"{said}, so there is no entropy; name the layers that do: {there}")
     wanted = {name: modules[name] for name in told}
-    yield {name: _by_image(seen[name][0], places[name], len(first)) for name in told}
+
+    def by_image(found: dict[str, list[Tensor]], images: int) -> dict[str, Tensor]:
+        return {
+            name: _by_image(found[name][0], places[name], images, parts_first[name])
+            for name in told
+        }
+
+    yield by_image(seen, len(first))
     for part in others:
         found = _entropies(model, part, wanted)
         for name in told:
             entropy = found[name][0]
             if len(found[name]) != 1 or entropy.shape[places[name]] % len(part):
                 raise ValueError(_why_not(name, len(found[name]), found[name], len(part)))
-        yield {name: _by_image(found[name][0], places[name], len(part)) for name in told}
+        yield by_image(found, len(part))
 
 
 @torch.no_grad()
@@ -252,10 +264,28 @@ def _image_dimension(one: Sequence[int], other: Sequence[int], few: int, many: i
     return grown[0]
 
 
-def _by_image(entropy: Tensor, place: int, images: int) -> Tensor:
+def _parts_first(one: Tensor, other: Tensor, place: int, few: int, many: int) -> bool:
+    """Whether k·N rows are the first part of all N images, then the second, as `torch.cat` has it.
+
+    Else they are all parts of one image after the other, as windows are. Rows of the same image and
+    part in two looks are alike but for rounding.
+    """
+    one = one.movedim(place, 0)
+    other = other.movedim(place, 0)
+    rows, images = min(len(one), len(other)), min(few, many)
+    by_image = one[:rows] - other[:rows]
+    by_part = one.unflatten(0, (-1, few))[:, :images] - other.unflatten(0, (-1, many))[:, :images]
+    return bool(by_part.abs().mean() + 1e-4 < by_image.abs().mean())
+
+
+def _by_image(entropy: Tensor, place: int, images: int, parts_first: bool) -> Tensor:
     """[…, k·N, …] → [N, …], or [N, k, …] where k is not 1."""
     entropy = entropy.movedim(place, 0)
-    return entropy if len(entropy) == images else entropy.unflatten(0, (images, -1))
+    if len(entropy) == images:
+        return entropy
+    if parts_first:
+        return entropy.unflatten(0, (-1, images)).movedim(1, 0)
+    return entropy.unflatten(0, (images, -1))
 
 
 def _why_not(name: str, uses: int, found: Sequence[Tensor], images: int) -> str:
@@ -288,7 +318,7 @@ def correlation_rms(weight: Tensor) -> Tensor:
 def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
     """How often each correlation of two filters occurs: counts [bins] over −1 … 1.
 
-    Each pair counts once (targeted sparsity, Fig. 7).
+    Each pair counts once (targeted sparsity, Fig. 7), one whose correlation is NaN not at all.
 
     Args:
         weight: [D, …] of a convolution or dense layer.
@@ -314,8 +344,10 @@ def _rms(c: Tensor) -> Tensor:
 
 def _histogram(c: Tensor, bins: int) -> Tensor:
     below = torch.tril_indices(len(c), len(c), -1, device=c.device)
-    place = ((c[below[0], below[1]] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
-    return torch.bincount(place, minlength=bins)
+    pairs = c[below[0], below[1]]
+    place = ((pairs + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+    # NaN in a bin of its own, which is dropped
+    return torch.bincount(place.where(~pairs.isnan(), bins), minlength=bins + 1)[:bins]
 
 
 def smoothed(curve: Sequence[float]) -> np.ndarray:

@@ -70,9 +70,9 @@ class Monitor:
         batch: images that go through the network at a time, which bounds the memory.
 
     Raises:
-        ValueError: for images of another shape, too many of them to draw, two sets of images of
-            different channels or sizes, an `every` or a `batch` below 1, or a file where the folder
-            would be.
+        ValueError: for images of another shape or of whole numbers, which are not scaled, too many
+            of them to draw, two sets of images of different channels or sizes, an `every` or a
+            `batch` below 1, or a file where the folder would be.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Monitor:
         every: int = 1,
         batch: int = 500,
     ) -> None:
-        _check_images("images", images)
+        _check_measured("images", images)
         if len(images) > MOST_IMAGES:
             raise ValueError(
                 f"{len(images)} images cannot be drawn, {MOST_IMAGES} at most; give many as "
                 "measure_images"
             )
         if measure_images is not None:
-            _check_images("measure_images", measure_images)
+            _check_measured("measure_images", measure_images)
             if measure_images.shape[1:] != images.shape[1:]:
                 raise ValueError(
                     f"images have shape {tuple(images.shape)} and measure_images "
@@ -139,7 +139,9 @@ class Monitor:
         like = next(model.parameters())
         # in eval mode, too, when the weights are read: a spectral norm changes with each look at
         # them otherwise
-        with measures.eval_mode(model), torch.no_grad():
+        # a network may draw random numbers even in eval mode
+        drawn = torch.random.fork_rng([like.device] if like.is_cuda else [])
+        with drawn, measures.eval_mode(model), torch.no_grad():
             maps = measures.entropy_maps(model, self.images.to(like), self.layers, batch=self.batch)
             if self.measure_images is None:
                 means = {name: entropy.mean().item() for name, entropy in maps.items()}
@@ -398,8 +400,20 @@ def _raw(counts: np.ndarray) -> dict:
 
 
 def _tensor(images: np.ndarray | Tensor) -> Tensor:
-    # an array stays on the CPU, whatever the session's default device is
-    return images if isinstance(images, Tensor) else torch.as_tensor(images, device="cpu")
+    # an array stays on the CPU, whatever the session's default device is; a view that is turned
+    # round, as from BGR to RGB, is copied
+    if isinstance(images, Tensor):
+        return images
+    return torch.as_tensor(np.ascontiguousarray(images), device="cpu")
+
+
+def _check_measured(name: str, images: np.ndarray | Tensor) -> None:
+    _check_images(name, images)
+    if not _tensor(images).is_floating_point():
+        raise ValueError(
+            f"{name} are {images.dtype}; floating-point numbers, scaled as the network takes them, "
+            "are needed"
+        )
 
 
 def _check_images(name: str, images: np.ndarray | Tensor) -> None:

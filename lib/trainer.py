@@ -66,6 +66,7 @@ class OutOfTime(RuntimeError):
     """A training was stopped at its deadline, between two epochs, and can go on from there."""
 
 
+@torch.inference_mode(False)  # whatever holds where it is called
 def fit(
     runs: Sequence[Run],
     folders: Sequence[Path] | None = None,
@@ -100,8 +101,8 @@ def fit(
 
     Raises:
         ValueError: if a run does not fit its data, for a precision that is unknown or that the
-            device has not, and for a device that is not there; raised before any of them is
-            trained.
+            device has not, within torch.autocast, and for a device that is not there; raised before
+            any of them is trained.
         data.DataError, LookupError: as for `bundle.prepare`, before any of them is trained.
         run_dir.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
@@ -113,6 +114,11 @@ def fit(
     device = torch.device(checked_device(device) if device else default_device())
     precision = default_precision(precision)
     check_precision(precision, device)
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "torch.autocast is on where a run is to be trained; leave it: PRECISION says in which "
+            f"precision runs are trained ({', '.join(PRECISIONS)})"
+        )
     version = commit()  # before the first training, which may outlive the next commit
     bundles: dict[tuple, Bundle] = {}
     loaded: bundle.Loaded = {}
@@ -706,13 +712,18 @@ def checked_device(asked: str | torch.device) -> str:
     try:
         device = torch.device(asked)
     except RuntimeError:
-        raise ValueError(
-            f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)"
-        ) from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the device is {asked!r}; allowed are cpu and cuda (DEVICE sets it)")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"the device is {asked}, but PyTorch finds no GPU here; set DEVICE=cpu, or leave it "
             "unset"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"the device is {asked}, but PyTorch finds {torch.cuda.device_count()} GPUs here, "
+            "numbered from 0 (DEVICE sets it)"
         )
     return str(asked)
 

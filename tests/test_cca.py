@@ -285,6 +285,7 @@ def broken(value: float) -> np.ndarray:
     ("x", "y", "message"),
     [
         (X, Y[:, 1:], "x has 300 points and y 299"),
+        (np.ma.masked_greater(X, 1), Y, "x is masked; leave the masked points out"),
         (X[:, :4], Y[:, :4], "x has 4 points for 5 live channels.*more points"),
         (X[:3, :4], Y[:, :4], "y has 4 points for 4 live channels"),
         *(

@@ -256,6 +256,11 @@ def test_every_prefix_of_the_permutation_is_balanced(counts):
     assert (seen - ideal).abs().max() <= 1.5
 
 
+def test_the_permutation_refuses_labels_that_are_none():
+    with pytest.raises(ValueError, match="0 or more, found -1"):
+        data.stratified_permutation(torch.tensor([-1, 0, 1]))
+
+
 def test_the_permutation_is_fixed_and_random_within_classes():
     labels = torch.arange(1000) % 10
     torch.manual_seed(1)
@@ -347,6 +352,31 @@ def flipped(content, at, by=1):
     return content[:at] + bytes([content[at] ^ by]) + content[at + 1 :]
 
 
+def test_what_stands_twice_in_an_archive_is_refused(root):
+    again = {"train\\cat\\1.png": encoded(9)}
+    write(root / "pets.zip", pets() | again)
+    with pytest.raises(DataError, match=r"holds train/cat/1\.png more than once"):
+        load("pets", root=root)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "MPO"])
+def test_a_file_of_several_pictures_is_refused_but_for_a_camera_s_previews(root, kind):
+    more = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    several = encoded(102, kind=kind, save_all=True, append_images=more)
+    write(root / "pets.zip", pets() | {"train/dog/2.png": several})
+    if kind == "MPO":
+        assert bytes_of(load("pets", root=root, normalize="unit").train.images)[1][0][0][0] == 102
+        return
+    with pytest.raises(DataError, match=r"dog/2.png .*it holds 3 pictures; one a file"):
+        load("pets", root=root)
+
+
+def test_a_set_that_is_not_scaled_yet_can_be_sent_to_another_process():
+    raw = data.read("digits")
+    sent = pickle.loads(pickle.dumps(raw))
+    assert torch.equal(sent.scale(sent.test.images), load("digits").test.images)
+
+
 @pytest.mark.parametrize("change, said", FAULTS)
 def test_faults_in_image_folders_are_named(root, change, said):
     if callable(change):
@@ -377,11 +407,12 @@ def named(change):
         named(lambda name: name.replace("test/", "validation/")),
         named(lambda name: "train/" + name),  # a top folder that is called like a split
         named(lambda name: name.replace("/", "\\")),
+        named(lambda name: "./" + name),
         named(lambda name: name.replace(".png", ".jfif") if "dog" in name else name),
         named(lambda name: name.removesuffix(".png")),
         pets() | {"extra/1.png": encoded(7)},
     ],
-    ids=["capitals", "validation", "top", "backslashes", "jfif", "no suffix", "extra"],
+    ids=["capitals", "validation", "top", "backslashes", "dots", "jfif", "no suffix", "extra"],
 )
 def test_names_are_read_as_people_mean_them(root, files):
     write(root / "pets.zip", files)

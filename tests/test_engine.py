@@ -3,6 +3,7 @@ processes of their own.
 """
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -63,6 +64,16 @@ def test_where_files_cannot_be_locked_it_is_said(monkeypatch):
 
     monkeypatch.setattr(engine.FileLock, "acquire", refuse)
     with pytest.raises(OSError, match=r"cannot be locked .*set RESULTS_DIR"):
+        store.ensure([SHORT])
+
+
+def test_another_user_s_lock_is_said(monkeypatch):
+    def refuse(self, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
+
+    monkeypatch.setattr(engine.FileLock, "acquire", refuse)
+    said = rf"{SHORT.id} cannot be locked \(Permission denied\): it is another user's; .*chmod"
+    with pytest.raises(PermissionError, match=said):
         store.ensure([SHORT])
 
 

@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from lib.data import Split
-from lib.losses import SparsityReg
+from lib.losses import SparsityReg, filter_correlation
 from lib.measures import (
     ABLATION_FRACTIONS,
     ablation_area,
@@ -331,6 +331,21 @@ def test_the_histogram_s_ends_hold_opposite_and_equal_filters_and_its_middle_con
         assert {int(k): int(n) for k, n in enumerate(counts) if n} == expected
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_filters_that_are_no_numbers_any_more_are_not_said_to_correlate_with_none(bad):
+    weight = torch.randn(5, 9, generator=source())
+    whole = correlation_histogram(weight[1:])
+    weight[0, :2] = torch.tensor([bad, -bad])
+    assert filter_correlation(weight)[0].isnan().all()
+    assert correlation_rms(weight).isnan()
+    assert torch.equal(correlation_histogram(weight), whole)
+
+
+def test_a_network_that_gives_nan_predicts_nothing():
+    logits = torch.tensor([[math.nan, 0.0], [0.0, math.nan], [math.inf, 0.0], [0.0, -math.inf]])
+    assert accuracy(logits, torch.zeros(4)) == 50
+
+
 @pytest.mark.parametrize("shape", [(16, 3, 3, 3), (96, 32, 3, 3), (256, 1024), (1, 5)])
 @pytest.mark.parametrize("bins", [200, 10])
 def test_one_matrix_gives_the_rms_and_the_histogram_to_the_last_bit(shape, bins):
@@ -524,6 +539,30 @@ def test_entropy_is_measured_on_the_layers_that_run_with_the_image_as_the_unit()
     torch.testing.assert_close(found["dense"][1:2], alone["dense"])
     with pytest.raises(ValueError, match=r"mix.out_proj did not run.*patch"):
         entropy_maps(network, images, ["patch", "mix.out_proj"])
+
+
+class Views(torch.nn.Module):
+    """Two views of each image in one batch: all first ones and then all second ones, or in turn."""
+
+    def __init__(self, join) -> None:
+        super().__init__()
+        self.join = join
+        self.conv = torch.nn.Conv2d(1, 4, 3)
+        self.out = torch.nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        views = self.join([images, images.flip(-1)])  # [2 N, 1, 8, 8]
+        return self.out(self.conv(views).mean((2, 3)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("join", [torch.cat, lambda views: torch.stack(views, 1).flatten(0, 1)])
+def test_views_of_an_image_are_told_by_image_whichever_way_they_are_joined(join, count):
+    network, images = Views(join), torch.randn(count, 1, 8, 8, generator=source())
+    found = entropy_maps(network, images, batch=3)["conv"]
+    for view, seen in enumerate([images, images.flip(-1)]):
+        expected = plain_entropy(network.conv(seen), 1)
+        np.testing.assert_allclose(found[:, view].numpy(), expected, rtol=1e-4)
 
 
 def test_a_compiled_network_is_measured_as_it_would_run_without():

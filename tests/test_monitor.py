@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lib import bundle, measures, trainer
+from lib.losses import filter_layers
 from lib.monitor import Monitor, explored, explorer
 from lib.plots import correlation_figure, heat_map_figure
 from lib.run import Run
@@ -215,6 +216,15 @@ def test_images_follow_the_network_s_precision(tmp_path, net):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_images_may_be_an_array_s_view_and_what_the_network_draws_is_not_missed(tmp_path, net):
+    net.dropout.forward = lambda x: x + torch.rand_like(x)
+    coins = torch.get_rng_state()
+    turned = batch().flip(3)
+    logged(tmp_path, net, images=batch().numpy()[..., ::-1])
+    assert torch.equal(torch.get_rng_state(), coins)
+    assert torch.equal(Monitor("log", batch().numpy()[..., ::-1]).images, turned)
+
+
 @pytest.mark.slow
 def test_it_works_on_torchvision_s_resnet(tmp_path):
     from lib.data.vision import torchvision
@@ -235,6 +245,22 @@ def test_it_works_on_torchvision_s_resnet(tmp_path):
     found = events.Scalars("entropy/conv1")[0].value
     assert found == pytest.approx(entropy(first, axis=1).mean(), rel=1e-5)
     assert len(everything) == 20 and "entropy/fc" not in everything
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny", "mobilenet_v3_small"])
+def test_it_works_on_torchvision_s_networks_with_the_layers_that_it_chooses(tmp_path, name):
+    from lib.data.vision import torchvision
+
+    options = {"image_size": 64} if name == "vit_b_16" else {}
+    model = getattr(torchvision.models, name)(weights=None, **options)
+    filters = {layer: len(module.weight) for layer, module in filter_layers(model).items()}
+    images = torch.randn(2, 3, 64, 64, generator=source())
+    events = logged(tmp_path, model, (1,), images=images, every=2)  # no pictures
+    found = {tag.removeprefix("entropy/"): tag for tag in events.Tags()["scalars"]}
+    assert found and found.keys() < filters.keys()
+    for layer, tag in found.items():
+        assert 0 <= events.Scalars(tag)[0].value <= math.log(filters[layer]) + 1e-5
 
 
 RUN = dict(corruption=0.0, network="convnet_s", normalize="unit", n_train=64, n_measure=20)
@@ -489,6 +515,13 @@ REFUSED = [
     ),
     (Monitor, ["log", batch(17)], {}, r"17 images .* 16 at most; .* measure_images"),
     (Monitor, ["log", batch()], {"every": 0}, "every is 0"),
+    (Monitor, ["log", batch().byte()], {}, "images are torch.uint8; floating-point numbers"),
+    (
+        Monitor,
+        ["log", batch()],
+        {"measure_images": batch().numpy().astype(int)},
+        "measure_images are int64; floating",
+    ),
     (heat_map_figure, [np.ones((3, 1, 8, 8)), MAPS, ONE], {}, r"\(3, 1, 8, 8\).*\[2, C, H, W\]"),
     (heat_map_figure, [corner(), UNFIT, ONE | {"conv2": 4}], {}, r"'conv2' have shape \(2, 8\)"),
     (heat_map_figure, [corner(), MAPS, ONE], {"rows": ["one"]}, "1 labels for 2 rows"),

@@ -241,6 +241,38 @@ def test_a_layer_that_did_not_run_is_named_with_the_reason():
     assert_nothing_to_read(sparsity, "read: 'fc' has run without gradients only")
 
 
+def test_a_pass_that_failed_does_not_count():
+    model = Net()
+    penalties = attached(model)
+
+    def fail(*given):
+        raise RuntimeError("out of memory")
+
+    for before in (0, 1):  # passes that succeed
+        for _ in range(before):
+            model(images())
+        broken = model.fc.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(images(seed=2))
+        broken.remove()
+        if not before:
+            assert_nothing_to_read(penalties[1], "'block.0' has run in a pass only that failed")
+        model(images(3, seed=3))
+        assert_read(penalties, model, *[images()] * before, images(3, seed=3))
+
+
+def test_a_layer_that_was_replaced_is_said():
+    model = Net()
+    penalty = SparsityReg(model, {"fc": 1.0})
+    decorrelation = DecorrReg(model, {"block.0": 1.0, "fc": 1.0})
+    model.block = nn.Sequential(model.block)  # wrapped, it is still there
+    assert decorrelation.penalty().requires_grad
+    model.fc = nn.Linear(4, 2)
+    model(images())
+    assert_nothing_to_read(penalty, "'fc' did not run when the network did: it was replaced")
+    assert_nothing_to_read(decorrelation, "'fc' was replaced in the network.*attach a new one")
+
+
 # ---- backward
 
 

@@ -907,3 +907,38 @@ def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():
     made = [model, trainer.make_optimizer(BARE, model), found, BARE]
     assert not trainer.TrainStep(*made).use_cuda_graph
     assert trainer.TrainStep(*made, use_cuda_graph=True).use_cuda_graph
+
+
+@pytest.mark.parametrize("asked", ["mps", "meta", "gpu", "cuda:x"])
+def test_devices_other_than_the_cpu_and_nvidia_s_gpus_are_refused(asked, monkeypatch):
+    monkeypatch.setenv("DEVICE", asked)
+    with pytest.raises(ValueError, match=f"'{asked}'; allowed are cpu and cuda .DEVICE"):
+        trainer.default_device()
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "message"),
+    [
+        ("cuda", 0, "cuda, but PyTorch finds no GPU here; set DEVICE=cpu"),
+        ("cuda:9", 2, "cuda:9, but PyTorch finds 2 GPUs here, numbered from 0"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_said(asked, gpus, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ValueError, match=message):
+        trainer.checked_device(asked)
+
+
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
+def test_a_run_is_the_same_without_gradients_around_it_and_refused_in_autocast(around):
+    run = replace(CONV_ALL, epochs=1)
+    expected = trainer.fit([run])
+    with around():
+        found = trainer.fit([run])
+    assert_same(found, expected)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"autocast is on .*PRECISION says"),
+    ):
+        trainer.fit([run])

@@ -195,20 +195,27 @@ def read(
         advice = source.advice.format(root=root, name=name, names=", ".join(NAMES))
         raise type(error)(f"{name}: {error}\n{advice}") from error.__cause__
 
-    def scale(pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(torch.float32).div_(source.white)
-        if size is not None:
-            images = torch.nn.functional.interpolate(
-                images, size=(size, size), mode="bilinear", align_corners=False
-            )
-        if normalize == "al2":
-            images.sub_(source.mean).div_(source.std)
-        return images
-
+    around = (source.mean, source.std) if normalize == "al2" else None
+    scale = partial(_scaled, white=source.white, size=size, around=around)
     train = Split(torch.from_numpy(decoded.train_images), torch.from_numpy(decoded.train_labels))
     test = Split(torch.from_numpy(decoded.test_images), torch.from_numpy(decoded.test_labels))
     class_names = tuple(map(str, decoded.class_names))
     return RawDataSet(name, train, test, class_names, str(decoded.sha256), tuple(files), scale)
+
+
+def _scaled(
+    pixels: torch.Tensor, white: float, size: int | None, around: tuple[float, float] | None
+) -> torch.Tensor:
+    """`RawDataSet.scale`; at the top of the module, so that another process can be sent it."""
+    images = pixels.to(torch.float32).div_(white)
+    if size is not None:
+        images = torch.nn.functional.interpolate(
+            images, size=(size, size), mode="bilinear", align_corners=False
+        )
+    if around is not None:
+        mean, std = around
+        images.sub_(mean).div_(std)
+    return images
 
 
 def own_hash(name: str, *, root: str | os.PathLike | None = None) -> str | None:
@@ -253,6 +260,8 @@ def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be 0 or more, found {labels.min()}")
     labels = labels.cpu()
     cpu = torch.Generator("cpu").manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=cpu, device="cpu")

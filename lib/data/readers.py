@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,9 +283,14 @@ class Archive:
                 self._zip = zipfile.ZipFile(path)
             except zipfile.BadZipFile as error:
                 raise DataError(f"{path} is truncated or no zip archive ({error})") from error
-            # some programs write the other slash
-            self._inside = {name.replace("\\", "/"): name for name in self._zip.namelist()}
-            names = {name for name in self._inside if not name.endswith("/")}
+            # some programs write the other slash, or where one is
+            inside = [(n.replace("\\", "/").removeprefix("./"), n) for n in self._zip.namelist()]
+            inside = [(name, given) for name, given in inside if not name.endswith("/")]
+            self._inside = dict(inside)
+            names = set(self._inside)
+            if len(names) < len(inside):
+                counted = Counter(name for name, _ in inside)
+                raise DataError(f"{path} holds {counted.most_common(1)[0][0]} more than once")
         self.names = sorted(
             n for n in names if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))
         )
@@ -428,6 +433,9 @@ def _as_seen(image) -> np.ndarray:
 
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}; 8 bits a channel are expected")
+    # a camera's MPO has previews behind its picture
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ValueError(f"it holds {image.n_frames} pictures; one a file is expected")
     image = ImageOps.exif_transpose(image)
     if "A" in image.mode.upper().removeprefix("LAB") or "transparency" in image.info:
         image = image.convert("RGBA")
