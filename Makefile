@@ -78,14 +78,14 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 PYTEST := $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
-test: test-lib test-notebooks  ## the fast half of pytest, and nbval (about 12 minutes on two cores with AVX2)
-test-lib: setup  ## pytest without the tests marked slow (2 minutes)
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (about 15 minutes on two cores with AVX2)
+test-lib: setup  ## pytest without the tests marked slow (3 minutes)
 	$(PYTEST) --dist worksteal -m "not slow" tests
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	RESULTS_DIR=$$folder $(PY) -m lib.study.campaign --profile quick --train-only --jobs $(JOBS); \
 	PROGRESS=0 RESULTS_DIR=$$folder $(PYTEST) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider $(NOTEBOOKS)
-test-slow: setup  ## the rest of pytest (12 minutes): what trains for longer, starts processes, or calls every command of this file
+test-slow: setup  ## the rest of pytest (23 minutes): what trains for longer, starts processes, or calls every command of this file
 	$(PY) -m pytest -m slow tests
 
 .PHONY: notebooks
