@@ -219,12 +219,12 @@ def test_the_matrix_has_a_row_where_something_was_measured_and_a_word_a_verdict(
         ["S2", "paper", "cifar100", "", 3, "does not hold"],
         ["S3", "paper", "cifar100", "sum", 3, "undecided"],
     ]
-    judged = pd.DataFrame(rows, columns=columns)
+    judged = pd.DataFrame(rows, columns=columns).assign(cells="1 fails, 3 indicative")
     text = report.matrix(judged, "claims/")
     assert report.matrix(judged.assign(n=0)).count("\n") < 6  # nothing measured: no rows
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     al2, sparsity = (row for row in lines if row and row[0].endswith((", lite", ", paper")))
-    assert al2[:4] == ["MNIST, lite", "in part", "2/3", "–"]
+    assert al2[:4] == ["MNIST, lite", "in part", "2/3, 1 fails", "–"]
     assert sparsity[:4] == ["CIFAR-100, sum, paper", "–", "fails", "undecided"]
     assert lines[0][:2] == ["AL2", "[A1](claims/A1.md)"]
 

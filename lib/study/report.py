@@ -37,9 +37,11 @@ SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10
 SETS |= {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny ImageNet"}
 
 MATRIX_READ_AS = (
-    "Read: holds, in part, fails, undecided: by 90 % intervals over three seeds; 3/4: one seed, an "
-    "indication, in which three of four cells are as claimed; –: not run, or no claim about that "
-    "set. Mean, sum: how SparsityReg joins a batch, which the paper does not say."
+    "*paper*: the papers' own settings; *lite*: a miniature on two processor cores. Holds, in "
+    "part, fails, undecided: by 90 % intervals over the seeds that there are. k/m: of the m cells with "
+    "one seed k came out as claimed, an indication; cells with more seeds that fail are counted "
+    "behind it. –: not run, or no claim about that set. Mean, sum: how SparsityReg joins a batch, "
+    "which the paper does not say."
 )
 
 
@@ -100,7 +102,10 @@ def write(report: Report) -> None:
     cells = report.cells.drop(columns="statement")
     _write(folder / "claim_cells.csv", cells.to_csv(index=False, float_format="%.6g"))
     _write(folder / "headline.md", headline(report))
-    _write(folder / "matrix.md", matrix(report.claims, "results/report/claims/"))
+    _write(
+        folder / "matrix.md",
+        matrix(report.claims, "results/report/claims/") + f"\n{MATRIX_READ_AS}\n",
+    )
     _write(folder / "report.md", _markdown(report, figures, written))
 
 
@@ -157,9 +162,9 @@ def matrix(judged: pd.DataFrame, links: str | None = None) -> str:
         for profile, dataset in own[["profile", "dataset"]].drop_duplicates().itertuples(False):
             here = own[(own.profile == profile) & (own.dataset == dataset)]
             for reading in sorted(set(here.reading) - {""}) or [""]:
-                found = here[here.reading.isin(["", reading])].set_index("claim").verdict
+                found = here[here.reading.isin(["", reading])].set_index("claim")
                 where = ", ".join(filter(None, [SETS.get(dataset, dataset), reading, profile]))
-                rows[where] = found.map(_short)
+                rows[where] = found.apply(_short, axis=1)
         names = [claim for claim in claims.STATEMENTS if claim.startswith(paper)]
         table = pd.DataFrame(rows, index=names, dtype=object).T.fillna("–")
         if links is not None:
@@ -168,13 +173,14 @@ def matrix(judged: pd.DataFrame, links: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _short(verdict: str) -> str:
-    """A verdict in a word or two; of one seed how many of its cells are as claimed."""
-    if counted := re.match(r"indicative: (\d+) of (\d+)", verdict):
-        return f"{counted[1]}/{counted[2]}"
-    if verdict.startswith("not run"):
+def _short(row: pd.Series) -> str:
+    """A claim's verdict in a word or two; of one seed how many of its cells are as claimed."""
+    if counted := re.match(r"indicative: (\d+) of (\d+)", row.verdict):
+        failed = re.search(r"(\d+) fails", row.cells)
+        return f"{counted[1]}/{counted[2]}" + (f", {failed[1]} fails" if failed else "")
+    if row.verdict.startswith("not run"):
         return "–"
-    return {"holds in part": "in part", "does not hold": "fails"}.get(verdict, verdict)
+    return {"holds in part": "in part", "does not hold": "fails"}.get(row.verdict, row.verdict)
 
 
 def _al2_headline(report: Report) -> str:
