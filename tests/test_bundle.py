@@ -88,6 +88,7 @@ BAD = [
         "no layer 'conv1'; its layers are trunk, trunk.conv1",
     ),
     ({"dataset": "no_such_set"}, "no_such_set"),
+    ({"classes": 5}, "digits knows no option 'classes'"),
 ]
 
 
