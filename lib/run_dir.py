@@ -93,9 +93,8 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """The state a training was left in, on the CPU, or None where it has to start anew.
 
-    A state that was measuring something else than is asked for now is not continued, nor one that
-    was trained on other images or labels. None, too, where another process has finished the run and
-    taken its checkpoint away.
+    So it has to where it measured something else than is asked for now, or trained on other images
+    or labels; None, too, where another process has finished the run and taken the state away.
 
     Args:
         folder: the run's.

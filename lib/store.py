@@ -32,10 +32,7 @@ OPTIONAL = ("validation_accuracy", "ablation_auc")  # columns of every frame, of
 
 
 def find(run: Run) -> Path | None:
-    """The folder of a run, finished or under way, in any profile, if there is one.
-
-    Raises as `run_dir.find`.
-    """
+    """The folder of a run, finished or under way, in any profile, as `run_dir.find` gives it."""
     return run_dir.find(run.dataset, run.id)
 
 
@@ -58,8 +55,6 @@ def ensure(
 ) -> None:
     """Train the runs that are missing, or that lack a measure now asked for.
 
-    What it leaves behind is on the disk.
-
     Every run is checked against its data, and every folder is read, before anything trains. A run
     that another process is training is waited for, not trained twice. Runs that are relabelled by
     another one are trained after it, anew if it predicts other labels than they were trained on,
@@ -71,9 +66,9 @@ def ensure(
         profile: the folder under `results/` for those that are new; `own`, for runs of yours, is
             left alone by `make clean`.
         jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a
-            parallel make in one; a script that asks for more than one has to guard its own start by
-            `if __name__ == "__main__":`, as Python's multiprocessing wants it. On a GPU side by
-            side, which its memory has to hold; several GPUs have a process each.
+            parallel make in one; a script that asks for more has to guard its own start by `if
+            __name__ == "__main__":`. On a GPU side by side, which its memory has to hold; several
+            GPUs have a process each.
         executor: who trains them instead, a run a task, such as Dask's
             `distributed.Client(address).get_executor()`. Workers need this package and the data
             sets; those that do not share the results folder send finished runs back.
@@ -170,8 +165,8 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     """One tidy frame of the runs' metrics: one row per run and epoch, each run once.
 
     With `profile` and what `Run.described` gives. Epoch 0, before training, is a row where
-    something was measured there; what was not is empty, and `validation_accuracy` and
-    `ablation_auc` are there although no run has them. A run whose loss became NaN has its rows up
+    something was measured there; what was not is empty, and `OPTIONAL` columns are there although
+    no run has them. A run whose loss became NaN has its rows up
     to the last finite epoch (at least one, whose metrics are empty), and in `diverged` (else NaN)
     the epoch after it. A frame of no run has the same columns, but only the metrics of every run.
 

@@ -90,25 +90,16 @@ class _Decoded(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RawDataSet:
+class RawDataSet(DataSet):
     """A data set as it is decoded, images uint8 [N, C, H, W], and how its pixels become floats.
 
     A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here
     and scales that part.
     """
 
-    name: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    sha256: str  # see `DataSet`
     files: tuple[Path, ...]  # what it was read from
     # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
     scale: Callable[[torch.Tensor], torch.Tensor]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 @dataclass(frozen=True)
@@ -153,11 +144,11 @@ def load(
             expected.
     """
     raw = read(name, root=root, normalize=normalize, **options)
-
-    def split(part: Split) -> Split:
-        return Split(raw.scale(part.images.to(device)), part.labels.to(device))
-
-    return DataSet(name, split(raw.train), split(raw.test), raw.class_names, raw.sha256)
+    train, test = (
+        Split(raw.scale(part.images.to(device)), part.labels.to(device))
+        for part in (raw.train, raw.test)
+    )
+    return DataSet(name, train, test, raw.class_names, raw.sha256)
 
 
 def read(
@@ -183,10 +174,9 @@ def read(
     around = (source.mean, source.std) if normalize == "al2" else None
     scale = partial(_scaled, white=source.white, size=size, around=around)
     arrays = list(map(torch.from_numpy, decoded[:4]))
-    class_names = tuple(map(str, decoded.class_names))
-    sha256 = str(decoded.sha256)
     train, test = Split(*arrays[:2]), Split(*arrays[2:])
-    return RawDataSet(name, train, test, class_names, sha256, tuple(files), scale)
+    class_names = tuple(map(str, decoded.class_names))
+    return RawDataSet(name, train, test, class_names, str(decoded.sha256), tuple(files), scale)
 
 
 def _folder(root: str | os.PathLike | None) -> Path:
@@ -378,8 +368,8 @@ def source_of(name: str, root: Path) -> _Source:
     is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
     if is_plain and readers.folders_of(name, root):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
-    files = sorted(f.name for f in root.iterdir()) if is_plain and root.is_dir() else []
-    near = [file for file in files if file.startswith(f"{name}.")]
+    files = root.iterdir() if is_plain and root.is_dir() else ()
+    near = sorted(file.name for file in files if file.name.startswith(f"{name}."))
     packed = f"; {', '.join(near)} is there, but an archive has to be a zip file" if near else ""
     raise ValueError(
         f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "

@@ -341,12 +341,11 @@ def read_folder(files: list[Path]) -> Arrays:
             found[kind].append((unicodedata.normalize("NFC", inside[0]), name))
     test = "test" if found["test"] else "val"
     passed_over += [name for kind in {"val", "test"} - {test} for _, name in found[kind]]
-    train_rows, test_rows = found["train"], found[test]
-    for kind, rows in (("train", train_rows), (test, test_rows)):
-        if not rows:
+    for kind in ("train", test):
+        if not found[kind]:
             raise DataError(f"{archive.path}: {top}{kind}/ holds no image in folders by class")
-    classes = sorted({label for label, _ in train_rows})
-    if strange := sorted({label for label, _ in test_rows} - set(classes)):
+    classes = sorted({label for label, _ in found["train"]})
+    if strange := sorted({label for label, _ in found[test]} - set(classes)):
         raise DataError(
             f"{archive.path} has test classes without training images: {', '.join(strange[:5])}"
         )
@@ -358,7 +357,9 @@ def read_folder(files: list[Path]) -> Arrays:
             stacklevel=2,
         )
     number = {label: index for index, label in enumerate(classes)}
-    rows = [[(number[label], archive, name) for label, name in r] for r in (train_rows, test_rows)]
+    rows = [
+        [(number[label], archive, name) for label, name in found[kind]] for kind in ("train", test)
+    ]
     return _decode_images(*rows, classes)
 
 
@@ -496,11 +497,10 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
             f"missing, and classes have {counts[0]} to {counts[-1]} training images instead of "
             "one number"
         )
-    number = {wnid: index for index, wnid in enumerate(found)}
     rows = [
         [
-            (number[wnid], *where[name])
-            for wnid in found
+            (label, *where[name])
+            for label, wnid in enumerate(found)
             for name in part[wnid]
             if Path(name).stem not in _TINY_LEAKED
         ]
