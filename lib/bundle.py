@@ -3,7 +3,6 @@
 Every check of a run against its data and its network is made here, before anything trains.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,29 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import data, losses, models, paths, run_dir
+from lib import data, losses, models, run_dir
 from lib.run import Run, Term, generator
 
 # Runs with the same values train, and are tested, on the same images …
-DATA_FIELDS = (
-    "dataset",
-    "image_size",
-    "classes",
-    "normalize",
-    "n_train",
-    "n_validation",
-    "n_measure",
-)
+DATA_FIELDS = tuple("dataset image_size classes normalize n_train n_validation n_measure".split())
 # … with these, too, on the same labels; with these pass or fail the checks of `prepare` together.
 LABEL_FIELDS = ("corruption", "corruption_law", "seed", "relabelled_by")
-CHECKED_FIELDS = (
-    "batch_size",
-    "test_images",
-    "network",
-    "padding",
-    "sparsity",
-    "decorrelation",
-    "penalties",
+CHECKED_FIELDS = tuple(
+    "batch_size test_images network padding sparsity decorrelation penalties".split()
 )
 
 
@@ -69,7 +54,7 @@ class Images:
     sha256: str
 
 
-Loaded = dict[tuple, Images]  # by `data_fields`
+Loaded = dict[tuple, Images]  # by the values of `DATA_FIELDS`
 
 
 def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None = None) -> Bundle:
@@ -78,18 +63,16 @@ def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None 
     Args:
         run: what is to be trained.
         device: where the images and labels go.
-        loaded: images that are on this device already; those that were not are added, so that runs
-            which share their images hold them once.
+        loaded: images that are on this device already; those that were not are added.
 
     Raises:
-        ValueError: if the run does not fit the data (fewer images than asked for, a batch larger
-            than the data) or names a layer or a penalty that there is not.
+        ValueError: if the run does not fit the data, or as `check`.
         data.DataError: if the data set is not at hand.
         LookupError: if the run that relabels the training images has not been trained, or not with
             its predictions.
     """
     loaded = {} if loaded is None else loaded
-    key = data_fields(run)
+    key = _values(run, DATA_FIELDS)
     if key not in loaded:
         loaded[key] = _load(run, device)
     images = loaded[key]
@@ -97,14 +80,9 @@ def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None 
     check(run, (*images.train.images.shape[1:3], num_classes), len(images.train), len(images.test))
 
     def corrupted(split: data.Split, purpose: str) -> Tensor:
-        labels, _ = data.corrupt_labels(
-            split.labels,
-            run.corruption,
-            num_classes,
-            generator=generator(run.seed, purpose),
-            law=run.corruption_law,
-        )
-        return labels
+        source = generator(run.seed, purpose)
+        how = {"generator": source, "law": run.corruption_law}
+        return data.corrupt_labels(split.labels, run.corruption, num_classes, **how)[0]
 
     def placed(split: data.Split, labels: Tensor) -> data.Split:
         return data.Split(split.images, labels.to(device))
@@ -126,20 +104,15 @@ def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None 
 
 def _load(run: Run, device: str | torch.device) -> Images:
     """The run's images, split and scaled; the first so many test images hold all classes."""
-    options = {}
-    if run.image_size is not None:
-        options["size"] = run.image_size
-    if run.classes is not None:
-        options["classes"] = run.classes
-    raw = data.read(run.dataset, root=paths.data_dir(), normalize=run.normalize, **options)
+    options = {"size": run.image_size, "classes": run.classes}
+    options = {name: value for name, value in options.items() if value is not None}
+    raw = data.read(run.dataset, normalize=run.normalize, **options)
     height, width = raw.scale(raw.train.images[:1]).shape[2:]
     if height != width:
         raise ValueError(
             f"{run.dataset} has images of {height}×{width} pixels; the networks take square ones"
         )
-    train, validation, measure = data.subset(
-        raw.train, run.n_train, run.n_validation, run.n_measure
-    )
+    parts = data.subset(raw.train, run.n_train, run.n_validation, run.n_measure)
     # archives are sorted by class: in this order every class has its share from the start
     test = raw.test.take(data.stratified_permutation(raw.test.labels))
 
@@ -147,14 +120,7 @@ def _load(run: Run, device: str | torch.device) -> Images:
         images = raw.scale(split.images.to(device))
         return data.Split(images.contiguous(memory_format=torch.channels_last), split.labels)
 
-    return Images(
-        placed(train),
-        placed(validation),
-        placed(measure),
-        placed(test),
-        raw.num_classes,
-        raw.sha256,
-    )
+    return Images(*map(placed, (*parts, test)), raw.num_classes, raw.sha256)
 
 
 def attach(run: Run, model: nn.Module) -> list[tuple[Term, losses.Penalty]]:
@@ -200,25 +166,10 @@ def attach(run: Run, model: nn.Module) -> list[tuple[Term, losses.Penalty]]:
 
 # What else a run's frame has for columns. L_r of φ is measured whether it is penalised or not.
 RESERVED_METRICS = {
-    "epoch",
-    "lambda",
-    "test_accuracy",
-    "test_cross_entropy",
-    "train_accuracy",
-    "cross_entropy",
-    "activation_l2",
-    "validation_accuracy",
-    "validation_cross_entropy",
-    "ablation_auc",
-    "profile",
-    "id",
-    "baseline",
-    "regulariser",
-    "variant",
-    "num_classes",
-    "precision",
-    "diverged",
-    *(f.name for f in dataclasses.fields(Run)),
+    *"epoch lambda test_accuracy test_cross_entropy train_accuracy cross_entropy".split(),
+    *"activation_l2 validation_accuracy validation_cross_entropy ablation_auc".split(),
+    *"profile id baseline regulariser variant num_classes precision diverged".split(),
+    *Run.__dataclass_fields__,
 }
 
 
@@ -237,22 +188,20 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
             f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images"
         )
     # xxl networks are large: their shapes are enough, but for classes that nobody here has tried
-    tried = run.penalties != ()
-    if tried:
-        model = models.build(run.network, *shape, **run.network_options())
-    else:
+    if not run.penalties:
         with torch.device("meta"):
-            model = models.architecture(run.network, *shape, **run.network_options())
+            attach(run, models.architecture(run.network, *shape, **run.network_options()))
+        return
+    model = models.build(run.network, *shape, **run.network_options())
     attached = attach(run, model)
-    if tried:
-        channels, side, _ = shape
-        source = torch.Generator("cpu").manual_seed(0)
-        noise = torch.rand(2, channels, side, side, generator=source, device="cpu")
-        model.eval()  # dropout would draw from the global generator
-        with torch.enable_grad():
-            model(noise)
-        for term, penalty in attached:
-            _check_value(term, penalty.penalty())
+    channels, side, _ = shape
+    source = torch.Generator("cpu").manual_seed(0)
+    noise = torch.rand(2, channels, side, side, generator=source, device="cpu")
+    model.eval()  # dropout would draw from the global generator
+    with torch.enable_grad():
+        model(noise)
+    for term, penalty in attached:
+        _check_value(term, penalty.penalty())
 
 
 def _check_value(term: Term, value: object) -> None:
@@ -272,10 +221,7 @@ def _check_value(term: Term, value: object) -> None:
 
 
 def teacher_folder(run: Run) -> Path | None:
-    """The folder of the finished run whose predictions are this run's labels.
-
-    None where it is not there with them.
-    """
+    """The folder of the finished run whose predictions are this run's labels, if it has them."""
     folder = run_dir.find(run.dataset, run.relabelled_by)
     if folder is None or not run_dir.is_finished(folder):
         return None
@@ -283,10 +229,7 @@ def teacher_folder(run: Run) -> Path | None:
 
 
 def check_teacher(run: Run, teacher: Run) -> None:
-    """Refuse a teacher that does not train on the images of the run it relabels.
-
-    With a ValueError that names the fields in which they differ.
-    """
+    """Refuse a teacher of other images than its student's: a ValueError that names the fields."""
     different = [name for name in DATA_FIELDS if getattr(teacher, name) != getattr(run, name)]
     if different:
         raise ValueError(
@@ -311,11 +254,6 @@ def known_hashes(run: Run) -> dict[str, str]:
     return found
 
 
-def data_fields(run: Run) -> tuple:
-    """Runs with the same fields train, and are tested, on the same images."""
-    return _values(run, DATA_FIELDS)
-
-
 def data_key(run: Run) -> tuple:
     """Runs with the same key train on the same images and labels."""
     return _values(run, DATA_FIELDS + LABEL_FIELDS)
@@ -338,15 +276,19 @@ def _predictions(folder: Path) -> Tensor:
     return torch.from_numpy(run_dir.read_arrays(folder)["predictions"].astype("int64"))
 
 
+def unlabelled(run: Run) -> str:
+    """What is said of a run whose teacher has no predictions."""
+    return (
+        f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not in "
+        "the store (a run that diverged has none)"
+    )
+
+
 def _pseudo_labels(run: Run, count: int) -> Tensor:
     """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
     folder = teacher_folder(run)
     if folder is None:
-        raise LookupError(
-            f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are not "
-            "in the store (a run that diverged has none): train that run with predictions=True "
-            "first"
-        )
+        raise LookupError(f"{unlabelled(run)}: train that run with predictions=True first")
     teacher = run_dir.read_run(folder)
     check_teacher(run, teacher)
     labels = _predictions(folder)

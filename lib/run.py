@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +39,29 @@ ALLOWED = {
     "decorrelation_centre": CENTRES,
     "decorrelation_pairs": PAIRS,
     "decorrelation_reduce": REDUCTIONS,
+    "ablations": ABLATIONS,
+    "cca": CCA_STARTS,
 }
-
+# fields, what they have to be where they are not None
+LIMITS: list[tuple[str, str, Callable[[Any], object]]] = [
+    ("relabelled_by", "a run's id, ten hexadecimal digits", re.compile("[0-9a-f]{10}").fullmatch),
+    ("corruption", "a fraction in [0, 1]", lambda value: 0 <= value <= 1),
+    ("dropout", "a probability in [0, 1)", lambda value: 0 <= value < 1),
+    ("momentum", "a number in [0, 1)", lambda value: 0 <= value < 1),
+    ("learning_rate speed", "a positive number", lambda value: 0 < value < math.inf),
+    ("rate", "a positive number or None", lambda value: 0 < value < math.inf),
+    (
+        "weight_decay sparsity_weight decorrelation_weight",
+        "a number ≥ 0",
+        lambda value: 0 <= value < math.inf,
+    ),
+    (
+        "batch_size epochs n_train image_size classes test_images",
+        "a whole number ≥ 1",
+        lambda value: value >= 1,
+    ),
+    ("n_validation n_measure heat_maps seed", "a whole number ≥ 0", lambda value: value >= 0),
+]
 
 # Seeds from here on are for calibration and screening; no result (table, claim, figure) has them.
 SCREENING_SEED = 100
@@ -91,28 +113,22 @@ class Run:
         n_validation: images held out of the training split before corruption, and corrupted like
             the rest.
         corruption: fraction of training labels replaced by another class, in [0, 1].
-        corruption_law: "bernoulli" (each label with that probability) or "exact" (exactly that
-            share).
-        network: architecture, see `lib.models.build`.
-        batch_norm: batch normalisation, in al2_cnn after the second convolution, in ConvNets see
-            `norm_place`.
+        corruption_law: see `lib.data.corrupt_labels`.
+        network: see `lib.models.build`.
+        norm_place, padding: of ConvNets alone, see `lib.models.ConvNet`.
+        batch_norm: in al2_cnn after the second convolution, in ConvNets see `norm_place`.
         bn_gamma: first scale of batch normalisation, "ones" or "uniform" (U(0, 1), as PyTorch drew
             it up to 1.1).
-        norm_place: in ConvNets, "conv" (after each convolution) or "block" (after the second one of
-            a block).
-        padding: of the ConvNets' convolutions, "same" or "valid".
         dropout: probability of dropping a unit, of φ in al2_cnn, after each pool in ConvNets; in
             [0, 1).
         al2: whether λ_e · mean(φ²) is added to the loss.
         schedule: the series λ_e, see `lib.schedules.schedule`.
         speed: how many of the paper's epochs one epoch of the schedule stands for; > 0.
-        rate: the schedule's factor, slope or value, see `lib.schedules.schedule`; None: its own
-            default.
-        sparsity: layers whose entropy SparsityReg keeps up, by name.
-        sparsity_weight: λ_i of each of them; ≥ 0.
-        sparsity_batch: "mean" or "sum" of the entropies of a batch, see `lib.losses.SparsityReg`.
-        decorrelation: layers whose filters DecorrReg decorrelates, by name.
-        decorrelation_weight: κ_i of each of them; ≥ 0.
+        rate: the schedule's factor, slope or value; None: its own default.
+        sparsity, sparsity_weight, sparsity_batch: layers whose entropy SparsityReg keeps up, λ_i of
+            each of them (≥ 0), "mean" or "sum" over a batch; see `lib.losses.SparsityReg`.
+        decorrelation, decorrelation_weight: layers whose filters DecorrReg decorrelates, κ_i of
+            each of them (≥ 0).
         decorrelation_centre, decorrelation_pairs, decorrelation_reduce: see
             `lib.losses.decorrelation`.
         penalties: further penalties, each a mapping of `name` (in `lib.losses.PENALTIES`), `weight`
@@ -120,7 +136,7 @@ class Run:
             order. Kept as JSON texts, which are accepted, too.
         relabelled_by: id of another run, of the same images, whose last predictions replace the
             corrupted training labels (AL2, section 4: relabelling); the validation labels stay as
-            they are. None: trained on the corrupted labels.
+            they are.
         n_measure: images held out of the training split to measure entropy on; in neither training
             nor validation set.
         optimizer, learning_rate, momentum, weight_decay, batch_size, epochs: the training.
@@ -128,8 +144,7 @@ class Run:
             for each.
         test_images: measured each epoch on so many test images, of every class; None: on all. Not
             in the id, like all below.
-        ablations: "mask/images" pairs; masks `element`, `shared`, `channel`, images `train-true`,
-            `train-corrupt`, `test`. Of al2_cnn alone; the other networks have none.
+        ablations: "mask/images" pairs of `ABLATIONS`; of al2_cnn alone.
         entropy: mean entropy of each hidden layer over the `n_measure` images, root mean square and
             histogram of its filters' correlations (up to 1,024 filters), before training and after
             each epoch.
@@ -138,15 +153,13 @@ class Run:
             as the AL2 authors' code has it). Of al2_cnn alone.
         heat_maps: entropy maps of the first so many measuring images, at `heat_map_epochs()`.
         keep_weights: store the last weights in the run's folder.
-        keep_trunk: store the last weights of the trunk alone among the arrays; of al2_cnn alone,
-            100 KB.
+        keep_trunk: store the trunk's last weights among the arrays; of al2_cnn alone, 100 KB.
         predictions: store the classes predicted for the training images at the end; needed for
             `relabelled_by`.
 
     Raises:
-        ValueError: for a value that is not allowed; the message names the field and what is
-            allowed.
-        TypeError: for a value of a type that the field cannot take.
+        ValueError, TypeError: for a value, or a type, that is not allowed; names the field and what
+            is allowed.
     """
 
     dataset: str
@@ -198,42 +211,19 @@ class Run:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _coerce(f.name, f.type, getattr(self, f.name)))
         for name, allowed in ALLOWED.items():
-            _one_of(name, getattr(self, name), allowed)
-        for spec in self.ablations:
-            _one_of("ablations", spec, ABLATIONS)
-        for start in self.cca:
-            _one_of("cca", start, CCA_STARTS)
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if item not in allowed:
+                    raise ValueError(f"{name} is {item!r}; allowed: {', '.join(allowed)}")
         if not self.dataset or self.dataset.startswith(".") or set(self.dataset) & set("/\\*?["):
             raise ValueError(
                 f"dataset is {self.dataset!r}; it has to be a name, such as 'mnist' or a folder's "
                 "in DATA_DIR"
             )
-        if self.relabelled_by is not None:
-            _check(
-                "relabelled_by",
-                self.relabelled_by,
-                "a run's id, ten hexadecimal digits",
-                is_id(self.relabelled_by),
-            )
-        _check("corruption", self.corruption, "a fraction in [0, 1]", 0 <= self.corruption <= 1)
-        _check("dropout", self.dropout, "a probability in [0, 1)", 0 <= self.dropout < 1)
-        _check(
-            "learning_rate",
-            self.learning_rate,
-            "a positive number",
-            0 < self.learning_rate < math.inf,
-        )
-        _check("momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1)
-        for name in ("weight_decay", "sparsity_weight", "decorrelation_weight"):
-            _check(name, getattr(self, name), "a number ≥ 0", 0 <= getattr(self, name) < math.inf)
-        _check("speed", self.speed, "a positive number", 0 < self.speed < math.inf)
-        if self.rate is not None:
-            _check("rate", self.rate, "a positive number or None", 0 < self.rate < math.inf)
-        for name in ("batch_size", "epochs", "n_train", "image_size", "classes", "test_images"):
-            value = getattr(self, name)
-            _check(name, value, "a whole number ≥ 1", value is None or value >= 1)
-        for name in ("n_validation", "n_measure", "heat_maps", "seed"):
-            _check(name, getattr(self, name), "a whole number ≥ 0", getattr(self, name) >= 0)
+        for names, wanted, is_allowed in LIMITS:
+            for name in names.split():
+                value = getattr(self, name)
+                _check(name, value, wanted, value is None or is_allowed(value))
         if self.al2 and self.schedule == "al2" and self.rate is not None:
             raise ValueError(
                 f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead"
@@ -243,12 +233,8 @@ class Run:
                 "entropy is measured on images held out for it: n_measure is 0; it has to be a "
                 "whole number ≥ 1"
             )
-        _check(
-            "heat_maps",
-            self.heat_maps,
-            f"at most n_measure, {self.n_measure}",
-            self.heat_maps <= self.n_measure,
-        )
+        few_enough = self.heat_maps <= self.n_measure
+        _check("heat_maps", self.heat_maps, f"at most n_measure, {self.n_measure}", few_enough)
         if self.network in ("lenet", "alexnet") and (self.batch_norm or self.dropout):
             raise ValueError(
                 f"{self.network} has neither batch norm nor dropout; take a ConvNet: "
@@ -257,41 +243,31 @@ class Run:
         for name in self._without_effect():
             object.__setattr__(self, name, self.__dataclass_fields__[name].default)
         if self.network != "al2_cnn":
-            object.__setattr__(self, "ablations", ())
-            object.__setattr__(self, "cca", ())
-            object.__setattr__(self, "keep_trunk", False)
+            for name, none in (("ablations", ()), ("cca", ()), ("keep_trunk", False)):
+                object.__setattr__(self, name, none)
 
     def _without_effect(self) -> list[str]:
         """Settings that cannot change the result, and so are no part of the id."""
         convnet = self.network in CONVNETS
-        names = []
-        if not self.al2:
-            names += ["schedule", "speed", "rate"]
-        if self.schedule == "constant":
-            names.append("speed")
-        if self.corruption == 0:
-            names.append("corruption_law")
-        if not (self.batch_norm and self.network == "al2_cnn"):
-            names.append("bn_gamma")
-        if not (self.batch_norm and convnet):
-            names.append("norm_place")
-        if not convnet:
-            names.append("padding")
-        if self.optimizer == "adam":
-            names.append("momentum")
-        if not (self.sparsity and self.sparsity_weight):
-            names += ["sparsity", "sparsity_weight", "sparsity_batch"]
-        if not (self.decorrelation and self.decorrelation_weight):
-            own = [f.name for f in dataclasses.fields(self) if f.name.startswith("decorrelation")]
-            names += own
-        return names
+        sparsity = self.sparsity and self.sparsity_weight
+        decorrelation = self.decorrelation and self.decorrelation_weight
+        of_decorrelation = [name for name in self.__dataclass_fields__ if "decorrelation" in name]
+        idle = [
+            (not self.al2, ["schedule", "speed", "rate"]),
+            (self.schedule == "constant", ["speed"]),
+            (self.corruption == 0, ["corruption_law"]),
+            (not (self.batch_norm and self.network == "al2_cnn"), ["bn_gamma"]),
+            (not (self.batch_norm and convnet), ["norm_place"]),
+            (not convnet, ["padding"]),
+            (self.optimizer == "adam", ["momentum"]),
+            (not sparsity, ["sparsity", "sparsity_weight", "sparsity_batch"]),
+            (not decorrelation, of_decorrelation),
+        ]
+        return [name for is_idle, names in idle if is_idle for name in names]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Run":
-        """A run from a mapping of field names.
-
-        An unknown name is refused with the nearest known one.
-        """
+        """A run from a mapping of field names; an unknown one is refused with the nearest known."""
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -309,22 +285,16 @@ class Run:
         return self._fields(measured=True)
 
     def described(self) -> dict[str, Any]:
-        """The run as columns of a tidy frame.
+        """The run as columns of a tidy frame: `id`, its names, and every field.
 
-        They are `id`, `baseline`, `regulariser`, `variant` and every field. Layers are one text,
-        "conv3 conv4"; penalties are "name(weight=0.1, layer=conv3)".
+        Layers are one text, "conv3 conv4"; penalties are "name(weight=0.1, layer=conv3)".
         """
         fields = self.to_dict()
         for name, value in fields.items():
             if isinstance(value, list):
                 fields[name] = " ".join(value if name != "penalties" else map(_as_text, value))
-        names = {
-            "id": self.id,
-            "baseline": self.baseline,
-            "regulariser": self.regulariser,
-            "variant": self.variant,
-        }
-        return names | fields
+        names = ("id", "baseline", "regulariser", "variant")
+        return {name: getattr(self, name) for name in names} | fields
 
     def _fields(self, measured: bool) -> dict[str, Any]:
         """As JSON gives them back."""
@@ -368,11 +338,11 @@ class Run:
 
     def canonical(self) -> str:
         """The JSON that the id hashes: sorted keys, fields at their default left out."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        fields = self.__dataclass_fields__
         kept = {
             name: value
             for name, value in self.to_dict().items()
-            if getattr(self, name) != defaults[name]
+            if getattr(self, name) != fields[name].default
         }
         return json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -383,10 +353,7 @@ class Run:
 
     @property
     def baseline(self) -> str:
-        """The published tables' name of the network without AL2.
-
-        One of bare, batchnorm, dropout, weight_decay, or a sum.
-        """
+        """The published tables' name without AL2: bare, or a sum of what it has."""
         on = {
             "batchnorm": self.batch_norm,
             "dropout": self.dropout > 0,
@@ -396,29 +363,24 @@ class Run:
 
     @property
     def regulariser(self) -> str:
-        """The penalties by name: "al2", "sparsity", "decorrelation", added ones, or a sum.
-
-        "" for none.
-        """
+        """The penalties by name, a sum if there are several: "al2+sparsity"; "" for none."""
         return "+".join("al2" if term.weight is None else term.name for term in self.terms())
 
     @property
     def variant(self) -> str:
-        """The targeted-sparsity paper's name of a ConvNet.
+        """The targeted-sparsity paper's name of the network, such as sr3Net.
 
-        One of vanillaNet, dropNet, normNet, sr1Net, sr2Net, sr3Net. LeNet and AlexNet keep their
-        names, with `+sr` where they are regularised; what has no name in the paper is spelled out.
+        LeNet and AlexNet have `+sr` where they are regularised; what has no name in the paper is
+        spelled out.
         """
         plain = {"lenet": "LeNet", "alexnet": "AlexNet", "al2_cnn": "AL2CNN"}.get(self.network)
-        named = [
-            name
-            for name, layers in SPARSITY_NETWORKS.items()
-            if layers == (self.sparsity, self.decorrelation)
-        ]
+        regularised = (self.sparsity, self.decorrelation)
+        named = [name for name, layers in SPARSITY_NETWORKS.items() if layers == regularised]
         if named and not (plain or self.batch_norm or self.dropout):
             parts = named
         else:
-            parts = [plain or self._convnet_baseline()]
+            convnet = "normNet" if self.batch_norm else "dropNet" if self.dropout else "vanillaNet"
+            parts = [plain or convnet]
             if not plain and self.batch_norm and self.dropout:
                 parts.append("dropout")
             if self.sparsity and self.network in ("lenet", "alexnet"):
@@ -430,11 +392,6 @@ class Run:
         if self.al2:
             parts.append("al2")
         return "+".join([*parts, *self._added_names()])
-
-    def _convnet_baseline(self) -> str:
-        if self.batch_norm:
-            return "normNet"
-        return "dropNet" if self.dropout else "vanillaNet"
 
     def _added_names(self) -> list[str]:
         return [term.name for term in self.terms() if term.added]
@@ -458,35 +415,25 @@ class Run:
         return "-".join([*parts, f"corrupt{100 * self.corruption:g}", f"seed{self.seed}", self.id])
 
     def heat_map_epochs(self) -> list[int]:
-        """The epochs at which heat maps are kept, about a dozen.
-
-        Before training (0, the paper's −1), after the first ones, and ever more rarely to the last.
-        """
+        """About a dozen: 0 (before training, the paper's −1), 1, ever more rarely to the last."""
         return sorted({0} | {round(self.epochs ** (k / 10)) for k in range(11)})
 
     def cca_epochs(self) -> list[int]:
-        """Every tenth epoch, as in Fig. 1 of the AL2 paper.
-
-        Of a short training at least 50 epochs, or all.
-        """
+        """Every tenth, as in Fig. 1 of the AL2 paper; of a short training at least 50, or all."""
         step = max(1, min(10, self.epochs // 50))
         return list(range(step, self.epochs + 1, step))
 
     def table_epochs(self) -> list[int]:
-        """The epochs at which the AL2 paper's tables are read: 100, 200, … 700.
+        """The epochs at which the AL2 paper's tables are read, 100, 200, … 700, and the last.
 
-        A shorter training is read at the same sevenths.
-
-        All test images and the ablations are measured there, and at the last epoch. The other
-        paper's tables read the best epoch of a curve that has to be measured on the same images
-        throughout: its networks have no such epochs.
+        A shorter training is read at the same sevenths. All test images and the ablations are
+        measured there. The other paper's tables read the best epoch of a curve that has to be
+        measured on the same images throughout: its networks have no such epochs.
         """
         if self.network != "al2_cnn":
             return []
-        return sorted(
-            {epoch_measured(e, self.epochs) for e in range(100, PAPER_EPOCHS + 1, 100)}
-            | {self.epochs}
-        )
+        published = range(100, PAPER_EPOCHS + 1, 100)
+        return sorted({*(epoch_measured(e, self.epochs) for e in published), self.epochs})
 
     def with_measures(self, other: "Run") -> "Run":
         """This run, measuring what either of the two measures."""
@@ -504,11 +451,6 @@ class Run:
         )
 
 
-def is_id(text: str) -> bool:
-    """Whether a text could be a run's id."""
-    return bool(re.fullmatch(r"[0-9a-f]{10}", text))
-
-
 def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator of its own for each purpose, for example `generator(seed, "order", epoch)`.
 
@@ -520,10 +462,7 @@ def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -
 
 
 def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the field's type, so that 1 and 1.0 give one id.
-
-    Refuses what is not of that type (True is no number).
-    """
+    """`value` as the field's type (True is no number), so that 1 and 1.0 give one id."""
     text = str(kind)
     if value is None and "None" in text:
         return None
@@ -534,8 +473,7 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     if name == "penalties":
         if not isinstance(value, list | tuple):
             raise TypeError(f"penalties is {value!r}; it has to be a list of mappings with a name")
-        entries = [_penalty(entry) for entry in value]
-        return tuple(entry for entry in entries if entry is not None)
+        return tuple(filter(None, map(_penalty, value)))
     if "tuple" in text and isinstance(value, list | tuple):
         if strange := [item for item in value if not isinstance(item, str)]:
             raise TypeError(f"{name} holds {strange[0]!r}; it has to be a list of names")
@@ -550,9 +488,8 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
         except (TypeError, OverflowError):
             pass
     wanted = getattr(kind, "__name__", text)
-    hint = ""
-    if isinstance(value, str) and "float" in text:
-        hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
+    is_text = isinstance(value, str) and "float" in text
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if is_text else ""
     raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it has to be {wanted}{hint}")
 
 
@@ -584,11 +521,6 @@ def _as_text(penalty: dict[str, Any]) -> str:
     """An entry of `Run.penalties` in words: "name(weight=0.1, layer=conv3)"."""
     options = ", ".join(f"{key}={value}" for key, value in penalty.items() if key != "name")
     return f"{penalty['name']}({options})"
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def _check(name: str, value: Any, wanted: str, ok: bool) -> None:

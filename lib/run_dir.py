@@ -12,7 +12,8 @@ weights.pt      only on request (`keep_weights`)
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,22 @@ class RecordError(RuntimeError):
     """A run's folder cannot be read or written; the message names it and says what to do."""
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever fails in the block is a `RecordError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise RecordError(
+            f"{path} cannot be read ({error}). Delete the folder to train this run anew."
+        ) from error
+
+
 def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
     """The folder of a run, finished or under way, in any profile; None if there is none.
 
-    Looked for in `$RESULTS_DIR`, then among the project's committed runs (`paths.EVIDENCE`).
-
-    Args:
-        dataset, run_id: the run's.
-        to_write: in `$RESULTS_DIR` alone, since committed runs are only read where it points
-            elsewhere.
+    Looked for in `$RESULTS_DIR`, then, unless it is `to_write`, among the project's committed runs
+    (`paths.EVIDENCE`).
 
     Raises:
         RecordError: if there are several in one place, since ids are unique across profiles.
@@ -59,20 +67,14 @@ def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
 
 
 def begin(folder: Path, run: Run) -> None:
-    """Make the folder and say in it what is going to be trained.
-
-    A finished folder stays as it is until `finish`.
-    """
+    """Make the folder and say in it what is going to be trained; a finished one stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_finished(folder):
         _write_config(folder, run)
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether the folder says what it holds.
-
-    One that was made by a process killed right after that does not.
-    """
+    """Whether the folder says what it holds; not if its maker was killed right away."""
     return (folder / "config.json").exists() or is_finished(folder)
 
 
@@ -91,9 +93,8 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """The state a training was left in, on the CPU, or None where it has to start anew.
 
-    A state that was measuring something else than is asked for now is not continued, nor one that
-    was trained on other images or labels. None, too, where another process has finished the run and
-    taken its checkpoint away.
+    So it has to where it measured something else than is asked for now, or trained on other images
+    or labels; None, too, where another process has finished the run and taken the state away.
 
     Args:
         folder: the run's.
@@ -105,25 +106,20 @@ def load_checkpoint(
         RecordError: if the checkpoint is damaged.
     """
     path = folder / "checkpoint.pt"
-    try:
+    state = None
+    with _reading(path), suppress(FileNotFoundError):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        run_id = state["id"]
-        measures = state["measured"]
         if absent := CHECKPOINT_KEYS - state.keys():
             raise KeyError(f"no {', '.join(sorted(absent))}")
-    except FileNotFoundError:
+    if state is None:
         return None
-    except Exception as error:
+    if state["id"] != run.id:
         raise RecordError(
-            f"{path} cannot be read ({error}). Delete the folder to train this run anew."
-        ) from error
-    if run_id != run.id:
-        raise RecordError(
-            f"{path} belongs to the run {run_id}, not to {run.id}. Delete the folder to train it "
-            "anew."
+            f"{path} belongs to the run {state['id']}, not to {run.id}. Delete the folder to train "
+            "it anew."
         )
     same = all(state.get(name, value) == value for name, value in (hashes or {}).items())
-    return state if measures == json.dumps(run.measured()) and same else None
+    return state if state["measured"] == json.dumps(run.measured()) and same else None
 
 
 def read_pace(folder: Path) -> tuple[float, str]:
@@ -139,13 +135,11 @@ def read_pace(folder: Path) -> tuple[float, str]:
             said = read_environment(folder)
             epochs = len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
         else:  # without reading the weights
-            said = torch.load(
-                folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True
-            )
+            path = folder / "checkpoint.pt"
+            said = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             epochs = len(said["rows"])
-        return float(said["seconds"]) / max(epochs, 1), ran_on(
-            said.get("device", ""), said.get("precision", "float32")
-        )
+        device = ran_on(said.get("device", ""), said.get("precision", "float32"))
+        return float(said["seconds"]) / max(epochs, 1), device
     except Exception as error:
         raise RecordError(f"{folder} does not say how long its training took ({error})") from error
 
@@ -199,17 +193,12 @@ def read_run(folder: Path) -> Run:
     """The run that a folder holds or is going to hold.
 
     Raises:
-        RecordError: if `config.json` is missing, damaged, or does not match the id in the folder's
-            name.
+        RecordError: if `config.json` is missing, damaged, or not of the folder's name.
     """
     path = folder / "config.json"
-    try:
+    with _reading(path):
         config = json.loads(path.read_text(encoding="utf-8"))
         run = Run.from_dict(config["run"] | config["measures"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(
-            f"{path} cannot be read ({error}). Delete the folder to train this run anew."
-        ) from error
     if run.id != config.get("id") or not folder.name.endswith(run.id):
         raise RecordError(
             f"{path} describes the run {run.id}, but its folder is {folder.name}. Delete or rename "
@@ -225,45 +214,29 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
         RecordError: if the files are damaged or do not hold every epoch.
     """
     run = read_run(folder)
-    try:
-        metrics = pd.read_csv(folder / "metrics.csv")
-        metrics = metrics.astype(
-            {name: int if name in ("epoch", "test_images") else float for name in metrics}
-        )
+    path = folder / "metrics.csv"
+    with _reading(path):
+        metrics = pd.read_csv(path)
+        whole = ("epoch", "test_images")
+        metrics = metrics.astype({name: int if name in whole else float for name in metrics})
+        if metrics.get(["test_accuracy", "cross_entropy"], metrics).isna().any(axis=None):
+            raise ValueError("it has empty cells")
         diverged = _diverged(folder / "status.json")
-        epochs = list(metrics["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        path = folder / "metrics.csv"
-        raise RecordError(
-            f"{path} cannot be read ({error}). Delete the folder to train this run anew."
-        ) from error
-    if metrics.get(["test_accuracy", "cross_entropy"], metrics).isna().any(axis=None):
-        raise RecordError(
-            f"{folder / 'metrics.csv'} has empty cells. Delete the folder to train this run anew."
-        )
-    last = run.epochs if diverged is None else diverged - 1
-    if epochs != list(range(1, last + 1)):
-        raise RecordError(
-            f"{folder / 'metrics.csv'} holds {len(epochs)} epochs instead of 1 … {last}. "
-            "Delete the folder to train this run anew."
-        )
+        last = run.epochs if diverged is None else diverged - 1
+        if list(metrics["epoch"]) != list(range(1, last + 1)):
+            raise ValueError(f"it holds {len(metrics)} epochs instead of 1 … {last}")
     return metrics, diverged
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What `env.json` of a finished run says.
-
-    That is: versions, device, wall time, hashes, number of classes.
+    """What `env.json` of a finished run says: device, wall time, hashes, number of classes, ….
 
     Raises:
         RecordError: if the file is damaged.
     """
-    try:
-        return dict(json.loads((folder / "env.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RecordError(
-            f"{folder / 'env.json'} cannot be read ({error}). Delete the folder to train anew."
-        ) from error
+    path = folder / "env.json"
+    with _reading(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -272,19 +245,15 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         RecordError: if the file is damaged.
     """
-    try:
-        with np.load(folder / "measures.npz", allow_pickle=False) as file:
-            return dict(file)
-    except Exception as error:
-        raise RecordError(
-            f"{folder / 'measures.npz'} cannot be read ({error}). Delete the folder to train anew."
-        ) from error
+    path = folder / "measures.npz"
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
 def _diverged(status: Path) -> int | None:
-    return (
-        int(json.loads(status.read_text(encoding="utf-8"))["diverged"]) if status.exists() else None
-    )
+    if not status.exists():
+        return None
+    return int(json.loads(status.read_text(encoding="utf-8"))["diverged"])
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -293,9 +262,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _write_config(folder: Path, run: Run) -> None:
-    _write_json(
-        folder / "config.json", {"id": run.id, "run": run.to_dict(), "measures": run.measured()}
-    )
+    config = {"id": run.id, "run": run.to_dict(), "measures": run.measured()}
+    _write_json(folder / "config.json", config)
 
 
 def _write_torch(path: Path, state: Any) -> None:

@@ -25,14 +25,14 @@ from lib.engine import MayBegin, epochs_left, is_done, is_without_labels
 from lib.progress import Progress
 from lib.run import Run
 
+# columns of every frame that repeat an entry of a run's env.json
+ENVIRONMENT = {"num_classes": "num_classes", "precision": "precision"}
+ENVIRONMENT |= {"data_hash": "data", "labels_hash": "labels"}
 OPTIONAL = ("validation_accuracy", "ablation_auc")  # columns of every frame, often read
 
 
 def find(run: Run) -> Path | None:
-    """The folder of a run, finished or under way, in any profile; None if there is none.
-
-    Raises as `run_dir.find`.
-    """
+    """The folder of a run, finished or under way, in any profile, as `run_dir.find` gives it."""
     return run_dir.find(run.dataset, run.id)
 
 
@@ -55,8 +55,6 @@ def ensure(
 ) -> None:
     """Train the runs that are missing, or that lack a measure now asked for.
 
-    What it leaves behind is on the disk.
-
     Every run is checked against its data, and every folder is read, before anything trains. A run
     that another process is training is waited for, not trained twice. Runs that are relabelled by
     another one are trained after it, anew if it predicts other labels than they were trained on,
@@ -68,9 +66,9 @@ def ensure(
         profile: the folder under `results/` for those that are new; `own`, for runs of yours, is
             left alone by `make clean`.
         jobs: how many runs are trained at a time. On a CPU in processes of one thread each, under a
-            parallel make in one; a script that asks for more than one has to guard its own start by
-            `if __name__ == "__main__":`, as Python's multiprocessing wants it. On a GPU side by
-            side, which its memory has to hold; several GPUs have a process each.
+            parallel make in one; a script that asks for more has to guard its own start by `if
+            __name__ == "__main__":`. On a GPU side by side, which its memory has to hold; several
+            GPUs have a process each.
         executor: who trains them instead, a run a task, such as Dask's
             `distributed.Client(address).get_executor()`. Workers need this package and the data
             sets; those that do not share the results folder send finished runs back.
@@ -107,8 +105,7 @@ def ensure(
         while ready := _ready(missing):
             _train(ready, profile, jobs, executor, progress, deadline, may_begin)
             missing = [run for run in missing if run not in ready]
-            # those whose teacher was trained again are missing now, too: it may predict other
-            # labels
+            # a teacher that was trained again may predict other labels
             teachers = {run.id for run in ready}
             for run in asked.values():
                 if run.relabelled_by in teachers and run not in missing and not is_done(run):
@@ -121,18 +118,14 @@ def _while_there_is_time(run: Run, epochs: int, seconds: float) -> bool:
 
 
 def _ready(missing: Sequence[Run]) -> list[Run]:
-    """Those that wait for no other.
-
-    A teacher that is trained again, for a measure that it lacks, comes before those that it
-    relabels, too.
-    """
+    """Those that wait for no other, nor for a teacher that is trained again for a measure."""
     ids = {run.id for run in missing}
-    ready = []
-    for run in missing:
-        teacher = run.relabelled_by
-        if teacher is None or (teacher not in ids and bundle.teacher_folder(run) is not None):
-            ready.append(run)
-    return ready
+    return [
+        run
+        for run in missing
+        if run.relabelled_by is None
+        or (run.relabelled_by not in ids and bundle.teacher_folder(run) is not None)
+    ]
 
 
 def _train(
@@ -172,8 +165,8 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
     """One tidy frame of the runs' metrics: one row per run and epoch, each run once.
 
     With `profile` and what `Run.described` gives. Epoch 0, before training, is a row where
-    something was measured there; what was not is empty, and `validation_accuracy` and
-    `ablation_auc` are there although no run has them. A run whose loss became NaN has its rows up
+    something was measured there; what was not is empty, and `OPTIONAL` columns are there although
+    no run has them. A run whose loss became NaN has its rows up
     to the last finite epoch (at least one, whose metrics are empty), and in `diverged` (else NaN)
     the epoch after it. A frame of no run has the same columns, but only the metrics of every run.
 
@@ -181,9 +174,9 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
         LookupError: if a run has not been trained; the message says which and what to do.
         RecordError: if a folder is damaged.
     """
-    runs = list({run.id: run for run in runs}.values())
-    done = {run.id for run in available(runs)}
-    if absent := [run for run in runs if run.id not in done]:
+    runs = list(dict.fromkeys(runs))
+    done = set(available(runs))
+    if absent := [run for run in runs if run not in done]:
         names = ", ".join(run.name for run in absent[:3]) + (" …" if len(absent) > 3 else "")
         what = "train them with store.ensure"
         if any(map(_is_finished, absent)):
@@ -238,16 +231,15 @@ def to_long(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.Dat
 
 def collect(profile: str) -> pd.DataFrame:
     """The frame of `load` for every finished run of a profile."""
-    folders = sorted(f.parent for f in (paths.results_dir() / profile).glob("*/*/metrics.csv"))
-    return _together([_tidy(folder) for folder in folders])
+    finished = (paths.results_dir() / profile).glob("*/*/metrics.csv")
+    return _together([_tidy(folder) for folder in sorted(file.parent for file in finished)])
 
 
 def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if frames:
         frame = pd.concat(frames, ignore_index=True)
         return frame.assign(**{name: np.nan for name in OPTIONAL if name not in frame})
-    of_folder = ["num_classes", "precision", "data_hash", "labels_hash", "diverged"]
-    described = ["profile", *Run("digits").described(), *of_folder]
+    described = ["profile", *Run("digits").described(), *ENVIRONMENT, "diverged"]
     return pd.DataFrame(columns=[*described, *trainer.METRICS, *OPTIONAL])
 
 
@@ -297,8 +289,7 @@ def _tidy(folder: Path) -> pd.DataFrame:
     metrics, diverged = run_dir.read_metrics(folder)
     said = run_dir.read_environment(folder)
     fields = {"profile": folder.parent.parent.name, **run.described()}
-    fields |= {"num_classes": said.get("num_classes"), "precision": said.get("precision")}
-    fields |= {"data_hash": said.get("data"), "labels_hash": said.get("labels")}
+    fields |= {name: said.get(of_env) for name, of_env in ENVIRONMENT.items()}
     fields["diverged"] = float("nan") if diverged is None else float(diverged)
     if run.entropy:
         before = run_dir.read_arrays(folder).get("entropy before training")  # [1, layers]
@@ -313,8 +304,7 @@ def _tidy(folder: Path) -> pd.DataFrame:
 def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
     """Refuse, with a ValueError, runs that would have no labels, or those of other images.
 
-    That is: runs whose labels come from a run that is neither stored with its predictions nor
-    trained here, with them; and those whose labels come from a run of other images.
+    Their teacher has to be stored, or trained here, with its predictions.
     """
     for run in missing:
         if run.relabelled_by is None:
@@ -325,10 +315,8 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
             teacher = run_dir.read_run(folder)
         elif not (teacher and teacher.predictions):
             raise ValueError(
-                f"{run.name} is relabelled by the run {run.relabelled_by}, whose predictions are "
-                "not in the store (a run that "
-                "diverged has none): give that run with predictions=True in the same list, or "
-                "train it first"
+                f"{bundle.unlabelled(run)}: give that run with predictions=True in the same list, "
+                "or train it first"
             )
         bundle.check_teacher(run, teacher)
 
@@ -346,7 +334,5 @@ def _check_writable(folder: Path) -> None:
 
 
 def _under_parallel_make() -> bool:
-    return any(
-        flag.startswith("-j") or "jobserver" in flag
-        for flag in os.environ.get("MAKEFLAGS", "").split()
-    )
+    flags = os.environ.get("MAKEFLAGS", "").split()
+    return any(flag.startswith("-j") or "jobserver" in flag for flag in flags)

@@ -3,10 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -52,13 +49,6 @@ def test_every_committed_run_still_gives_its_own_id_and_folder():
         assert run.id == config["id"] and run.name == path.parent.name
         # the fields of then have the values of then
         assert run.to_dict() == run.to_dict() | config["run"]
-
-
-def test_the_documented_defaults_are_the_papers_bare_network():
-    expected = dict(network="al2_cnn", corruption=0.75, epochs=700, batch_size=64, seed=0)
-    expected |= dict(learning_rate=0.001, momentum=0.5, weight_decay=0, dropout=0)
-    expected |= dict(batch_norm=False, al2=False, schedule="al2", speed=1)
-    assert MNIST.to_dict() == MNIST.to_dict() | expected
 
 
 @pytest.mark.parametrize(
@@ -134,13 +124,14 @@ def test_settings_without_effect_are_reset_and_no_part_of_the_id(run, settings):
 NOTHING = dict(test_images=None, ablations=[], keep_weights=False, entropy=False, heat_maps=0)
 NOTHING |= dict(cca=[], keep_trunk=False, predictions=False)
 TWO = ("shared/test", "channel/test")
+KEPT = {"predictions": True, "keep_trunk": True}
 
 
 @pytest.mark.parametrize(
     ("run", "asked"),
     [
         (MNIST, {"test_images": 500, "ablations": TWO, "keep_weights": True}),
-        (MNIST, {"test_images": 500, "ablations": (), "predictions": True, "keep_trunk": True}),
+        (MNIST, {"test_images": 500, "ablations": ()} | KEPT),
         (CONV, {"entropy": True, "heat_maps": 4}),
         (CONV, {"predictions": True}),
     ],
@@ -153,22 +144,25 @@ def test_what_is_measured_is_no_part_of_the_id(run, asked):
     assert other.measured() == NOTHING | asked
 
 
-def test_with_measures_measures_what_either_does_and_keeps_the_id():
-    def both(run, one, other, **expected):
-        found = replace(run, **one).with_measures(replace(run, **other))
-        assert found.id == run.id
-        assert found.measured() == NOTHING | expected
+NONE = {"test_images": None, "ablations": ()}
+MAPS = {"entropy": True, "heat_maps": 4}
+MORE = {"test_images": 500, "ablations": TWO, "keep_weights": True}
 
-    one = {"test_images": 100, "ablations": TWO[:1]}
-    other = {"test_images": 500, "ablations": TWO, "keep_weights": True}
-    both(MNIST, one, other, **other | {"ablations": list(TWO)})
-    both(MNIST, one, {"test_images": None, "ablations": ()}, ablations=list(TWO[:1]))
-    no = {"test_images": None, "ablations": ()}
-    kept = {"predictions": True, "keep_trunk": True}
-    both(MNIST, no | {"predictions": True}, no | {"keep_trunk": True}, **kept)
-    both(CONV, {"heat_maps": 9}, {"entropy": True, "heat_maps": 4}, entropy=True, heat_maps=9)
-    both(CONV, {"entropy": True, "heat_maps": 4}, {"heat_maps": 9}, entropy=True, heat_maps=9)
-    both(CONV, {"entropy": True, "heat_maps": 4}, {}, entropy=True, heat_maps=4)
+
+@pytest.mark.parametrize(
+    ("run", "one", "other", "both"),
+    [
+        (MNIST, {"test_images": 100, "ablations": TWO[:1]}, MORE, MORE | {"ablations": list(TWO)}),
+        (MNIST, {"test_images": 100, "ablations": TWO[:1]}, NONE, {"ablations": list(TWO[:1])}),
+        (MNIST, NONE | {"predictions": True}, NONE | {"keep_trunk": True}, KEPT),
+        (CONV, {"heat_maps": 9}, MAPS, MAPS | {"heat_maps": 9}),
+        (CONV, MAPS, {"heat_maps": 9}, MAPS | {"heat_maps": 9}),
+        (CONV, MAPS, {}, MAPS),
+    ],
+)
+def test_with_measures_measures_what_either_does_and_keeps_the_id(run, one, other, both):
+    found = replace(run, **one).with_measures(replace(run, **other))
+    assert found.id == run.id and found.measured() == NOTHING | both
 
 
 @pytest.mark.parametrize("network", ["convnet_s", "lenet", "alexnet"])
@@ -176,18 +170,6 @@ def test_networks_without_trunk_and_head_have_no_ablations_no_points_and_no_trun
     run = Run("digits", network=network, ablations=TWO[:1], keep_trunk=True)
     assert run.ablations == () and run.table_epochs() == [] and not run.keep_trunk
     assert run.with_measures(Run("digits", network=network)).ablations == ()
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        Run("mnist", **OTHER, ablations=TWO[:1]),
-        replace(SR3, entropy=True, heat_maps=3, optimizer="adam", decorrelation_pairs="square"),
-    ],
-)
-def test_a_run_survives_json(run):
-    again = Run.from_dict(json.loads(json.dumps(run.to_dict() | run.measured())))
-    assert again == run and again.id == run.id and again.measured() == run.measured()
 
 
 def test_a_run_cannot_be_changed():
@@ -199,6 +181,7 @@ def test_a_run_cannot_be_changed():
 
 SR1_LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
 SR2 = {"sparsity": SR1_LAYERS[2:]}
+FIRST = SR1_LAYERS[:2]
 NAMED = [
     ({}, "vanillaNet"),
     ({"dropout": 0.25}, "dropNet"),
@@ -211,10 +194,7 @@ NAMED = [
     (SR2 | {"sparsity_weight": 0.0}, "vanillaNet"),
     ({"sparsity": ("conv1",)}, "vanillaNet+sr conv1"),
     ({"decorrelation": ("conv1",)}, "vanillaNet+decorr conv1"),
-    (
-        SR2 | {"decorrelation": ("conv1", "conv2")},
-        "vanillaNet+sr conv3 conv4 fc1+decorr conv1 conv2",
-    ),
+    (SR2 | {"decorrelation": FIRST}, "vanillaNet+sr conv3 conv4 fc1+decorr conv1 conv2"),
     (SR2 | {"batch_norm": True}, "normNet+sr conv3 conv4 fc1"),
     ({"sparsity": SR1_LAYERS, "dropout": 0.25}, "dropNet+sr conv1 conv2 conv3 conv4 fc1"),
     ({"batch_norm": True, "dropout": 0.25}, "normNet+dropout"),
@@ -239,10 +219,8 @@ def test_variants_have_the_papers_names_and_others_are_spelled_out(settings, var
     ("settings", "baseline"),
     [
         ({}, "bare"),
-        ({"batch_norm": True}, "batchnorm"),
-        ({"dropout": 0.5}, "dropout"),
-        ({"weight_decay": 5e-4}, "weight_decay"),
         ({"batch_norm": True, "dropout": 0.5}, "batchnorm+dropout"),
+        ({"weight_decay": 5e-4}, "weight_decay"),
     ],
 )
 def test_baselines_have_the_published_tables_names(settings, baseline):
@@ -310,6 +288,7 @@ NAMES = [
     ("normalize", "no", "al2, unit"),
     ("bn_gamma", "zeros", "ones, uniform"),
     ("ablations", ["element"], "element/train-true, .*channel/test"),
+    ("cca", ["epoch2"], "init, epoch1"),
     # without an effect, and checked all the same
     ("norm_place", "twice", ""),
     ("padding", "reflect", ""),
@@ -337,7 +316,7 @@ TYPES = [
     ("decorrelation", [None]),
 ]
 LINEAR = {"al2": True, "schedule": "linear"}
-NO_IDS = ["", "bare", "40d374b9e", "40d374b9e90", "40D374B9E9", "40d374b9eg", " 40d374b9e9"]
+NO_IDS = ["", "bare", "40d374b9e", "40d374b9e90", "40D374B9E9", " 40d374b9e9", "../4d374b9"]
 LEADING_OUT = ["", "../mnist", "a/b", "/mnist", "..", "my[1]", "*"]
 REFUSED = [
     ({n: v}, ValueError, rf"^{n} is {v}(\.0)?; it has to be .*{wanted}")
@@ -346,32 +325,19 @@ REFUSED = [
 ]
 REFUSED += [({n: v}, ValueError, rf"^{n} is .*allowed: .*{those}") for n, v, those in NAMES]
 REFUSED += [({n: v}, TypeError, rf"^{n} (is|holds) ") for n, values in TYPES for v in values]
-REFUSED += [
-    ({n: "1e-4"}, TypeError, rf"^{n} is '1e-4', a str.*YAML.*1\.0e-4")
-    for n in ("learning_rate", "weight_decay", "rate")
-]
-REFUSED += [
-    ({"relabelled_by": text}, ValueError, "^relabelled_by is .*a run's id, ten hexadecimal digits")
-    for text in [*NO_IDS, "../4d374b9"]
-]
+YAML = ("learning_rate", "weight_decay", "rate")
+REFUSED += [({n: "1e-4"}, TypeError, rf"^{n} is '1e-4', a str.*YAML.*1\.0e-4") for n in YAML]
+TEN = "^relabelled_by is .*a run's id, ten hexadecimal digits"
+REFUSED += [({"relabelled_by": text}, ValueError, TEN) for text in NO_IDS]
 REFUSED += [({"dataset": name}, ValueError, "dataset") for name in LEADING_OUT]
-REFUSED += [
-    (LINEAR | {"rate": rate}, ValueError, "^rate is") for rate in (0, -1, math.nan, math.inf)
-]
+REFUSED += [(LINEAR | {"rate": r}, ValueError, "^rate is") for r in (0, -1, math.nan, math.inf)]
+KNOWN = r"'learning_rat'.*did you mean 'learning_rate'\?.*Known: dataset, .*keep_weights"
 REFUSED += [
     ({"al2": True, "rate": 1.05}, ValueError, "rate"),
     ({"n_measure": 0, "entropy": True}, ValueError, "^entropy is .*n_measure is 0"),
-    (
-        {"network": "lenet", "dropout": 0.25},
-        ValueError,
-        "^lenet has neither batch norm nor dropout.*convnet_s",
-    ),
+    ({"network": "lenet", "dropout": 0.25}, ValueError, "^lenet has neither batch .*convnet_s"),
     ({"network": "alexnet", "batch_norm": True}, ValueError, "^alexnet has neither"),
-    (
-        {"learning_rat": 0.1},
-        ValueError,
-        r"'learning_rat'.*did you mean 'learning_rate'\?.*Known: dataset, .*keep_weights",
-    ),
+    ({"learning_rat": 0.1}, ValueError, KNOWN),
     ({"zzzz": 0.1}, ValueError, r"no parameter 'zzzz'[;.:,] .*dataset"),
 ]
 
@@ -403,9 +369,7 @@ def test_tables_are_read_at_the_papers_epochs_and_at_the_last(epochs, points):
     ("epochs", "expected"),
     [(1, [0, 1]), (2, [0, 1, 2]), (100, [0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100])],
 )
-def test_heat_maps_are_taken_before_training_and_ever_more_rarely_to_the_last_epoch(
-    epochs, expected
-):
+def test_heat_maps_are_taken_ever_more_rarely(epochs, expected):
     assert Run("digits", epochs=epochs).heat_map_epochs() == expected
 
 
@@ -422,22 +386,11 @@ def test_points_and_epochs_of_heat_maps_are_epochs_of_the_run_and_end_with_its_l
 
 
 def test_generators_are_the_same_in_every_process_and_version():
+    """Python's own hash is salted anew in each."""
     assert generator(0, "weights").initial_seed() == 4194789700723333633
     assert generator(3, "order", 17).initial_seed() == 2379118120399986010
-    digest = hashlib.sha256(b"3/order/17").digest()
-    assert generator(3, "order", 17).initial_seed() == int.from_bytes(digest[:8], "little") // 2
     states = [generator(0, "order").get_state().tolist() for _ in range(2)]
     assert states[0] == states[1]
-
-
-@pytest.mark.slow
-def test_python_s_salted_hash_has_no_part_in_generators_and_ids():
-    values = "generator(1, 'dropout', 2).initial_seed(), Run('mnist', al2=True).id"
-    code = f"from lib.run import *; print({values})"
-    environment = os.environ | {"PYTHONHASHSEED": "1"}
-    there = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
-    here = f"{generator(1, 'dropout', 2).initial_seed()} {Run('mnist', al2=True).id}"
-    assert there.strip() == here
 
 
 def test_generators_differ_by_seed_and_purpose():

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,16 +33,10 @@ def state(run: Run = RUN) -> dict:
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.5)
     parameter.sum().backward()
     optimizer.step()
-    return {
-        "id": run.id,
-        "measured": json.dumps(run.measured()),
-        "optimizer": optimizer.state_dict(),
-        "model": {"w": parameter.detach()},
-        "rows": [{"epoch": 1, "lambda": 0.01}],
-        "arrays": {"ablation element/test": [torch.ones(11)]},
-        "starts": {},
-        "seconds": 2.5,
-    }
+    found = {"id": run.id, "measured": json.dumps(run.measured()), "starts": {}, "seconds": 2.5}
+    found |= {"optimizer": optimizer.state_dict(), "model": {"w": parameter.detach()}}
+    rows = [{"epoch": 1, "lambda": 0.01}]
+    return found | {"rows": rows, "arrays": {"ablation element/test": [torch.ones(11)]}}
 
 
 @pytest.fixture
@@ -77,10 +72,7 @@ def test_what_is_finished_is_read_back(finished):
     table, diverged = run_dir.read_metrics(finished)
     assert diverged is None
     pd.testing.assert_frame_equal(table, metrics(), rtol=1e-5)
-    curves = run_dir.read_arrays(finished)
-    assert {k: v.tolist() for k, v in curves.items()} == {
-        k: v.tolist() for k, v in arrays().items()
-    }
+    np.testing.assert_equal(run_dir.read_arrays(finished), arrays())
     assert json.loads((finished / "env.json").read_text()) == ENV
     # what was trained and measured, with defaults
     assert json.loads((finished / "config.json").read_text()) == CONFIG
@@ -104,11 +96,6 @@ def test_a_diverged_run_has_its_metrics_to_the_last_finite_epoch(folder, at):
     assert run_dir.read_metrics(folder)[1] is None and "status.json" not in names(folder)
 
 
-def test_weights_are_stored_on_request(finished):
-    run_dir.finish(finished, RUN, metrics(), arrays(), ENV, weights={"w": torch.arange(3.0)})
-    assert torch.load(finished / "weights.pt", weights_only=True)["w"].tolist() == [0, 1, 2]
-
-
 # ---- whole or not at all
 
 
@@ -128,9 +115,10 @@ def test_metrics_csv_is_moved_into_place_last_and_then_the_checkpoint_goes(under
     assert not (folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize(
-    "broken", ["config.json", "env.json", "measures.npz", "weights.pt", "metrics.csv"]
-)
+FILES = ["config.json", "env.json", "measures.npz", "weights.pt", "metrics.csv"]
+
+
+@pytest.mark.parametrize("broken", FILES)
 def test_a_failure_at_any_file_leaves_the_run_unfinished_resumable_and_without_rubbish(
     under_way, monkeypatch, broken
 ):
@@ -141,10 +129,9 @@ def test_a_failure_at_any_file_leaves_the_run_unfinished_resumable_and_without_r
             raise OSError(28, "No space left on device")
         replace(part, target)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(paths.os, "replace", full_disk)
-        with pytest.raises(OSError):
-            run_dir.finish(folder, RUN, metrics(), arrays(), ENV, weights={"w": torch.ones(1)})
+        run_dir.finish(folder, RUN, metrics(), arrays(), ENV, weights={"w": torch.ones(1)})
     assert not run_dir.is_finished(folder)
     assert run_dir.load_checkpoint(folder, RUN)["rows"] == state()["rows"]
     assert not [name for name in names(folder) if "part" in name]
@@ -152,15 +139,17 @@ def test_a_failure_at_any_file_leaves_the_run_unfinished_resumable_and_without_r
     assert run_dir.is_finished(folder)
 
 
-@pytest.mark.parametrize("writer", ["np.savez_compressed", "pd.DataFrame.to_csv"])
+@pytest.mark.parametrize("writer", [(np, "savez_compressed"), (pd.DataFrame, "to_csv")])
 def test_a_writer_that_stops_half_way_leaves_no_file(folder, monkeypatch, writer):
     def half(*args, **_):
-        target = next(a for a in args if hasattr(a, "write") or hasattr(a, "write_bytes"))
-        target.write(b"half") if hasattr(target, "write") else target.write_bytes(b"half")
+        for target in args:
+            if hasattr(target, "write"):
+                target.write(b"half")
+            elif isinstance(target, Path):
+                target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    owner, name = (np, "savez_compressed") if writer.startswith("np") else (pd.DataFrame, "to_csv")
-    monkeypatch.setattr(owner, name, half)
+    monkeypatch.setattr(*writer, half)
     with pytest.raises(KeyboardInterrupt):
         run_dir.finish(folder, RUN, metrics(), arrays(), ENV)
     assert not run_dir.is_finished(folder)
@@ -171,22 +160,13 @@ def test_a_writer_that_stops_half_way_leaves_no_file(folder, monkeypatch, writer
 
 
 def test_a_checkpoint_is_read_back_as_it_was(under_way):
-    read, written = run_dir.load_checkpoint(under_way, RUN), state()
-    assert torch.equal(read["model"].pop("w"), written["model"].pop("w"))
-    assert torch.equal(read["arrays"]["ablation element/test"][0], torch.ones(11))
-    momentum = read["optimizer"]["state"][0]["momentum_buffer"]
-    assert torch.equal(momentum, torch.ones(3))
-    assert read["optimizer"]["param_groups"] == written["optimizer"]["param_groups"]
-    assert all(read[key] == written[key] for key in ("id", "rows", "seconds"))
+    assert repr(run_dir.load_checkpoint(under_way, RUN)) == repr(state())  # few, round numbers
     assert names(under_way) == {"config.json", "checkpoint.pt"}
 
 
-def test_a_checkpoint_that_measured_something_else_is_not_continued(under_way):
+def test_a_checkpoint_of_other_measures_is_not_continued_and_one_of_another_run_refused(under_way):
     more = RUN.with_measures(Run("digits", ablations=("shared/test",)))
     assert run_dir.load_checkpoint(under_way, more) is None
-
-
-def test_a_checkpoint_of_another_run_is_refused_by_path(under_way):
     run_dir.save_checkpoint(under_way, state(Run("mnist")))
     with pytest.raises(RecordError, match=rf"checkpoint\.pt.*{Run('mnist').id}.*{RUN.id}"):
         run_dir.load_checkpoint(under_way, RUN)
@@ -195,22 +175,12 @@ def test_a_checkpoint_of_another_run_is_refused_by_path(under_way):
 # ---- damage: the message names the path and says what to do
 
 
-def damage(path, kind: str) -> None:
-    content = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "flipped":
-        at = len(content) // 3
-        path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
-    else:
-        damaged = {
-            "empty": b"",
-            "cut": content[: len(content) // 2],
-            "noise": bytes(range(256)) * 4,
-        }
-        path.write_bytes(damaged[kind])
-
-
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "noise": lambda content: bytes(range(256)) * 4,
+    "flipped": lambda content: content[:99] + bytes([content[99] ^ 0xFF]) + content[100:],
+}
 READERS = {
     "config.json": run_dir.read_run,
     "metrics.csv": run_dir.read_metrics,
@@ -224,10 +194,14 @@ DAMAGES.remove(("checkpoint.pt", "missing"))
 @pytest.mark.parametrize(("name", "kind"), [*DAMAGES, ("measures.npz", "flipped")])
 def test_a_damaged_file_is_an_error_that_names_it_and_the_remedy(finished, name, kind):
     run_dir.save_checkpoint(finished, state())
-    damage(finished / name, kind)
-    with pytest.raises(RecordError) as error:
+    path = finished / name
+    content = path.read_bytes()
+    path.unlink()
+    if kind != "missing":
+        path.write_bytes(DAMAGE[kind](content))
+    with pytest.raises(RecordError, match="Delete") as error:
         READERS[name](finished)
-    assert str(finished / name) in str(error.value) and "Delete" in str(error.value)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("content", [[], {}, {"id": RUN.id}, {"model": {}}])
@@ -241,37 +215,21 @@ def test_a_checkpoint_without_its_marks_is_damaged(folder, content):
 @pytest.mark.parametrize(
     "config",
     [
-        [],
-        "text",
-        None,
-        {},
+        *([], "text", None, {}),
         {"id": RUN.id, "run": RUN.to_dict()},
-        CONFIG | {"run": None},
-        CONFIG | {"run": RUN.to_dict() | {"epoch": 5}},
-        CONFIG | {"run": RUN.to_dict() | {"epochs": 0}},
-        CONFIG | {"run": RUN.to_dict() | {"epochs": "five"}},
-        CONFIG | {"measures": {"ablations": 5}},
-        CONFIG | {"measures": {"ablations": ["no"]}},
+        *(CONFIG | {"run": run} for run in (None, RUN.to_dict() | {"epoch": 5})),
+        *(CONFIG | {"run": RUN.to_dict() | {"epochs": number}} for number in (0, "five")),
+        *(CONFIG | {"measures": {"ablations": ablations}} for ablations in (5, ["no"])),
+        # what does not fit the folder's name
+        CONFIG | {"run": RUN.to_dict() | {"seed": 1}},
+        CONFIG | {"id": "0123456789"},
     ],
 )
-def test_a_config_that_states_no_run_is_damaged(finished, config):
+def test_a_config_that_states_no_run_or_another_one_is_refused(finished, config):
     (finished / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecordError) as error:
         run_dir.read_run(finished)
     assert str(finished / "config.json") in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("config", "read"),
-    [
-        (CONFIG | {"run": RUN.to_dict() | {"seed": 1}}, Run("digits", epochs=5, al2=True, seed=1)),
-        (CONFIG | {"id": "0123456789"}, RUN),
-    ],
-)
-def test_settings_and_an_id_that_do_not_match_are_refused(finished, config, read):
-    (finished / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecordError, match=read.id):
-        run_dir.read_run(finished)
 
 
 def test_a_folder_under_another_run_s_name_is_refused(finished):
@@ -280,36 +238,27 @@ def test_a_folder_under_another_run_s_name_is_refused(finished):
         run_dir.read_run(moved)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        *((metrics(n), f"holds {n} epochs instead of 1 … 5") for n in (0, 4, 6)),
-        (metrics().iloc[::-1], "holds 5 epochs instead of 1 … 5"),
-        (metrics().drop(columns="epoch"), "cannot be read"),
-    ],
-    ids=["none", "too few", "too many", "another order", "no epochs"],
-)
-def test_metrics_that_do_not_hold_every_epoch_in_order_are_refused(finished, table, message):
+UNFIT = {
+    **{f"{n} rows": (metrics(n), f"it holds {n} epochs instead of 1 … 5") for n in (0, 4, 6)},
+    "another order": (metrics().iloc[::-1], "it holds 5 epochs instead of 1 … 5"),
+    "no epochs": (metrics().drop(columns="epoch"), "epoch"),
+    "cut within a row": (metrics().assign(cross_entropy=[2.3, 2.3, 2.3, 2.3, None]), "empty cells"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_metrics_that_do_not_hold_every_epoch_in_order_are_refused(finished, case):
+    table, message = UNFIT[case]
     table.to_csv(finished / "metrics.csv", index=False)
-    with pytest.raises(RecordError, match=rf"metrics\.csv {message}"):
+    with pytest.raises(RecordError, match=rf"metrics\.csv .*{message}"):
         run_dir.read_metrics(finished)
 
 
-def test_metrics_cut_within_their_last_row_are_refused(finished):
-    text = (finished / "metrics.csv").read_text()
-    (finished / "metrics.csv").write_text(text[: text.rindex("\n5,") + 3])
-    with pytest.raises(RecordError, match=r"metrics\.csv"):
-        run_dir.read_metrics(finished)
-
-
-@pytest.mark.parametrize(
-    "status", ["", "[]", "3", "{}", '{"diverged": null}', '{"diverged": "soon"}']
-)
+@pytest.mark.parametrize("status", ["", "[]", "3", "{}", '{"diverged": null}', '{"diverged": "a"}'])
 def test_a_damaged_status_is_refused(finished, status):
     (finished / "status.json").write_text(status)
-    with pytest.raises(RecordError) as error:
+    with pytest.raises(RecordError, match=str(finished)):
         run_dir.read_metrics(finished)
-    assert str(finished) in str(error.value)
 
 
 @pytest.mark.parametrize(("old", "new"), [(None, 3), (3, None), (3, 5)])

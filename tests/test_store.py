@@ -1,6 +1,4 @@
-"""The run store: what is trained, what is not trained again, what is read back, and what is
-refused.
-"""
+"""The run store: what is trained, not trained again, read back, and refused."""
 
 import json
 import shutil
@@ -21,9 +19,8 @@ SMALL = dict(image_size=16, n_train=100, n_validation=20, test_images=40, batch_
 BARE = Run("digits", epochs=3, learning_rate=0.1, **SMALL)
 AL2 = replace(BARE, al2=True, speed=8.0)
 CONV = replace(BARE, network="convnet_s", image_size=8, n_measure=20, corruption=0.0, momentum=0.0)
-SR3 = replace(
-    CONV, sparsity=("conv3", "conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01
-)
+SR = replace(CONV, sparsity=("conv4", "fc1"), decorrelation=("conv1",), decorrelation_weight=0.01)
+BEFORE = "entropy before training"
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "fc1"]
 FILES = {"config.json", "env.json", "measures.npz", "metrics.csv"}
 
@@ -87,10 +84,10 @@ def test_what_is_missing_is_trained_once_in_the_order_given_and_the_rest_not_tou
     longer = replace(BARE, epochs=5)
     store.ensure([BARE, longer, AL2, replace(AL2)])
     assert trained == [BARE.id, longer.id, AL2.id]
-    before = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
+    before = {file: file.stat().st_mtime_ns for file in paths.results_dir().rglob("*.*")}
     store.ensure([AL2, BARE, longer])
-    after = {f: f.stat().st_mtime_ns for f in paths.results_dir().rglob("*") if f.is_file()}
-    assert len(trained) == 3 and after == before
+    assert len(trained) == 3
+    assert before == {file: file.stat().st_mtime_ns for file in paths.results_dir().rglob("*.*")}
 
 
 def test_a_run_is_found_in_whatever_profile_it_was_trained_for(trained):
@@ -129,9 +126,7 @@ def test_a_parallel_make_gets_one_process(monkeypatch, trained):
 
 
 def test_on_a_gpu_jobs_are_trained_side_by_side_in_one_process(monkeypatch):
-    """The device is said to be a GPU and is the CPU: what is tested is which runs are handed to the
-    trainer together.
-    """
+    """The device is called a GPU: what is tested is which runs the trainer is given together."""
     runs = [BARE, AL2, *(replace(BARE, seed=seed) for seed in (1, 2, 3))]
     store.ensure([AL2])
     groups, fit = [], trainer.fit
@@ -161,17 +156,15 @@ def test_a_finished_run_gains_a_measure_now_asked_for_and_keeps_the_earlier_ones
     after = store.load([BARE])
     assert after["ablation_auc shared/test"].notna().any()
     pd.testing.assert_frame_equal(after[before.columns], before, check_exact=True)
-    masks = {"ablation element/train-true", "ablation shared/test", "ablation epochs"}
-    assert store.arrays(BARE).keys() == masks
+    kept = {f"ablation {name}" for name in ("element/train-true", "shared/test", "epochs")}
+    assert store.arrays(BARE).keys() == kept
     assert (folder_of(BARE) / "weights.pt").exists()
     store.ensure([BARE, more])
     assert trained == [BARE.id] * 2
 
 
 def test_two_askings_for_one_run_are_both_met(trained):
-    """Equal runs that measure different things, as two notebooks may state them, are one run that
-    measures both.
-    """
+    """Equal runs that measure different things, as two notebooks may state them, are one run."""
     store.ensure([replace(BARE, ablations=(f"{mask}/test",)) for mask in ("shared", "element")])
     assert trained == [BARE.id]
     assert {"ablation_auc shared/test", "ablation_auc element/test"} <= set(store.load([BARE]))
@@ -214,27 +207,30 @@ def test_a_run_that_gains_a_measure_stays_readable_until_it_has_it(monkeypatch):
     pd.testing.assert_frame_equal(store.load([BARE]), before, check_exact=True)
 
 
+BOTH = replace(BARE, ablations=("element/train-true", "shared/test"))
+MEASURED = replace(SR, entropy=True, heat_maps=2, optimizer="adam")
+AUCS = ["ablation_auc", "ablation_auc shared/test"]
+
+
 @pytest.mark.parametrize(
-    "ablations", [("element/train-true",), ("shared/test",), ("shared/test", "element/train-true")]
+    ("begun", "asked", "columns"),
+    [
+        (BOTH, {"ablations": BOTH.ablations[:1]}, AUCS),
+        (BOTH, {"ablations": BOTH.ablations[1:]}, AUCS),
+        (MEASURED, {"entropy": False}, ["entropy fc1", "correlation conv1"]),
+    ],
+    ids=["first", "second", "none"],
 )
 def test_an_interrupted_run_goes_on_whatever_subset_of_its_measures_is_asked_for(
-    ablations, monkeypatch, epochs_trained
+    begun, asked, columns, monkeypatch, epochs_trained
 ):
-    interrupt(replace(BARE, ablations=("element/train-true", "shared/test")), monkeypatch)
+    interrupt(begun, monkeypatch)
     epochs_trained.clear()
-    store.ensure([replace(BARE, ablations=ablations)])
+    store.ensure([replace(begun, **asked)])
     assert epochs_trained == [3]
-    assert {"ablation_auc", "ablation_auc shared/test"} <= set(store.load([BARE]))
-
-
-def test_an_interrupted_run_goes_on_with_the_entropies_it_has(monkeypatch, epochs_trained):
-    run = replace(SR3, entropy=True, heat_maps=2, optimizer="adam")
-    interrupt(run, monkeypatch)
-    epochs_trained.clear()
-    store.ensure([replace(run, entropy=False)])
-    assert epochs_trained == [3]
-    assert store.arrays(run)["correlations conv1"].shape == (4, 200)
-    assert store.load([run])["entropy fc1"].notna().all()
+    assert store.load([begun])[columns].iloc[-1].notna().all()
+    lengths = {len(of) for name, of in store.arrays(begun).items() if name.startswith("corr")}
+    assert lengths <= {4}  # before training, and after each of three epochs
 
 
 def test_a_run_stored_before_a_measure_was_thought_of_is_not_trained_again(trained):
@@ -290,6 +286,9 @@ def test_no_runs_give_a_frame_of_no_rows_and_every_column():
     of_every_run = [name for name in columns if name not in own or name in trainer.METRICS]
     assert list(empty) == [*of_every_run, *store.OPTIONAL] and len(own) > 1
     assert set(store.OPTIONAL) <= set(own)  # although nothing was ablated
+    long = store.load_long([])
+    described = columns[: columns.index("epoch") + 1]
+    assert long.empty and list(long) == [*described, "metric", "where", "value"]
 
 
 def test_collect_gives_every_finished_run_of_one_profile_and_nothing_that_is_no_run():
@@ -313,28 +312,18 @@ def test_arrays_hold_the_ablation_curves_of_the_point_epochs():
     np.testing.assert_allclose(area, store.load([BARE])["ablation_auc"].dropna(), rtol=1e-5)
 
 
-def test_runs_of_both_papers_stand_in_one_frame_with_their_variants_and_layers():
-    runs = [BARE, CONV, SR3, replace(CONV, batch_norm=True), replace(CONV, dropout=0.25)]
-    store.ensure(runs)
-    frame = store.load(runs).groupby("id", sort=False).first()
-    assert list(frame["variant"]) == ["AL2CNN", "vanillaNet", "sr3Net", "normNet", "dropNet"]
-    assert list(frame["sparsity"]) == ["", "", "conv3 conv4 fc1", "", ""]
-    assert list(frame["decorrelation"]) == ["", "", "conv1", "", ""]
-    assert set(frame["num_classes"]) == {10}
-
-
 # ---- before training, and one row a value
 
 
 def test_entropy_gained_later_keeps_the_curves_and_is_a_row_of_epoch_0_before_training(trained):
-    store.ensure([SR3])
-    before = store.load([SR3])
-    assert store.arrays(SR3) == {} and not any("entropy c" in column for column in before)
-    store.ensure([replace(SR3, entropy=True)])
-    store.ensure([SR3, replace(SR3, entropy=True)])
-    assert trained == [SR3.id] * 2
-    on_disk = files(folder_of(SR3))
-    after = store.load([SR3])
+    store.ensure([SR])
+    before = store.load([SR])
+    assert store.arrays(SR) == {} and not any("entropy c" in column for column in before)
+    store.ensure([replace(SR, entropy=True)])
+    store.ensure([SR, replace(SR, entropy=True)])
+    assert trained == [SR.id] * 2
+    on_disk = files(folder_of(SR))
+    after = store.load([SR])
     assert list(after.epoch) == [0, 1, 2, 3]
     trained_rows = after[after.epoch > 0].reset_index(drop=True)
     same = {"check_exact": True, "check_dtype": False}
@@ -342,23 +331,20 @@ def test_entropy_gained_later_keeps_the_curves_and_is_a_row_of_epoch_0_before_tr
     entropies = [f"entropy {layer}" for layer in LAYERS]
     assert after[entropies].notna().all(axis=None)
     # epoch 0 is what was measured before training, and that alone
-    arrays = store.arrays(SR3)
-    assert {f"correlations {layer}" for layer in LAYERS} | {"entropy before training"} == set(
-        arrays
-    )
-    assert after.loc[0, entropies].tolist() == arrays["entropy before training"][0].tolist()
-    measured = after.columns[after.columns.get_loc("epoch") + 1 :]
-    assert after.loc[0, measured].drop(entropies).isna().all()
-    described = after.columns[: after.columns.get_loc("epoch")]
-    assert after.loc[[0], described].equals(after.loc[[1], described].set_axis([0]))
+    arrays = store.arrays(SR)
+    assert arrays.keys() == {*(f"correlations {layer}" for layer in LAYERS), BEFORE}
+    assert after.loc[0, entropies].tolist() == arrays[BEFORE][0].tolist()
+    epoch = after.columns.get_loc("epoch")
+    assert after.iloc[0, epoch + 1 :].drop(entropies).isna().all()
+    assert after.iloc[[0], :epoch].equals(after.iloc[[1], :epoch].set_axis([0]))
     # the file itself begins with epoch 1, and reading does not change it
-    assert run_dir.read_metrics(folder_of(SR3))[0].epoch.tolist() == [1, 2, 3]
-    assert files(folder_of(SR3)) == on_disk
+    assert run_dir.read_metrics(folder_of(SR))[0].epoch.tolist() == [1, 2, 3]
+    assert files(folder_of(SR)) == on_disk
 
 
 def test_load_long_holds_every_value_of_load_once():
     diverged = replace(BARE, learning_rate=1e6)
-    runs = [replace(BARE, ablations=("shared/test",)), replace(SR3, entropy=True), diverged]
+    runs = [replace(BARE, ablations=("shared/test",)), replace(SR, entropy=True), diverged]
     store.ensure(runs)
     wide, long = store.load(runs), store.load_long(runs)
     measured = wide.columns[wide.columns.get_loc("epoch") + 1 :]
@@ -378,7 +364,7 @@ def test_load_long_holds_every_value_of_load_once():
 
 
 def test_load_long_takes_the_metrics_asked_for_and_parts_them_from_their_place():
-    runs = [BARE, replace(SR3, entropy=True)]
+    runs = [BARE, replace(SR, entropy=True)]
     store.ensure(runs)
     long = store.load_long(runs, ["entropy", "test_accuracy"])
     places = long.groupby("metric")["where"].agg(lambda where: list(dict.fromkeys(where)))
@@ -388,13 +374,6 @@ def test_load_long_takes_the_metrics_asked_for_and_parts_them_from_their_place()
     known = "there are .*test_accuracy, .*entropy, .*correlation"
     with pytest.raises(ValueError, match=f"has the metric accuracy, entropy conv1; {known}"):
         store.load_long(runs, ["test_accuracy", "entropy conv1", "accuracy"])
-
-
-def test_load_long_of_no_runs_has_its_columns():
-    columns = list(store.load([]))
-    described = columns[: columns.index("epoch") + 1]
-    long = store.load_long([])
-    assert long.empty and list(long) == [*described, "metric", "where", "value"]
 
 
 # ---- divergence
@@ -431,52 +410,36 @@ def test_diverged_and_whole_runs_are_read_together():
 # ---- refused
 
 
-@pytest.mark.parametrize(
-    ("run", "change", "message"),
-    [
-        (BARE, {"dataset": "no_such_set"}, "no_such_set.*digits.*tiny_imagenet"),
-        (BARE, {"batch_size": 101}, "101.*100"),
-        (BARE, {"n_train": 1419}, "1419.*1438"),
-        (BARE, {"n_validation": 1400}, "1400.*1438"),
-        (BARE, {"test_images": 360}, "360.*359"),
-        (BARE, {"image_size": 15}, "15×15.*16×16"),
-        (BARE, {"classes": 5}, "classes"),
-        (BARE, {"al2": True, "schedule": "al2", "rate": 2.0}, "rate"),
-        (CONV, {"sparsity": ("conv5",)}, "no layer 'conv5'; its layers are conv1"),
-        (CONV, {"decorrelation": ("features",)}, "'features' is a Flatten"),
-        (CONV, {"network": "lenet"}, "8×8 are too small for LeNet: 16×16"),
-        (CONV, {"padding": "valid"}, "8×8 are too small for a ConvNet with padding 'valid': 16×16"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (replace(BARE, dataset="no_such_set"), ValueError, "no_such_set.*digits.*tiny_imagenet"),
+        (replace(BARE, n_validation=1400), ValueError, "1400.*1438"),
+        (replace(BARE, batch_size=101), ValueError, "101.*100"),
+        (replace(CONV, sparsity=("conv5",)), ValueError, "no layer 'conv5'"),
+        (Run("mnist"), DataNotFoundError, r"mnist.*\n.*make data"),
+    ],
+    ids=["data set", "images", "batch", "layer", "not at hand"],
+)
 def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
-    run, change, message, jobs, monkeypatch
+    bad, kind, message, jobs, monkeypatch, tmp_path
 ):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "no data"))
     monkeypatch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(engine, "processes", lambda *_: pytest.fail("started processes"))
-    with pytest.raises(ValueError, match=message):
-        store.ensure([replace(run, epochs=9), replace(run, **change)], jobs=jobs)
+    with pytest.raises(kind, match=message):
+        store.ensure([BARE, bad], jobs=jobs)
     assert run_folders() == []
 
 
-def test_a_data_set_that_is_not_at_hand_is_refused_before_anything_trains(
-    trained, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "no data"))
-    with pytest.raises(DataNotFoundError, match=r"mnist.*\n.*make data"):
-        store.ensure([BARE, replace(BARE, dataset="mnist", image_size=None)])
-    assert trained == [] and run_folders() == []
-
-
 @pytest.mark.parametrize(
-    ("option", "message"),
-    [({"jobs": 0}, "jobs is 0")]
-    # a run stored there would never be found again
-    + [({"profile": name}, "profile") for name in ("", ".", "..", "a/b", "../elsewhere")],
+    "option",
+    # a run stored in such a profile would never be found again
+    [{"jobs": 0}, *({"profile": name} for name in ("", ".", "..", "a/b", "../elsewhere"))],
 )
-def test_no_process_and_a_profile_that_is_no_name_of_a_folder_are_refused(option, message, trained):
-    with pytest.raises(ValueError, match=message):
+def test_no_process_and_a_profile_that_is_no_name_of_a_folder_are_refused(option, trained):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is "):
         store.ensure([BARE], **option)
     assert trained == []
 

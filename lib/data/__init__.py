@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import tarfile
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -59,9 +58,6 @@ class Split:
         indices = indices.to(self.labels.device)
         return Split(self.images[indices], self.labels[indices])
 
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
-
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
@@ -81,17 +77,9 @@ class DataSet:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def to(self, device: torch.device | str) -> "DataSet":
-        return DataSet(
-            self.name, self.train.to(device), self.test.to(device), self.class_names, self.sha256
-        )
-
 
 class _Decoded(NamedTuple):
-    """What is cached.
-
-    Images are uint8 [N, C, H, W], labels int64 [N]; class names; a hash of all of them.
-    """
+    """What is cached: images uint8 [N, C, H, W], labels int64 [N], names, a hash of all of them."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -102,27 +90,16 @@ class _Decoded(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RawDataSet:
-    """A data set as it is decoded, and how its pixels become floats.
-
-    Images are uint8 [N, C, H, W], labels int64 [N].
+class RawDataSet(DataSet):
+    """A data set as it is decoded, images uint8 [N, C, H, W], and how its pixels become floats.
 
     A quarter of the memory of what `load` gives: whoever needs a part of the images takes it here
     and scales that part.
     """
 
-    name: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    sha256: str  # see `DataSet`
     files: tuple[Path, ...]  # what it was read from
     # images uint8 [n, C, H, W] → float32 [n, C, S, S], on the same device
     scale: Callable[[torch.Tensor], torch.Tensor]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 @dataclass(frozen=True)
@@ -167,11 +144,11 @@ def load(
             expected.
     """
     raw = read(name, root=root, normalize=normalize, **options)
-
-    def split(part: Split) -> Split:
-        return Split(raw.scale(part.images.to(device)), part.labels.to(device))
-
-    return DataSet(name, split(raw.train), split(raw.test), raw.class_names, raw.sha256)
+    train, test = (
+        Split(raw.scale(part.images.to(device)), part.labels.to(device))
+        for part in (raw.train, raw.test)
+    )
+    return DataSet(name, train, test, raw.class_names, raw.sha256)
 
 
 def read(
@@ -180,10 +157,9 @@ def read(
     """A data set by name, decoded but not scaled, on the CPU. Arguments and errors as `load`."""
     if normalize not in ("al2", "unit"):
         raise ValueError(
-            f"normalize={normalize!r} is unknown; allowed are 'al2' (mean and std) and 'unit' ([0, "
-            "1])"
+            f"normalize={normalize!r} is unknown; allowed are 'al2' (mean, std) and 'unit' ([0, 1])"
         )
-    root = Path(root).expanduser() if root is not None else paths.data_dir()
+    root = _folder(root)
     source = source_of(name, root)
     options = _checked_options(name, source, options)
     size = options.pop("size", None)  # of digits, which are enlarged after decoding
@@ -197,10 +173,14 @@ def read(
 
     around = (source.mean, source.std) if normalize == "al2" else None
     scale = partial(_scaled, white=source.white, size=size, around=around)
-    train = Split(torch.from_numpy(decoded.train_images), torch.from_numpy(decoded.train_labels))
-    test = Split(torch.from_numpy(decoded.test_images), torch.from_numpy(decoded.test_labels))
+    arrays = list(map(torch.from_numpy, decoded[:4]))
+    train, test = Split(*arrays[:2]), Split(*arrays[2:])
     class_names = tuple(map(str, decoded.class_names))
     return RawDataSet(name, train, test, class_names, str(decoded.sha256), tuple(files), scale)
+
+
+def _folder(root: str | os.PathLike | None) -> Path:
+    return paths.data_dir() if root is None else Path(root).expanduser()
 
 
 def _scaled(
@@ -209,9 +189,7 @@ def _scaled(
     """`RawDataSet.scale`; at the top of the module, so that another process can be sent it."""
     images = pixels.to(torch.float32).div_(white)
     if size is not None:
-        images = torch.nn.functional.interpolate(
-            images, size=(size, size), mode="bilinear", align_corners=False
-        )
+        images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear")
     if around is not None:
         mean, std = around
         images.sub_(mean).div_(std)
@@ -219,15 +197,14 @@ def _scaled(
 
 
 def own_hash(name: str, *, root: str | os.PathLike | None = None) -> str | None:
-    """`RawDataSet.sha256` of an image folder of yours as it is now.
+    """`RawDataSet.sha256` of an image folder of yours as it is now, read anew if it has changed.
 
     None for a built-in set, whose files are checked whenever they are read, and where the images
-    are absent or damaged. They are read anew only where the name, size or time of a file has
-    changed since.
+    are absent or damaged. Names, sizes and times of the files say whether it has changed.
     """
     if name in _BUILT_IN:
         return None
-    root = Path(root).expanduser() if root is not None else paths.data_dir()
+    root = _folder(root)
     try:
         (path,) = source_of(name, root).find(root)
         inside = [path / f for f in readers.Archive(path).names] if path.is_dir() else [path]
@@ -258,10 +235,7 @@ def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     Every prefix holds each class in proportion, to within about one image. It depends on the labels
     and `seed` alone, never on a run's seed: subsets are the same for all runs.
     """
-    if labels.dim() != 1 or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"labels must be 0 or more, found {labels.min()}")
+    _check_labels(labels)
     labels = labels.cpu()
     cpu = torch.Generator("cpu").manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=cpu, device="cpu")
@@ -276,12 +250,17 @@ def stratified_permutation(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return shuffled[torch.argsort(when, stable=True)]
 
 
+def _check_labels(labels: torch.Tensor) -> None:
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be 0 or more, found {labels.min()}")
+
+
 def subset(
     split: Split, n_train: int | None = None, n_validation: int = 0, n_measure: int = 0
 ) -> tuple[Split, Split, Split]:
-    """Disjoint, class-balanced training, validation and measuring sets.
-
-    They are the same for every run seed.
+    """Disjoint, class-balanced training, validation and measuring sets, the same for every seed.
 
     Training images are the first `n_train` of `stratified_permutation` (None: all that the others
     leave); the measuring set is its end and the validation set what lies before that, so neither
@@ -317,9 +296,7 @@ def corrupt_labels(
     generator: torch.Generator,
     law: str = "bernoulli",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace labels by wrong ones, uniform over the other classes.
-
-    See AL2, section 4, and the protocol, section 1.
+    """Replace labels by wrong ones, uniform over the other classes: AL2, section 4; protocol, 1.
 
     Args:
         labels: int64 [N]; not modified.
@@ -330,26 +307,20 @@ def corrupt_labels(
             round(fraction · N) labels (the paper's text).
 
     Returns:
-        new labels, int64 [N], and the mask of the changed ones, bool [N], on the device of
-        `labels`.
+        new labels, int64 [N], and the mask of the changed ones, bool [N], on their device.
 
     Raises:
-        ValueError: fraction, law, number of classes, a label or the generator's device is not
-            allowed.
+        ValueError: an argument, a label or the generator's device is not allowed.
     """
     fraction = _checked_fraction(fraction, num_classes)
     if law not in ("bernoulli", "exact"):
         raise ValueError(f"law={law!r} is unknown; allowed are 'bernoulli' and 'exact'")
-    if labels.dim() != 1 or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [N], not {labels.dtype} {list(labels.shape)}")
-    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
-            f"labels must lie in 0 … {num_classes - 1}, found {labels.min()} … {labels.max()}"
-        )
+    _check_labels(labels)
+    if len(labels) and labels.max() >= num_classes:
+        raise ValueError(f"labels must lie in 0 … {num_classes - 1}, found {labels.max()}")
     if generator.device.type != "cpu":
         raise ValueError(
-            "generator must be on the CPU, so that labels agree between devices, not "
-            f"{generator.device}"
+            f"generator is on {generator.device}; it must be on the CPU, so that devices agree"
         )
     # [0, 1)
     chance = torch.rand(len(labels), generator=generator, dtype=torch.float64, device="cpu")
@@ -365,10 +336,10 @@ def corrupt_labels(
 
 
 def noise_floor(fraction: float, num_classes: int) -> float:
-    """The best cross-entropy, in nats, on noisy labels, without memorising which are wrong.
+    """The best cross-entropy, in nats, on labels of which `fraction` are wrong, without memorising.
 
-    Of the labels `fraction` are wrong, and it is the entropy H(p) = -(1-p) ln(1-p) - p ln(p /
-    (K-1)): 2.2103, 1.7918, 1.1116 at 75, 50, 25 % of 10 classes.
+    It is the entropy H(p) = -(1-p) ln(1-p) - p ln(p / (K-1)): 2.2103, 1.7918, 1.1116 at 75, 50,
+    25 % of 10 classes.
     """
     p = _checked_fraction(fraction, num_classes)
     right = -(1 - p) * math.log(1 - p) if p < 1 else 0.0
@@ -390,18 +361,15 @@ def _checked_fraction(fraction: float, num_classes: int) -> float:
 
 
 def source_of(name: str, root: Path) -> _Source:
-    """How that data set is found and read.
-
-    ValueError: neither built in nor an image folder in `root`.
-    """
+    """How that data set is found and read; ValueError: neither built in nor a folder in `root`."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     # no path, nothing hidden
     is_plain = isinstance(name, str) and re.fullmatch(r"[^./\\][^/\\]*", name)
     if is_plain and readers.folders_of(name, root):
         return _Source(partial(readers.find_folder, name), readers.read_folder, _FOLDER_ADVICE)
-    files = sorted(f.name for f in root.iterdir()) if is_plain and root.is_dir() else []
-    near = [file for file in files if file.startswith(f"{name}.")]
+    files = root.iterdir() if is_plain and root.is_dir() else ()
+    near = sorted(file.name for file in files if file.name.startswith(f"{name}."))
     packed = f"; {', '.join(near)} is there, but an archive has to be a zip file" if near else ""
     raise ValueError(
         f"unknown data set {name!r}. Built in: {', '.join(NAMES)}. A data set of your own is "
@@ -429,34 +397,23 @@ def _checked_options(name: str, source: _Source, given: dict[str, int]) -> dict[
 def _cached(
     name: str, files: list[Path], options: dict[str, int], decode: Callable[[], readers.Arrays]
 ) -> _Decoded:
-    """`decode()`, or what it gave before for the same bytes.
-
-    Processes may race: each writes a file of its own, and the last to move it into place wins with
-    the same content.
-    """
-    key = hashlib.sha256(
-        repr((_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))).encode()
-    ).hexdigest()
+    """`decode()`, or what it gave before for the same bytes; processes that race write the same."""
+    said = (_CACHE_FORMAT, sorted(options.items()), readers.files_sha256(files))
+    key = hashlib.sha256(repr(said).encode()).hexdigest()
     path = paths.cache_dir() / f"{name}-{key[:24]}.npz"
-    # npz files hold checksums; truncated and altered ones fail in many ways, and are as good as
-    # none
+    # npz files hold checksums; damaged ones fail in many ways, and are as good as none
     with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as stored:
         return _Decoded(*(stored[array] for array in _Decoded._fields))
     decoded = _with_hash(decode())
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "xb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with paths.replacing(path) as part, open(part, "wb") as file:
             np.savez(file, **decoded._asdict())
-        os.replace(part, path)
     except OSError as error:
         _warn_once(
             f"decoded data sets cannot be kept in {path.parent} ({error}); set CACHE_DIR to save "
             "time"
         )
-    finally:
-        with contextlib.suppress(OSError):  # there only if something went wrong
-            part.unlink(missing_ok=True)
     return decoded
 
 
@@ -466,9 +423,10 @@ def _warn_once(message: str) -> None:
 
 
 def _with_hash(arrays: readers.Arrays) -> _Decoded:
+    *parts, names = arrays
     dtypes = (np.uint8, np.int64, np.uint8, np.int64)
-    parts = [np.ascontiguousarray(part, dtype) for part, dtype in zip(arrays, dtypes, strict=False)]
-    names = [str(name) for name in arrays[4]]
+    parts = [np.ascontiguousarray(part, dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+    names = list(map(str, names))
     total = hashlib.sha256(repr((names, [part.shape for part in parts])).encode())
     for part in parts:
         total.update(part)
@@ -486,10 +444,8 @@ def _decode_digits(_: list[Path]) -> readers.Arrays:
     images = digits.images.astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
     order = stratified_permutation(torch.from_numpy(labels)).numpy()
-    cut = round(0.8 * len(order))
-    train = np.sort(order[:cut])
-    test = np.sort(order[cut:])
-    return images[train], labels[train], images[test], labels[test], map(str, digits.target_names)
+    train, test = map(np.sort, np.split(order, [round(0.8 * len(order))]))
+    return images[train], labels[train], images[test], labels[test], digits.target_names
 
 
 _ADVICE = (
@@ -523,15 +479,13 @@ NAMES = tuple(_BUILT_IN)
 
 
 def download(name: str, *, root: str | os.PathLike | None = None) -> None:
-    """Bring a data set to `root`, unless it is there, and read it once; says what it does.
-
-    By default `root` is `$DATA_DIR`.
+    """Bring a data set to `root` (`$DATA_DIR`), unless it is there, and read it; says what it does.
 
     Raises:
         DataError: no mirror answered, no public address is known, or what came cannot be read.
-            ValueError: unknown name.
+        ValueError: unknown name.
     """
-    root = Path(root).expanduser() if root is not None else paths.data_dir()
+    root = _folder(root)
     if name == "digits":
         print("digits: nothing to download, they come inside scikit-learn")
     try:
@@ -558,30 +512,21 @@ def download(name: str, *, root: str | os.PathLike | None = None) -> None:
 def _shown(files: Sequence[Path]) -> str:
     """The file or folder that a data set was read from, and a second source that was not read."""
     where = files[0] if len(files) == 1 else files[0].parent
-    archives = [
-        where.parent / cifar.archive
-        for cifar in (readers.CIFAR10, readers.CIFAR100)
-        if cifar.folder == where.name
-    ]
-    others = [archive.name for archive in archives if archive.is_file()]
-    return str(where) + "".join(
-        f" ({other} is there, too: the official files go first)" for other in others
-    )
+    official = {cifar.folder: cifar.archive for cifar in (readers.CIFAR10, readers.CIFAR100)}
+    other = official.get(where.name)
+    if other is None or not (where.parent / other).is_file():
+        return str(where)
+    return f"{where} ({other} is there, too: the official files go first)"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m lib.data NAME [--root DIR]`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.data", description="Download a data set and check it."
-    )
-    parser.add_argument(
-        "name",
-        metavar="NAME",
-        help=f"one of {', '.join(NAMES)}, or an image folder of yours to check",
-    )
-    parser.add_argument(
-        "--root", metavar="DIR", help="where the data sets lie (default: $DATA_DIR, or data/)"
-    )
+    about = "Download a data set and check it."
+    parser = argparse.ArgumentParser(prog="python -m lib.data", description=about)
+    names = f"one of {', '.join(NAMES)}, or an image folder of yours to check"
+    parser.add_argument("name", metavar="NAME", help=names)
+    where = "where the data sets lie (default: $DATA_DIR, or data/)"
+    parser.add_argument("--root", metavar="DIR", help=where)
     given = parser.parse_args(arguments)
     try:
         download(given.name, root=given.root)

@@ -41,7 +41,7 @@ def find_idx(folder: str, root: Path) -> list[Path]:
     found = []
     for name in IDX_MD5[folder]:
         zipped = root / folder / "raw" / f"{name}.gz"
-        plain = root / folder / "raw" / name
+        plain = zipped.with_suffix("")
         if not zipped.is_file() and not plain.is_file():
             raise DataNotFoundError(f"{zipped} is missing (unzipped, without .gz, it may be, too)")
         found.append(zipped if zipped.is_file() else plain)
@@ -49,10 +49,7 @@ def find_idx(folder: str, root: Path) -> list[Path]:
 
 
 def read_idx(folder: str, files: list[Path]) -> Arrays:
-    """MNIST or FashionMNIST.
-
-    DataError unless the unzipped files are the published ones, byte for byte.
-    """
+    """MNIST or FashionMNIST; DataError unless the unzipped files are the published ones."""
     content = []
     for path, md5 in zip(files, IDX_MD5[folder].values(), strict=True):
         data = path.read_bytes()
@@ -74,9 +71,7 @@ def read_idx(folder: str, files: list[Path]) -> Arrays:
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the CIFAR sets is stored, and how it is checked.
-
-    It is stored as torchvision keeps it and as a lossless archive.
+    """How one of the CIFAR sets is stored, by torchvision and as a lossless archive, and checked.
 
     The archive holds `<top>/<part>/<nnn>.webp`, each 100 images one below the other,
     `<top>/<part>.json` with the labels, and the pickled class names as they are published.
@@ -137,8 +132,7 @@ CIFAR100 = Cifar(
 def find_cifar(cifar: Cifar, root: Path) -> list[Path]:
     """The files of torchvision's folder where it is there, else the lossless archive.
 
-    Raises:
-        DataNotFoundError: if neither is there, or only a part of the folder.
+    DataNotFoundError if neither is there, or only a part of the folder.
     """
     folder, archive = root / cifar.folder, root / cifar.archive
     wanted = [folder / name for name in (*cifar.train_parts, *cifar.test_parts, cifar.meta)]
@@ -158,39 +152,32 @@ def find_cifar(cifar: Cifar, root: Path) -> list[Path]:
 def read_cifar(cifar: Cifar, files: list[Path]) -> Arrays:
     """CIFAR-10 or CIFAR-100 from either source: the same images in the same order, checked by hash.
 
-    Raises:
-        DataError: for files that are truncated or altered, and images that are not the published
-            ones in their order.
+    DataError unless they are the published ones in their order.
     """
-    is_archive = len(files) == 1
-    read = _read_cifar_archive if is_archive else _read_cifar_pickles
-    splits, class_names = read(cifar, files[0] if is_archive else files[0].parent.parent)
+    if len(files) == 1:
+        read, source = _read_cifar_archive, files[0]
+    else:
+        read, source = _read_cifar_pickles, files[0].parent
+    splits, class_names = read(cifar, source)
     arrays = []
     for (images, labels), published in zip(splits, cifar.pixels_sha256, strict=True):
         if cifar.sort_within_classes:
             images = images[canonical_order(images, labels)]
         if (found := hashlib.sha256(np.ascontiguousarray(images)).hexdigest()) != published:
             raise DataError(
-                f"{files[0] if is_archive else files[0].parent} holds other images than the "
-                f"published ones, or holds them in another order: their SHA-256 is {found}, not "
-                f"{published}"
+                f"{source} holds other images than the published ones, or holds them in another "
+                f"order: their SHA-256 is {found}, not {published}"
             )
         arrays += [images.transpose(0, 3, 1, 2), labels]  # [N, H, W, C] → [N, C, H, W]
     return (*arrays, class_names)
 
 
 def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The order of CIFAR-100 in this study, whichever file it comes from: int64 [N].
-
-    See the protocol, section 3.
+    """The order of CIFAR-100 in this study, whichever file it comes from (protocol, 3): int64 [N].
 
     The sequence of labels stays; the k-th place of a class gets that class's k-th image by the
     SHA-256 of its bytes. The lossless archive has lost the official order within a class, and a run
-    has to mean the same images everywhere.
-
-    Args:
-        images: uint8 [N, H, W, C].
-        labels: int64 [N].
+    has to mean the same images everywhere. Images are uint8 [N, H, W, C], labels int64 [N].
     """
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
     order = np.empty(len(labels), np.int64)
@@ -200,18 +187,14 @@ def canonical_order(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return order
 
 
-def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str]]:
-    """Images [N, H, W, C] and labels of both splits, and class names.
-
-    They are read and hash-checked by torchvision.
-    """
+def _read_cifar_pickles(cifar: Cifar, folder: Path) -> tuple[list[tuple], list[str]]:
+    """Images [N, H, W, C] and labels of both splits, and class names; torchvision checks hashes."""
     from lib.data.vision import torchvision  # takes seconds: only where it is needed
 
     kind = getattr(torchvision.datasets, cifar.torchvision)
     try:
-        train, test = (kind(root, train=part, download=False) for part in (True, False))
+        train, test = (kind(folder.parent, train=part, download=False) for part in (True, False))
     except (RuntimeError, OSError) as error:  # torchvision compares md5 sums before it unpickles
-        folder = root / cifar.folder
         raise DataError(
             f"a file in {folder} is missing, truncated or altered (its md5 is not the published)"
         ) from error
@@ -219,10 +202,7 @@ def _read_cifar_pickles(cifar: Cifar, root: Path) -> tuple[list[tuple], list[str
 
 
 def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str]]:
-    """The same from the lossless archive.
-
-    Its own hash is compared before anything in it is read.
-    """
+    """The same from the lossless archive, whose own hash is compared before anything is read."""
     from PIL import Image  # here, as below: the raw files are read without it
 
     if (found := file_sha256(path).hex()) != cifar.archive_sha256:
@@ -239,11 +219,6 @@ def _read_cifar_archive(cifar: Cifar, path: Path) -> tuple[list[tuple], list[str
                 if name.startswith(f"{cifar.top}/{part}/"):
                     with Image.open(io.BytesIO(archive.read(name))) as strip:
                         images.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
-        if sum(map(len, images)) != len(labels) or not labels:
-            raise DataError(
-                f"{path} holds {sum(map(len, images))} images and {len(labels)} labels in "
-                f"{', '.join(parts)}"
-            )
         splits.append((np.concatenate(images), np.array(labels)))
     # the archive is the published one
     meta = pickle.loads(archive.read(f"{cifar.top}/{cifar.meta}"), encoding="latin1")
@@ -262,10 +237,7 @@ _NO_IMAGES |= {".db", ".ini", ".mat", ".npy", ".npz", ".pkl", ".py"}
 
 
 class Archive:
-    """A zip archive or a folder, read alike.
-
-    `names` are relative, sorted, without hidden and system files.
-    """
+    """A zip archive or a folder, read alike; `names` are relative, sorted, none of them hidden."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -300,13 +272,8 @@ class Archive:
             if self._zip:
                 return self._zip.read(self._inside[name])
             return (self.path / name).read_bytes()
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:  # RuntimeError: encrypted
+        # RuntimeError: encrypted
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.path}: {name} is truncated or altered ({error})") from error
 
 
@@ -317,10 +284,8 @@ def files_sha256(files: Iterable[Path]) -> str:
         if path.is_dir():
             archive = Archive(path)
             for name in archive.names:
-                total.update(
-                    name.encode("utf-8", "surrogateescape")
-                    + hashlib.sha256(archive.read(name)).digest()
-                )
+                total.update(name.encode("utf-8", "surrogateescape"))
+                total.update(hashlib.sha256(archive.read(name)).digest())
         else:
             total.update(file_sha256(path))
     return total.hexdigest()
@@ -345,15 +310,8 @@ def folders_of(name: str, root: Path) -> list[Path]:
 
 
 def find_folder(name: str, root: Path) -> list[Path]:
-    """The archive `<name>.zip`, or the folder `<name>/`.
-
-    Raises:
-        DataNotFoundError: if neither is there.
-        DataError: if both are, since they may hold different images.
-    """
+    """The archive `<name>.zip` or the folder `<name>/`; DataError if both are there."""
     found = folders_of(name, root)
-    if not found:
-        raise DataNotFoundError(f"neither {root / name}.zip nor {root / name}/ is there")
     if len(found) > 1:
         raise DataError(f"{' and '.join(map(str, found))} are there: keep one of them")
     return found
@@ -383,12 +341,11 @@ def read_folder(files: list[Path]) -> Arrays:
             found[kind].append((unicodedata.normalize("NFC", inside[0]), name))
     test = "test" if found["test"] else "val"
     passed_over += [name for kind in {"val", "test"} - {test} for _, name in found[kind]]
-    train_rows, test_rows = found["train"], found[test]
-    for kind, rows in (("train", train_rows), (test, test_rows)):
-        if not rows:
+    for kind in ("train", test):
+        if not found[kind]:
             raise DataError(f"{archive.path}: {top}{kind}/ holds no image in folders by class")
-    classes = sorted({label for label, _ in train_rows})
-    if strange := sorted({label for label, _ in test_rows} - set(classes)):
+    classes = sorted({label for label, _ in found["train"]})
+    if strange := sorted({label for label, _ in found[test]} - set(classes)):
         raise DataError(
             f"{archive.path} has test classes without training images: {', '.join(strange[:5])}"
         )
@@ -400,16 +357,14 @@ def read_folder(files: list[Path]) -> Arrays:
             stacklevel=2,
         )
     number = {label: index for index, label in enumerate(classes)}
-    rows = [[(number[label], archive, name) for label, name in r] for r in (train_rows, test_rows)]
+    rows = [
+        [(number[label], archive, name) for label, name in found[kind]] for kind in ("train", test)
+    ]
     return _decode_images(*rows, classes)
 
 
 def _top_folder(archive: Archive) -> str:
-    """Where train/ and test/ lie: "" or "name/".
-
-    Raises:
-        DataError: that says what there is instead.
-    """
+    """Where train/ and test/ lie, "" or "name/"; a DataError says what there is instead."""
     tops = {name.split("/")[0] for name in archive.names if "/" in name}
     for top in ("", *(f"{name}/" for name in tops if len(tops) == 1)):
         inside = [name.removeprefix(top) for name in archive.names if name.startswith(top)]
@@ -448,13 +403,12 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
     from PIL import Image
     from tqdm import tqdm
 
-    rows = [sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)]
+    train, test = (
+        sorted(part, key=lambda row: (row[0], _natural(row[2]))) for part in (train, test)
+    )
+    rows = train + test
     images = None
-    size = None
-    first = None
-    for at, (_, archive, name) in enumerate(
-        tqdm(rows[0] + rows[1], desc="decoding", unit=" images", disable=None)
-    ):
+    for at, (_, archive, name) in enumerate(tqdm(rows, "decoding", unit=" images", disable=None)):
         try:
             with Image.open(io.BytesIO(archive.read(name))) as image:
                 pixels = _as_seen(image)  # [H, W, 3]
@@ -465,19 +419,17 @@ def _decode_images(train: list[tuple], test: list[tuple], classes: list[str]) ->
                 f"{archive.path}: {name} cannot be read as an image ({error})"
             ) from error
         if images is None:
-            height, width, _ = pixels.shape
             size = pixels.shape
-            first = name
-            images = np.empty((len(rows[0]) + len(rows[1]), 3, height, width), np.uint8)
+            images = np.empty((len(rows), 3, *size[:2]), np.uint8)
         if pixels.shape != size:
             raise DataError(
                 f"{archive.path}: {name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but "
-                f"{first} is {size[1]}×{size[0]}; all images must share one size"
+                f"{rows[0][2]} is {size[1]}×{size[0]}; all images must share one size"
             )
         images[at] = pixels.transpose(2, 0, 1)
-    labels = [np.array([row[0] for row in part]) for part in rows]
-    cut = len(rows[0])
-    return images[:cut], labels[0], images[cut:], labels[1], classes
+    labels = np.array([label for label, *_ in rows])
+    cut = len(train)
+    return images[:cut], labels[:cut], images[cut:], labels[cut:], classes
 
 
 #: Validation images that stand byte for byte in the training split, too.
@@ -487,13 +439,11 @@ _JPEG = r"[^/]+\.(?i:jpe?g)"
 
 def find_tiny_imagenet(root: Path) -> list[Path]:
     """Every archive `tiny-imagenet-200*.zip`, else the unpacked folder."""
-    found = sorted(root.glob("tiny-imagenet-200*.zip")) or [
-        p for p in [root / "tiny-imagenet-200"] if p.is_dir()
-    ]
+    folder = root / "tiny-imagenet-200"
+    found = sorted(root.glob(f"{folder.name}*.zip")) or [f for f in [folder] if f.is_dir()]
     if not found:
         raise DataNotFoundError(
-            "neither an archive tiny-imagenet-200*.zip nor a folder tiny-imagenet-200/ is in "
-            f"{root}"
+            f"neither an archive {folder.name}*.zip nor a folder {folder.name}/ is in {root}"
         )
     return found
 
@@ -547,12 +497,13 @@ def read_tiny_imagenet(files: list[Path], classes: int) -> Arrays:
             f"missing, and classes have {counts[0]} to {counts[-1]} training images instead of "
             "one number"
         )
-    number = {wnid: index for index, wnid in enumerate(found)}
-    rows = []
-    for part in (train, val):
-        own = []
-        for wnid in found:
-            kept = [name for name in part[wnid] if Path(name).stem not in _TINY_LEAKED]
-            own += [(number[wnid], *where[name]) for name in kept]
-        rows.append(own)
+    rows = [
+        [
+            (label, *where[name])
+            for label, wnid in enumerate(found)
+            for name in part[wnid]
+            if Path(name).stem not in _TINY_LEAKED
+        ]
+        for part in (train, val)
+    ]
     return _decode_images(*rows, found)

@@ -5,7 +5,6 @@ a data set never does. The md5 sums are the published ones; they guard against t
 files, not against malice.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -24,10 +23,7 @@ class DataNotFoundError(DataError):
 
 
 class DownloadError(DataNotFoundError):
-    """No mirror gave the file.
-
-    The message lists what was tried and where to put the file by hand.
-    """
+    """No mirror gave the file; lists what was tried and where to put the file by hand."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +41,6 @@ def _idx(folder: str, mirrors: Sequence[str], md5s: dict[str, str]) -> tuple[Rem
         for name, md5 in md5s.items()
     )
 
-
-_TINY_IMAGENET = Remote(
-    (
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    ),
-    "tiny-imagenet-200.zip",
-    "90528d7ca1a48142e341f4ef8d21d0de",
-)
 
 #: What each data set needs, by the data set's name.
 FILES: dict[str, tuple[Remote, ...]] = {
@@ -98,7 +85,16 @@ FILES: dict[str, tuple[Remote, ...]] = {
             "eb9058c3a382ffc7106e4002c42a8d85",
         ),
     ),
-    "tiny_imagenet": (_TINY_IMAGENET,),
+    "tiny_imagenet": (
+        Remote(
+            (
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+            ),
+            "tiny-imagenet-200.zip",
+            "90528d7ca1a48142e341f4ef8d21d0de",
+        ),
+    ),
 }
 
 #: md5 of the unzipped files, well known: archives are repacked often, their content is not.
@@ -119,14 +115,12 @@ IDX_MD5 = {
 
 
 def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
-    """Download one file to `target`, unless a file with the right md5 is there already.
+    """Download one file to `target`, unless a file with the right md5 is there; its path.
 
-    Returns its path. The mirrors are tried in order. Only a file with the right md5 takes the
-    target's name.
+    The mirrors are tried in order. Only a file with the right md5 takes the target's name.
 
     Raises:
-        DownloadError: every mirror failed; lists each with its reason, and says where to put the
-            file by hand.
+        DownloadError: every mirror failed.
     """
     import pooch  # here: whoever has the files does without it
 
@@ -145,9 +139,3 @@ def fetch(urls: Sequence[str], target: str | os.PathLike, md5: str) -> Path:
         + "\n  ".join(failures)
         + f"\nTry again, or get the file (md5 {md5}) in another way and place it at\n  {target}"
     )
-
-
-def file_md5(path: Path) -> str:
-    """md5 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
