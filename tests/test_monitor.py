@@ -520,7 +520,7 @@ REFUSED = [
         Monitor,
         ["log", batch()],
         {"measure_images": batch().numpy().astype(int)},
-        "measure_images are int64; floating",
+        "measure_images are torch.int64; floating",
     ),
     (heat_map_figure, [np.ones((3, 1, 8, 8)), MAPS, ONE], {}, r"\(3, 1, 8, 8\).*\[2, C, H, W\]"),
     (heat_map_figure, [corner(), UNFIT, ONE | {"conv2": 4}], {}, r"'conv2' have shape \(2, 8\)"),
