@@ -845,7 +845,6 @@ class DecorrReg:
         self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
         self._model = model
         self._layers = {name: find_layer(model, name) for name in self.weights}
-        self._removed = False
 
     def penalty(self) -> Tensor:
         """L_c of the weights as they are now, a differentiable scalar; needs no forward pass.
@@ -854,7 +853,7 @@ class DecorrReg:
             RuntimeError: after `remove`, and where a layer was replaced by another.
             ValueError: for a lazy layer that has not run yet.
         """
-        if self._removed:
+        if self._model is None:
             raise RuntimeError(_REMOVED)
         there = set(self._model.modules())
         if gone := [name for name, layer in self._layers.items() if layer not in there]:
@@ -871,7 +870,6 @@ class DecorrReg:
         """Forget the network."""
         self._model = None
         self._layers.clear()
-        self._removed = True
 
 
 def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
