@@ -202,9 +202,9 @@ def entropy_batches(
     for part in (first, *others):
         found = seen if part is first else _entropies(model, part, wanted)
         for name in told:
-            entropy = found[name][0]
-            if len(found[name]) != 1 or entropy.shape[places[name]] % len(part):
-                raise ValueError(_why_not(name, len(found[name]), found[name], len(part)))
+            uses = found[name]
+            if len(uses) != 1 or uses[0].shape[places[name]] % len(part):
+                raise ValueError(_why_not(name, len(uses), uses, len(part)))
         yield {
             name: _by_image(found[name][0], places[name], len(part), parts_first[name])
             for name in told
