@@ -15,11 +15,7 @@ MAIN = 0.99  # share of the variance that SVCCA keeps (Raghu et al., 2017)
 
 
 class CanonicalCorrelations(NamedTuple):
-    """What `cca` gives.
-
-    Fewer coefficients than both sides have live channels: those of one depend linearly on each
-    other.
-    """
+    """What `cca` gives."""
 
     coefficients: Tensor  # descending, in [0, 1], float64 [min(rank of x, rank of y)]
     dropped_x: int  # dead channels of x
@@ -27,22 +23,18 @@ class CanonicalCorrelations(NamedTuple):
 
 
 def channel_points(phi: Tensor) -> Tensor:
-    """Features [N, C, w, w] as C channels of N·w·w points each, [C, N·w·w], for `cca`.
-
-    As in AL2, section 5.1. Features [N, C] become [C, N].
-    """
+    """Features [N, C, …] as C channels for `cca`: [C, N·w·w] of [N, C, w, w] (AL2, section 5.1)."""
     if phi.dim() < 2:
         raise ValueError(f"features are [N, C, …], not of shape {tuple(phi.shape)}")
     return phi.movedim(1, 0).flatten(1)
 
 
 def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations:
-    """The whole sequence of canonical correlations of two sets of channels.
+    """The canonical correlations of two sets of channels at the same points (AL2, Eq. 3, Fig. 1).
 
-    Both are taken at the same points (AL2, Eq. 3 and Fig. 1). The correlations are the singular
-    values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels (Björck and Golub, 1973):
-    no covariance is formed or inverted, which would cost half of the digits. Invariant to any
-    invertible affine map of the channels. In float64 on the CPU, whatever is given.
+    They are the singular values of Bx·Byᵀ with Bx, By orthonormal bases of the centred channels
+    (Björck and Golub, 1973): no covariance is formed or inverted, which would cost half of the
+    digits. Invariant to any invertible affine map of the channels. In float64 on the CPU.
 
     Channels count alike whatever their scale, one of 1e-8 beside one of 1. Dead ones, constant but
     for rounding (see DEAD_SPREAD), are dropped and counted. Live ones may depend linearly on each
@@ -68,25 +60,17 @@ def cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> CanonicalCorrelations
 
 
 def mean_cca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean of the coefficients of `cca`; NaN where there are none.
-
-    Arguments and errors are those of `cca`.
-    """
+    """Mean of the coefficients of `cca`, whose arguments and errors it has; NaN of none."""
     return cca(x, y).coefficients.mean().item()
 
 
 def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN) -> float:
-    """Mean canonical correlation of the main principal directions of x and of y: SVCCA.
+    """Mean canonical correlation of the main principal directions of x and y (Raghu et al., 2017).
 
-    See Raghu et al., 2017. Kept on each side are the fewest directions that hold `variance` of the
-    sum of the channels' variances (squared singular values). Channels are centred but keep their
-    scale, or else there were no main directions to speak of: unlike `cca` this is invariant to
-    rotation and to one common scale only.
-
-    Args:
-        x: [channels, points].
-        y: [channels, points].
-        variance: share to keep, above 0; 1 is `mean_cca`.
+    Kept on each side are the fewest directions that hold `variance`, a share, of the sum of the
+    channels' variances (squared singular values); 1 is `mean_cca`. Channels are centred but keep
+    their scale, or else there were no main directions to speak of: unlike `cca` this is invariant
+    to rotation and to one common scale only.
 
     Raises:
         ValueError: as `cca`, and for a share outside (0, 1].
@@ -96,17 +80,14 @@ def svcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray, variance: float = MAIN
     if variance == 1:
         return mean_cca(x, y)
     x, y = _pair(x, y)
-    return (
-        _correlate(x, _main_directions(x, variance), y, _main_directions(y, variance))[1]
-        .mean()
-        .item()
-    )
+    main = _correlate(x, _main_directions(x, variance), y, _main_directions(y, variance))[1]
+    return main.mean().item()
 
 
 def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
-    """Mean canonical correlation, weighted by how much of x each direction accounts for: PWCCA.
+    """Mean canonical correlation, weighted by each direction's part in x (Morcos et al., 2018).
 
-    See Morcos et al., 2018. It is Σ_i α_i ρ_i / Σ_i α_i with `α_i = Σ_j |⟨h_i, x_j⟩|`, h_i the i-th
+    It is Σ_i α_i ρ_i / Σ_i α_i with `α_i = Σ_j |⟨h_i, x_j⟩|`, h_i the i-th
     canonical variate of x (unit length over the points), x_j the centred channel j of x in its own
     scale. i runs over the coefficients of `cca`: where x has the larger rank, its directions
     without a partner in y have no weight. Not symmetric; invariant to any invertible affine map of
@@ -118,10 +99,7 @@ def pwcca(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> float:
 
 
 class Similarities(NamedTuple):
-    """What `similarities` gives: `cca` and its three summaries.
-
-    Each is as the function of its name has it.
-    """
+    """What `similarities` gives, each as the function of its name has it."""
 
     cca: CanonicalCorrelations
     mean_cca: float
@@ -130,10 +108,7 @@ class Similarities(NamedTuple):
 
 
 def similarities(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Similarities:
-    """The whole family at the cost of one decomposition of each argument.
-
-    Arguments and errors as `cca`.
-    """
+    """The whole family at the cost of one decomposition; arguments and errors as `cca`."""
     x, y = _pair(x, y)
     variates, rho = _correlate(x, _span(x), y, _span(y))
     main = _correlate(x, _main_directions(x, MAIN), y, _main_directions(y, MAIN))[1]
@@ -148,10 +123,7 @@ def _weighted(x: "_Channels", variates: Tensor, rho: Tensor) -> float:
 
 
 class _Channels(NamedTuple):
-    """Centred live channels as the columns of Q·R.
-
-    Whatever concerns one array alone is read from R, which is small.
-    """
+    """Centred live channels as the columns of Q·R; what concerns one array is read from R alone."""
 
     q: Tensor  # orthonormal columns, float64 [points, C]
     r: Tensor  # [C, C]
@@ -163,9 +135,8 @@ class _Channels(NamedTuple):
 def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> tuple[_Channels, _Channels]:
     x, y = _channels(x, "x"), _channels(y, "y")
     if len(x.q) != len(y.q):
-        raise ValueError(
-            f"x has {len(x.q)} points and y {len(y.q)}; they have to be the same points"
-        )
+        points = f"x has {len(x.q)} points and y {len(y.q)}"
+        raise ValueError(f"{points}; they have to be the same points")
     return x, y
 
 
@@ -173,12 +144,10 @@ def _channels(given: Tensor | np.ndarray, name: str) -> _Channels:
     """Live channels of [channels, points], centred; the errors of `cca` that concern one array."""
     if np.ma.is_masked(given):
         raise ValueError(f"{name} is masked; leave the masked points out of x and of y")
-    # a copy of an array, since torch takes neither read-only ones nor negative strides
-    x = (
-        given.detach().cpu()
-        if isinstance(given, Tensor)
-        else torch.from_numpy(np.array(given, order="C"))
-    )
+    if isinstance(given, Tensor):
+        x = given.detach().cpu()
+    else:  # a copy, since torch takes neither read-only ones nor negative strides
+        x = torch.from_numpy(np.array(given, order="C"))
     if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] < 2 or x.is_complex():
         raise ValueError(
             f"{name} is [channels, points] of real numbers, at least one and two, not of shape "
@@ -221,10 +190,7 @@ def _span(x: _Channels) -> Tensor:
 
 
 def _main_directions(x: _Channels, variance: float) -> Tensor:
-    """Columns u such that those of Q·u are the first principal directions of the channels.
-
-    They are so many that they hold `variance`.
-    """
+    """Columns u: those of Q·u are the first principal directions, which hold `variance`."""
     if x.r.numel() == 0:
         return x.r
     u, s, _ = torch.linalg.svd(x.r / x.r.abs().max())
@@ -233,9 +199,6 @@ def _main_directions(x: _Channels, variance: float) -> Tensor:
 
 
 def _correlate(x: _Channels, u: Tensor, y: _Channels, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Canonical variates of x, as Q·[C, k], and canonical correlations [k].
-
-    They are of the spans of Q·u and Q·v; k is the lower rank.
-    """
+    """Canonical variates of x, as Q·[C, k], and correlations [k] of the spans of Q·u and Q·v."""
     left, rho, _ = torch.linalg.svd(u.T @ (x.q.T @ y.q) @ v, full_matrices=False)
     return u @ left, rho.clamp(max=1)

@@ -1,6 +1,6 @@
 """Penalties on activations and filters, to attach to any network.
 
-They are pure functions of tensors, with their schedules, and a small class each to attach them::
+Pure functions of tensors, with their schedules, and a small class each to attach them::
 
     al2 = ActivationL2(model, "trunk")
     weights = al2_weights(epochs)
@@ -42,6 +42,7 @@ that of none of the tensors which the network was called with, an error asks for
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import operator
@@ -68,7 +69,7 @@ AL2_SLOW = 1.01  # the factor from there on
 AL2_LONGEST = 70_000  # epochs; λ is 1e303 by then
 # How the entropies of a batch can be joined, see `SparsityReg`.
 BATCHES = ("mean", "sum")
-# How the filters' correlation can be read, see `decorrelation`.
+# How the filters' correlation can be read, see `filter_correlation` and `decorrelation`.
 CENTRES = ("own", "mean_filter")
 PAIRS = ("signed", "abs", "square")
 REDUCTIONS = ("sum", "mean")
@@ -196,14 +197,13 @@ class _Round:
 
 
 class _Hook:
-    """The forward hook of one layer. A copy of it, in a copy of the network, does nothing."""
+    """A hook of one module. A copy of it, in a copy of the network, does nothing."""
 
-    def __init__(self, passes: "_Passes", name: str = "") -> None:
-        self.passes = passes
-        self.name = name
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        self.passes.see(self.name, module, output)
+    def __call__(self, *given: Any) -> None:
+        self.call(*given)
 
     def __reduce__(self) -> tuple:
         # deepcopy and pickle put this in the hook's place: a function that takes three arguments
@@ -213,41 +213,14 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
-class _Enter(_Hook):
-    """The hook of the network itself, before it runs."""
-
-    def __call__(self, module: nn.Module, inputs: tuple, named: dict) -> None:
-        self.passes.enter(inputs, named)
-
-
-class _Leave(_Hook):
-    """The hook of the network itself, after it has run, or failed to."""
-
-    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        # PyTorch calls it within its `except` where the pass failed, with nothing as the output
-        self.passes.leave(failed=output is None and sys.exc_info()[0] is not None)
-
-
 class _Passes:
-    """The passes of some layers that a penalty speaks of, see the top of this file.
-
-    Args:
-        model: any module.
-        layers: names of the layers.
-        measure: (layer, output) → a scalar, taken of each use of a layer.
-        max_unread: uses of one layer that may wait for a read.
-        samples: what counts samples, see the top of this file.
-
-    Raises:
-        ValueError: for a layer that the model does not have or that takes no hooks, `max_unread`
-            below 1, and a `samples` that is none.
-    """
+    """The passes of some layers that a penalty speaks of, see the top of this file."""
 
     def __init__(
         self,
         model: nn.Module,
         layers: Iterable[str],
-        measure: Callable[[nn.Module, Tensor], Tensor],
+        measure: Callable[[nn.Module, Tensor], Tensor],  # (layer, output) → a scalar, of each use
         max_unread: int,
         samples: int | str | None,
     ) -> None:
@@ -280,15 +253,16 @@ class _Passes:
         # The hooks know this object, but it does not know them: no circle, so memory is freed at
         # once when the network and the penalty are dropped.
         self.handles = [
-            module.register_forward_hook(_Hook(self, name)) for name, module in modules.items()
+            module.register_forward_hook(_Hook(functools.partial(self.see, name)))
+            for name, module in modules.items()
         ]
         if modules:
             self.handles += [
-                model.register_forward_pre_hook(_Enter(self), with_kwargs=True),
-                model.register_forward_hook(_Leave(self), always_call=True),
+                model.register_forward_pre_hook(_Hook(self.enter), with_kwargs=True),
+                model.register_forward_hook(_Hook(self.leave), always_call=True),
             ]
 
-    def enter(self, inputs: tuple, named: dict) -> None:
+    def enter(self, model: nn.Module, inputs: tuple, named: dict) -> None:
         """Called by the hook of the network before it runs."""
         if self.closed:
             return
@@ -300,12 +274,13 @@ class _Passes:
         if torch.is_grad_enabled():
             self.called = True
 
-    def leave(self, failed: bool) -> None:
+    def leave(self, model: nn.Module, inputs: tuple, output: Any) -> None:
         """Called by the hook of the network after it has run; a pass that failed is no pass."""
         call = self._call()
         if self.closed or call is None:
             return
-        if failed:
+        # PyTorch calls this within its `except` where the pass failed, with nothing as the output
+        if output is None and sys.exc_info()[0] is not None:
             for name in list(self.uses):
                 self.uses[name] = [use for use in self.uses[name] if use.call is not call]
                 if not self.uses[name]:
@@ -316,7 +291,7 @@ class _Passes:
     def _call(self) -> _Call | None:
         return getattr(self.thread, "call", None)  # in a thread of its own there is none at first
 
-    def see(self, name: str, module: nn.Module, output: Any) -> None:
+    def see(self, name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
         """Called by the hook of layer `name` whenever it runs."""
         if self.closed:  # what is compiled may go on calling hooks that were removed
             return
@@ -384,11 +359,7 @@ class _Passes:
         return output.shape[dimension], isinstance(self.samples, int)
 
     def counts(self, name: str, uses: _Uses) -> list[int]:
-        """The number of samples of each use of layer `name`.
-
-        Raises:
-            RuntimeError: where it cannot be told, and where there are none.
-        """
+        """The number of samples of each use of layer `name`; a RuntimeError if not told or none."""
         found = [use.count if use.told else self._asked(name, use) for use in uses]
         if not sum(found):
             raise RuntimeError(
@@ -428,13 +399,7 @@ class _Passes:
         self.round = _Round(depth=depth)
 
     def read(self, join: Callable[[dict[str, _Uses]], Tensor]) -> Tensor:
-        """What `join` makes of the uses of all layers, by name.
-
-        The same tensor until there are new ones.
-
-        Raises:
-            RuntimeError: if there is nothing to read of a layer; says of which and why.
-        """
+        """What `join` makes of the uses of all layers, the same tensor until there are new ones."""
         if self.closed:
             raise RuntimeError(self.closed)
         if self.joined is not None and _WITHOUT_GRADIENTS not in self.missing.values():
@@ -442,14 +407,13 @@ class _Passes:
         self.round.over = True
         absent = {name: why for name, why in self.missing.items() if name not in self.uses}
         if absent:
-            never = _NEVER in absent.values()
             said = [
                 f"{name!r} {_PASSED_OVER if why == _NEVER and self.called else why}"
                 for name, why in absent.items()
             ]
             raise RuntimeError(
                 f"no penalty to read: {'; '.join(said)}. Run the network forward with gradients "
-                f"first{_COMPILED if never else ''}"
+                f"first{_COMPILED if _NEVER in absent.values() else ''}"
             )
         if torch.is_grad_enabled():
             self.joined = join(self.uses)
@@ -484,10 +448,9 @@ class _Passes:
 
 
 def _with_history(output: Tensor) -> Tensor:
-    """The tensor where a hook hears of every backward through a layer's output.
+    """Where a hook hears of every backward through a layer's output: the output itself.
 
-    The output itself; but where it is a view (of `nn.Flatten`), an in-place ReLU that follows gives
-    it another history, so it is then the tensor that it is a view of.
+    Or what it is a view of (`nn.Flatten`), which an in-place ReLU gives another history.
     """
     base = output._base
     return output if base is None or base.grad_fn is None else base
@@ -503,14 +466,14 @@ def _activations(name: str, layer: nn.Module, output: Any) -> Tensor:
     """The tensor that a penalty measures; a TypeError for what cannot be measured."""
     if isinstance(layer, _TUPLES) and isinstance(output, tuple):
         output = output[0]
-    given = type(output).__name__
-    if isinstance(output, Tensor):
-        if output.is_nested or output.layout != torch.strided:
-            given = f"{'nested' if output.is_nested else 'sparse'} tensor"
-        elif output.is_floating_point() or output.is_complex():
-            return output
-        else:
-            given = f"tensor of {output.dtype}, which has no gradients"
+    if not isinstance(output, Tensor):
+        given = type(output).__name__
+    elif output.is_nested or output.layout != torch.strided:
+        given = f"{'nested' if output.is_nested else 'sparse'} tensor"
+    elif output.is_floating_point() or output.is_complex():
+        return output
+    else:
+        given = f"tensor of {output.dtype}, which has no gradients"
     raise TypeError(
         f"{name!r}, a {type(layer).__name__}, gives a {given}; a penalty needs a layer that gives "
         "one dense tensor of floating-point numbers (of recurrent layers and attention it takes "
@@ -542,9 +505,8 @@ class ActivationL2:
         ValueError: for a layer that the model does not have (the message lists those it has) or
             that takes no hooks, `max_unread` below 1, and a `samples` that is none.
 
-    A layer that gives anything but a tensor of floating-point numbers is a TypeError when it runs.
-    Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant; complex
-    numbers count by their squared modulus.
+    Of a recurrent layer and of nn.MultiheadAttention the first of the tuple is meant. A layer that
+    gives anything but a tensor of floating-point or complex numbers is a TypeError when it runs.
     """
 
     metric = "activation_l2"
@@ -561,10 +523,7 @@ class ActivationL2:
         self._passes = _Passes(model, [layer], _mean_square, max_unread, samples)
 
     def penalty(self) -> Tensor:
-        """L_r of the passes since the read before, a differentiable scalar.
-
-        See the top of this file. Of several uses of the layer it is the mean, each counted by its
-        number of samples.
+        """L_r of the passes since the read before, over all their samples, a differentiable scalar.
 
         Raises:
             RuntimeError: if there is nothing to read (says why), or an empty batch alone; where the
@@ -577,9 +536,8 @@ class ActivationL2:
         if len(own) == 1 and own[0].count:
             return own[0].value
         counts = self._passes.counts(self.layer, own)
-        return _total(
-            use.value * (count / sum(counts)) for use, count in zip(own, counts, strict=True)
-        )
+        shares = [count / sum(counts) for count in counts]
+        return _total(use.value * share for use, share in zip(own, shares, strict=True))
 
     def remove(self) -> None:
         """Detach from the network."""
@@ -589,21 +547,19 @@ class ActivationL2:
 def rfav_entropy(activations: Tensor) -> Tensor:
     """Entropy of the receptive-field activation vectors, in nats, 0 … ln D.
 
-    See targeted sparsity, Eq. 2–4. The softmax over a layer's D filters turns the vector of linear
+    Targeted sparsity, Eq. 2–4: the softmax over a layer's D filters turns the vector of linear
     outputs at one receptive field into a distribution; low entropy means a sparse vector.
-    exp(entropy) is the perplexity.
 
     Args:
         activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D]
-            of a dense layer, [N, D, A, B] of a convolution (or with any number of positions'
-            dimensions). Half precision is widened.
+            of a dense layer, [N, D, A, B] of a convolution (or with any number of dimensions of
+            positions). Half precision is widened.
 
     Returns:
         [N], [N, A, B]: an entropy for each receptive field.
 
     Raises:
-        ValueError: for a tensor without a dimension of filters, without filters, or of complex
-            numbers, which have no order.
+        ValueError: for a tensor without filters, or of complex numbers, which have no order.
     """
     if activations.dim() < 2 or not activations.shape[1] or activations.is_complex():
         raise ValueError(
@@ -648,9 +604,8 @@ class _Entropy(torch.autograd.Function):
         entropy, p, p_log_p = ctx.saved_tensors
         terms = []
         if of_entropy is not None:
-            terms.append(
-                torch.addcmul(p_log_p, p, entropy.unsqueeze(-1)) * -of_entropy.unsqueeze(-1)
-            )
+            slope = torch.addcmul(p_log_p, p, entropy.unsqueeze(-1))
+            terms.append(slope * -of_entropy.unsqueeze(-1))
         if of_p is not None:  # these two only where a gradient of the gradient is taken
             terms.append(p * (of_p - (p * of_p).sum(-1, keepdim=True)))
         if of_p_log_p is not None:
@@ -660,10 +615,7 @@ class _Entropy(torch.autograd.Function):
 
 
 def perplexity(activations: Tensor) -> Tensor:
-    """exp(entropy) of the activation vectors: 1 … D filters that share the answer.
-
-    See targeted sparsity, Eq. 2.
-    """
+    """exp(entropy), targeted sparsity, Eq. 2: 1 … D filters that share the answer."""
     return rfav_entropy(activations).exp()
 
 
@@ -756,10 +708,7 @@ def layer_weight(layer: nn.Module) -> Tensor:
 
 
 def _refresh(layer: nn.Module, hook: SpectralNorm) -> None:
-    """Compute a weight of `torch.nn.utils.spectral_norm` anew.
-
-    Of copies of its two vectors: the next pass changes them in place.
-    """
+    """Compute a spectral norm's weight anew, of copies of its vectors: a pass changes those."""
     vectors = {name: getattr(layer, name) for name in (f"{hook.name}_u", f"{hook.name}_v")}
     for name, vector in vectors.items():
         setattr(layer, name, vector.clone())
@@ -770,10 +719,7 @@ def _refresh(layer: nn.Module, hook: SpectralNorm) -> None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and each of its submodules back in its own mode afterwards.
-
-    Some may be frozen.
-    """
+    """The network in eval mode; afterwards each submodule is in its own again, as frozen ones."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -786,9 +732,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def decorrelation(
     weight: Tensor, *, centre: str = "own", pairs: str = "signed", reduce: str = "sum"
 ) -> Tensor:
-    """Σ over pairs of filters of their correlation, each pair once: a scalar.
-
-    See targeted sparsity, Eq. 7.
+    """Σ over pairs of filters of their correlation, each once: a scalar (targeted sparsity, Eq. 7).
 
     Args:
         weight: [D, …].
@@ -819,8 +763,7 @@ class SparsityReg:
         layers: λ_i by name of the layer, as in `model.named_modules()`; 0.001 in the paper.
         batch: `mean` or `sum` over the images of a batch. Eq. 5 has one image and the paper does
             not say; with the sum the same λ is as many times stronger as a batch has images.
-        max_unread: uses of one layer that may wait for a read; the next is a RuntimeError.
-        samples: what counts the samples of the mean, see the top of this file.
+        max_unread, samples: as for `ActivationL2`.
 
     Raises:
         ValueError: for a layer that the model does not have (the message lists those it has), one
@@ -846,10 +789,9 @@ class SparsityReg:
         self._passes = _Passes(model, self.weights, _sum_of_entropies, max_unread, samples)
 
     def penalty(self) -> Tensor:
-        """L_s of the passes since the read before, a differentiable scalar.
+        """L_s of the passes since the read before, over all their samples, a differentiable scalar.
 
-        0 if no layer is regularised; see the top of this file. The mean or the sum is over the
-        samples of all uses of a layer.
+        0 if no layer is regularised.
 
         Raises:
             RuntimeError: if there is nothing to read of a layer (says of which and why), or for the
@@ -859,13 +801,13 @@ class SparsityReg:
         return self._passes.read(self._join)
 
     def _join(self, uses: dict[str, _Uses]) -> Tensor:
-        return -_total(
-            weight * self._entropy(name, uses[name]) for name, weight in self.weights.items()
-        )
-
-    def _entropy(self, name: str, uses: _Uses) -> Tensor:
-        total = _total(use.value for use in uses)
-        return total / sum(self._passes.counts(name, uses)) if self.batch == "mean" else total
+        terms = []
+        for name, weight in self.weights.items():
+            entropy = _total(use.value for use in uses[name])
+            if self.batch == "mean":
+                entropy = entropy / sum(self._passes.counts(name, uses[name]))
+            terms.append(weight * entropy)
+        return -_total(terms)
 
     def remove(self) -> None:
         """Detach from the network."""
@@ -873,9 +815,7 @@ class SparsityReg:
 
 
 class DecorrReg:
-    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of the filters of chosen layers of any network.
-
-    See targeted sparsity, Eq. 6 and 7.
+    """L_c = Σ_i κ_i Σ_d Σ_{e>d} c_{d,e} of chosen layers' filters (targeted sparsity, Eq. 6 and 7).
 
     Args:
         model: any module.
@@ -899,16 +839,12 @@ class DecorrReg:
         reduce: str = "sum",
     ) -> None:
         self.weights = _checked_layers(model, layers, "κ")
-        for name, value, known in (
-            ("centre", centre, CENTRES),
-            ("pairs", pairs, PAIRS),
-            ("reduce", reduce, REDUCTIONS),
-        ):
-            _allowed(name, value, known)
+        _allowed("centre", centre, CENTRES)
+        _allowed("pairs", pairs, PAIRS)
+        _allowed("reduce", reduce, REDUCTIONS)
         self.options = {"centre": centre, "pairs": pairs, "reduce": reduce}
         self._model = model
         self._layers = {name: find_layer(model, name) for name in self.weights}
-        self._removed = False
 
     def penalty(self) -> Tensor:
         """L_c of the weights as they are now, a differentiable scalar; needs no forward pass.
@@ -917,7 +853,7 @@ class DecorrReg:
             RuntimeError: after `remove`, and where a layer was replaced by another.
             ValueError: for a lazy layer that has not run yet.
         """
-        if self._removed:
+        if self._model is None:
             raise RuntimeError(_REMOVED)
         there = set(self._model.modules())
         if gone := [name for name, layer in self._layers.items() if layer not in there]:
@@ -934,17 +870,11 @@ class DecorrReg:
         """Forget the network."""
         self._model = None
         self._layers.clear()
-        self._removed = True
 
 
 def filter_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers of a network by name.
-
-    In the order in which they are registered.
-    """
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, FILTER_LAYERS)
-    }
+    """The convolutions and linear layers of a network by name, in the order of registration."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, FILTER_LAYERS)}
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
@@ -963,13 +893,14 @@ def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) 
             "{'conv1': 0.001}"
         )
     for name, weight in layers.items():
-        if not isinstance(find_layer(model, name), FILTER_LAYERS):
-            found = type(find_layer(model, name)).__name__
+        layer = find_layer(model, name)
+        if not isinstance(layer, FILTER_LAYERS):
             known = ", ".join(filter_layers(model)) or "none"
             raise ValueError(
-                f"{name!r} is a {found}; only convolutions and linear layers have filters: {known}"
+                f"{name!r} is a {type(layer).__name__}; only convolutions and linear layers have "
+                f"filters: {known}"
             )
-        if any(p.is_complex() for p in find_layer(model, name).parameters()):
+        if any(p.is_complex() for p in layer.parameters()):
             raise ValueError(f"{name!r} has complex weights; filters of real numbers are needed")
         if not isinstance(weight, Real):
             raise TypeError(f"{symbol} of {name!r} is {weight!r}; it has to be a number ≥ 0")
@@ -979,10 +910,7 @@ def _checked_layers(model: nn.Module, layers: Mapping[str, float], symbol: str) 
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
-    """The sum, on the first term's device: replicas and layers may lie on several.
-
-    One term as it is; of none, zero.
-    """
+    """The sum, on the first term's device: layers may lie on several. One term as it is."""
     terms = list(terms)
     if len(terms) < 2:
         return terms[0] if terms else torch.zeros((), device="cpu")

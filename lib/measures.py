@@ -18,13 +18,7 @@ from lib.cca import (  # noqa: F401  (canonical correlations are measures, too)
     similarities,
     svcca,
 )
-from lib.losses import (
-    eval_mode,
-    filter_correlation,
-    filter_layers,
-    find_layer,
-    layer_entropy,
-)
+from lib.losses import eval_mode, filter_correlation, filter_layers, find_layer, layer_entropy
 
 # ConvNet-xxl's fc1; the correlations of AlexNet's 4,096 units would take longer than an epoch
 MOST_FILTERS = 1024
@@ -58,9 +52,9 @@ def cumulative_ablation(
     generator: torch.Generator | None = None,
     orders: int = 3,
 ) -> Tensor:
-    """Accuracy in % as more and more of φ is set to zero (AL2, section 5.2).
+    """Accuracy in % as 0, 10, … 100 % of φ is set to zero, [11] (AL2, section 5.2).
 
-    It is [11], at 0, 10, … 100 %. Nothing is rescaled. Take φ and the head in eval mode.
+    Nothing is rescaled. Take φ and the head in eval mode.
 
     Args:
         head: maps φ to logits [N, K].
@@ -96,32 +90,23 @@ def cumulative_ablation(
     with torch.no_grad():
         if mask == "element":
             return curve(lambda f: draw(*phi.shape) >= f)
-        shape = (
-            (1, *phi.shape[1:]) if mask == "shared" else (1, phi.shape[1], *[1] * (phi.dim() - 2))
-        )
-        curves = []
-        for _ in range(orders):
-            # rank of each unit in a random order: the first round(f · units) are ablated, so
-            # fractions are exact and nested
-            rank = draw(math.prod(shape)).argsort().argsort()
-            units = rank.numel()
-            curves.append(
-                curve(lambda f, rank=rank, units=units: rank.view(shape) >= round(f * units))
-            )
-        return torch.stack(curves).mean(0)
+        shape = phi.shape[1:] if mask == "shared" else (phi.shape[1], *[1] * (phi.dim() - 2))
+        units = math.prod(shape)
+
+        def in_a_random_order() -> Tensor:
+            # the first round(f · units) of it are ablated, so fractions are exact and nested
+            rank = draw(units).argsort().argsort().view(1, *shape)
+            return curve(lambda f: rank >= round(f * units))
+
+        return torch.stack([in_a_random_order() for _ in range(orders)]).mean(0)
 
 
 def ablation_area(accuracies: Tensor | Sequence[float]) -> float:
-    """Area under an ablation curve by the trapezoid rule over fractions 0 … 1.
-
-    A constant 100 % gives 100 (Table 2).
-    """
+    """Area under an ablation curve over fractions 0 … 1; a constant 100 % gives 100 (Table 2)."""
     values = torch.as_tensor(accuracies, dtype=torch.float64)
     if values.dim() != 1 or len(values) < 2:
-        raise ValueError(
-            "an ablation curve is one row of at least two accuracies, not of shape "
-            f"{tuple(values.shape)}"
-        )
+        shape = tuple(values.shape)
+        raise ValueError(f"an ablation curve is one row of at least two accuracies, not {shape}")
     return torch.trapezoid(values, dx=1 / (len(values) - 1)).item()
 
 
@@ -134,8 +119,7 @@ def entropy_maps(
     As in targeted sparsity, Eq. 4, Figures 1 and 4.
 
     Args:
-        model: any module; runs in eval mode, compiled parts of it as they were before, and is left
-            in the mode it was in, submodule by submodule.
+        model: any module; runs in eval mode, uncompiled, and is left in the modes it was in.
         images: [N, C, H, W].
         layers: names of convolutions or linear layers; None: all of them whose entropies can be
             told, but the last to run, which is the classifier. (The output projection of an
@@ -179,17 +163,15 @@ def entropy_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """What `entropy_maps` gives, of `batch` images after the other.
 
-    A look at one or two images first tells which dimension of a layer's output counts images: the
-    one that grows with them.
+    A look at one or two images first tells which dimension of an output grows with them.
     """
     if len(images) == 0 or batch < 1:
         raise ValueError(
             f"there are {len(images)} images to measure the entropy on, {batch} at a time; at "
             "least one each is needed"
         )
-    if layers is None:
-        modules = filter_layers(model)
-    else:
+    modules = filter_layers(model)
+    if layers is not None:
         modules = {name: find_layer(model, name) for name in layers}
     first, *others = images.split(batch)
     few = first[:2] if len(first) > 2 else torch.cat([first[:1]] * (3 - len(first)))
@@ -197,39 +179,36 @@ def entropy_batches(
     places, parts_first, problems = {}, {}, {}
     for name in modules:
         uses = [len(found[name]) for found in (looked, seen)]
+        place = None
         if uses == [1, 1]:
             (one,), (many,) = looked[name], seen[name]
-            places[name] = _image_dimension(one.shape, many.shape, len(few), len(first))
-        if places.get(name) is not None:
-            parts_first[name] = _parts_first(one, many, places[name], len(few), len(first))
-        if places.get(name) is None:
+            place = _image_dimension(one.shape, many.shape, len(few), len(first))
+        if place is None:
             problems[name] = _why_not(name, max(uses), seen[name], len(first))
-    ran = [name for name in seen if seen[name]]  # in this order
-    told = [name for name in modules if places.get(name) is not None]
+        else:
+            places[name] = place
+            parts_first[name] = _parts_first(one, many, place, len(few), len(first))
+    told = list(places)
     if layers is None:
-        told = [name for name in told if name != ran[-1]]
+        last = [name for name in seen if seen[name]][-1:]  # in the order in which they ran
+        told = [name for name in told if name not in last]
     elif problems:
         told = []
     if not told:
-        there = ", ".join(name for name in seen if places.get(name) is not None) or "none"
+        there = ", ".join(name for name in seen if name in places) or "none"
         said = "; ".join(problems.values()) or "the network has no hidden layer"
         raise ValueError(f"{said}, so there is no entropy; name the layers that do: {there}")
     wanted = {name: modules[name] for name in told}
-
-    def by_image(found: dict[str, list[Tensor]], images: int) -> dict[str, Tensor]:
-        return {
-            name: _by_image(found[name][0], places[name], images, parts_first[name])
+    for part in (first, *others):
+        found = seen if part is first else _entropies(model, part, wanted)
+        for name in told:
+            uses = found[name]
+            if len(uses) != 1 or uses[0].shape[places[name]] % len(part):
+                raise ValueError(_why_not(name, len(uses), uses, len(part)))
+        yield {
+            name: _by_image(found[name][0], places[name], len(part), parts_first[name])
             for name in told
         }
-
-    yield by_image(seen, len(first))
-    for part in others:
-        found = _entropies(model, part, wanted)
-        for name in told:
-            entropy = found[name][0]
-            if len(found[name]) != 1 or entropy.shape[places[name]] % len(part):
-                raise ValueError(_why_not(name, len(found[name]), found[name], len(part)))
-        yield by_image(found, len(part))
 
 
 @torch.no_grad()
@@ -259,9 +238,8 @@ def _image_dimension(one: Sequence[int], other: Sequence[int], few: int, many: i
     if len(one) != len(other):
         return None
     grown = [k for k, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
-    if len(grown) != 1 or one[grown[0]] % few or one[grown[0]] * many != other[grown[0]] * few:
-        return None
-    return grown[0]
+    told = len(grown) == 1 and not one[grown[0]] % few
+    return grown[0] if told and one[grown[0]] * many == other[grown[0]] * few else None
 
 
 def _parts_first(one: Tensor, other: Tensor, place: int, few: int, many: int) -> bool:
@@ -270,8 +248,7 @@ def _parts_first(one: Tensor, other: Tensor, place: int, few: int, many: int) ->
     Else they are all parts of one image after the other, as windows are. Rows of the same image and
     part in two looks are alike but for rounding.
     """
-    one = one.movedim(place, 0)
-    other = other.movedim(place, 0)
+    one, other = one.movedim(place, 0), other.movedim(place, 0)
     rows, images = min(len(one), len(other)), min(few, many)
     by_image = one[:rows] - other[:rows]
     by_part = one.unflatten(0, (-1, few))[:, :images] - other.unflatten(0, (-1, many))[:, :images]
@@ -316,23 +293,17 @@ def correlation_rms(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correlation_histogram(weight: Tensor, bins: int = 200) -> Tensor:
-    """How often each correlation of two filters occurs: counts [bins] over −1 … 1.
+    """How often each correlation of two filters of [D, …] occurs: counts [bins] over −1 … 1.
 
-    Each pair counts once (targeted sparsity, Fig. 7), one whose correlation is NaN not at all.
-
-    Args:
-        weight: [D, …] of a convolution or dense layer.
-        bins: 200 are 0.01 wide; the last one holds 1.
+    Each pair counts once (targeted sparsity, Fig. 7), one whose correlation is NaN not at all. The
+    last bin holds 1.
     """
     return _histogram(filter_correlation(weight), bins)
 
 
 @torch.no_grad()
 def correlation_summary(weight: Tensor, bins: int = 200) -> tuple[Tensor, Tensor]:
-    """`correlation_rms` and `correlation_histogram` of a float32 weight.
-
-    They are the same to the last bit, at the cost of one of them.
-    """
+    """`correlation_rms` and `correlation_histogram` of a float32 weight, at the cost of one."""
     c = filter_correlation(weight.float())
     return _rms(c), _histogram(c, bins)
 
@@ -353,7 +324,7 @@ def _histogram(c: Tensor, bins: int) -> Tensor:
 def smoothed(curve: Sequence[float]) -> np.ndarray:
     """A curve smoothed by a Gaussian of σ = 2 epochs, its ends held.
 
-    See targeted sparsity, Fig. 3, and the protocol, section 2.
+    As in targeted sparsity, Fig. 3 (protocol, section 2).
 
     Raises:
         ValueError: for anything but one row of at least one value.
@@ -380,8 +351,7 @@ def overfitting_onset(losses: Sequence[float]) -> int | None:
 def rise_after_least(losses: Sequence[float]) -> float:
     """By how much the smoothed validation loss ends above its least value, in % of that.
 
-    It says how heavy the overfitting is. 0 where the last epoch's is the least. `losses` and
-    errors: as for `overfitting_onset`.
+    `losses` and errors: as for `overfitting_onset`.
     """
     curve = _smoothed_loss(losses)
     return float(100 * (curve[-1] / curve.min() - 1))

@@ -20,12 +20,9 @@ PADDINGS = ("same", "valid")
 
 
 class Dropout(nn.Module):
-    """Dropout whose coins come from a generator of its own (`.generator`).
+    """Dropout with probability p whose coins come from its own `.generator`.
 
-    So a run can be resumed and compared.
-
-    Args:
-        p: probability of dropping a unit; kept units are scaled by 1 / (1 - p) in training mode.
+    So a run can be resumed and compared. Kept units are scaled by 1 / (1 - p) in training mode.
     """
 
     def __init__(self, p: float) -> None:
@@ -44,6 +41,15 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def _refuse_if_too_small(side: int, image_size: int, network: str, least: int) -> None:
+    """A ValueError where the last feature maps have no side."""
+    if side < 1:
+        raise ValueError(
+            f"images of {image_size}×{image_size} are too small for {network}: {least}×{least} is "
+            "the least"
+        )
 
 
 class AL2Trunk(nn.Module):
@@ -72,9 +78,7 @@ class AL2Trunk(nn.Module):
 
 
 class AL2CNN(nn.Module):
-    """Network of the AL2 paper (section 4 and the authors' code).
-
-    Trunk φ, then head ψ (fc1, ReLU, fc2).
+    """Trunk φ, then head ψ (fc1, ReLU, fc2), of the AL2 paper (section 4 and the authors' code).
 
     Args:
         in_channels: C of the images.
@@ -84,8 +88,7 @@ class AL2CNN(nn.Module):
         dropout: probability of element-wise dropout, last in the trunk; 0 for none.
 
     Raises:
-        ValueError: if the images are too small for two 5×5 convolutions, each followed by 2×2
-            pooling.
+        ValueError: if the images are too small for the layers.
     """
 
     def __init__(
@@ -99,11 +102,7 @@ class AL2CNN(nn.Module):
     ) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
-        if side < 1:
-            raise ValueError(
-                f"images of {image_size}×{image_size} are too small for the AL2 network: 16×16 is "
-                "the least"
-            )
+        _refuse_if_too_small(side, image_size, "the AL2 network", 16)
         self.trunk = AL2Trunk(in_channels, batch_norm, dropout)
         self.head = nn.Sequential(
             OrderedDict(
@@ -135,13 +134,13 @@ def convnet_filters(size: str) -> dict[str, int]:
 class ConvNet(nn.Module):
     """conv1-conv2-pool-conv3-conv4-pool-fc1-fc2, ReLU after each but fc2.
 
-    As in targeted sparsity, Figure 2 and Table 1.
+    Targeted sparsity, Figure 2 and Table 1.
 
     Args:
         widths: filters of conv1 … conv4, units of fc1.
         in_channels, image_size, num_classes: C, S, K.
-        batch_norm: normNet; after each convolution, before ReLU.
-        norm_place: "conv", or "block": only after the second convolution of a block.
+        batch_norm: normNet; before ReLU.
+        norm_place: "conv": after each convolution; "block": after the second of a block.
         dropout: dropNet, 0.25 in the paper: element-wise after each pool; 0 for none.
         padding: "same" or "valid".
 
@@ -164,11 +163,8 @@ class ConvNet(nn.Module):
         super().__init__()
         lost = 0 if padding == "same" else 4  # pixels that two 3×3 convolutions take off a side
         side = ((image_size - lost) // 2 - lost) // 2
-        if side < 1:
-            least = f"padding {padding!r}: {4 + 3 * lost}×{4 + 3 * lost} is the least"
-            raise ValueError(
-                f"images of {image_size}×{image_size} are too small for a ConvNet with {least}"
-            )
+        kind = f"a ConvNet with padding {padding!r}"
+        _refuse_if_too_small(side, image_size, kind, 4 + 3 * lost)
         one, two, three, four, units = widths
         self.conv1 = nn.Conv2d(in_channels, one, 3, padding=padding)
         self.conv2 = nn.Conv2d(one, two, 3, padding=padding)
@@ -196,7 +192,7 @@ class ConvNet(nn.Module):
 class LeNet(nn.Module):
     """conv 6@5×5, pool, conv 16@5×5, pool, fc 120, 84, K; ReLU.
 
-    As in targeted sparsity, Table 3, in the protocol's reading.
+    Targeted sparsity, Table 3, as the protocol reads it.
 
     Raises:
         ValueError: if the images are too small for the layers.
@@ -205,10 +201,7 @@ class LeNet(nn.Module):
     def __init__(self, in_channels: int = 3, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
-        if side < 1:
-            raise ValueError(
-                f"images of {image_size}×{image_size} are too small for LeNet: 16×16 is the least"
-            )
+        _refuse_if_too_small(side, image_size, "LeNet", 16)
         self.conv1 = nn.Conv2d(in_channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.features = nn.Flatten()
@@ -235,10 +228,7 @@ class AlexNet(nn.Module):
     def __init__(self, in_channels: int = 3, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__()
         side = (image_size + 1) // 2 // 2 // 2 // 2  # stride 2, then three pools
-        if side < 1:
-            raise ValueError(
-                f"images of {image_size}×{image_size} are too small for AlexNet: 15×15 is the least"
-            )
+        _refuse_if_too_small(side, image_size, "AlexNet", 15)
         self.conv1 = nn.Conv2d(in_channels, 64, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
         self.conv3 = nn.Conv2d(192, 384, 3, padding=1)
@@ -278,7 +268,6 @@ def architecture(
     """A network of `NETWORKS` with whatever weights PyTorch gives its layers.
 
     Args:
-        network: its name.
         in_channels, image_size, num_classes: C, S, K.
         batch_norm, dropout: of the AL2 network and the ConvNets; LeNet and AlexNet have neither.
         norm_place, padding: of the ConvNets alone, see `ConvNet`.
@@ -293,27 +282,18 @@ def architecture(
         raise ValueError(f"{network} has neither batch norm nor dropout")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; it has to be a probability in [0, 1)")
-    for name, value, allowed in (
-        ("norm_place", norm_place, NORM_PLACES),
-        ("padding", padding, PADDINGS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    if norm_place not in NORM_PLACES:
+        raise ValueError(f"norm_place is {norm_place!r}; allowed: {', '.join(NORM_PLACES)}")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
     shape = in_channels, image_size, num_classes
+    if network in ("lenet", "alexnet"):
+        return LeNet(*shape) if network == "lenet" else AlexNet(*shape)
+    options = {"batch_norm": batch_norm, "dropout": dropout}
     if network == "al2_cnn":
-        return AL2CNN(*shape, batch_norm=batch_norm, dropout=dropout)
-    if network == "lenet":
-        return LeNet(*shape)
-    if network == "alexnet":
-        return AlexNet(*shape)
-    return ConvNet(
-        CONVNET_WIDTHS[network.removeprefix("convnet_")],
-        *shape,
-        batch_norm=batch_norm,
-        norm_place=norm_place,
-        dropout=dropout,
-        padding=padding,
-    )
+        return AL2CNN(*shape, **options)
+    widths = CONVNET_WIDTHS[network.removeprefix("convnet_")]
+    return ConvNet(widths, *shape, norm_place=norm_place, padding=padding, **options)
 
 
 def build(

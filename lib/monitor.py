@@ -44,9 +44,7 @@ MOST_IMAGES = 16
 
 
 class Monitor:
-    """Writes what targeted sparsity looks at to TensorBoard.
-
-    These are heat maps, mean entropies, correlations of filters (C1, Fig. 1–7).
+    """Writes what targeted sparsity looks at to TensorBoard (C1, Fig. 1–7).
 
     Tags: `entropy/<layer>` mean entropy in nats (scalars, and all layers in one chart under Custom
     Scalars), `correlations/<layer>` the coefficients of all pairs of filters (histograms of 200
@@ -85,28 +83,25 @@ class Monitor:
         every: int = 1,
         batch: int = 500,
     ) -> None:
-        _check_measured("images", images)
+        self.images = _measured("images", images)
         if len(images) > MOST_IMAGES:
             raise ValueError(
                 f"{len(images)} images cannot be drawn, {MOST_IMAGES} at most; give many as "
                 "measure_images"
             )
+        self.measure_images = None
         if measure_images is not None:
-            _check_measured("measure_images", measure_images)
+            self.measure_images = _measured("measure_images", measure_images)
             if measure_images.shape[1:] != images.shape[1:]:
                 raise ValueError(
                     f"images have shape {tuple(images.shape)} and measure_images "
                     f"{tuple(measure_images.shape)}; they have to agree in channels and size"
                 )
-        if every < 1:
-            raise ValueError(f"every is {every}; at least 1 epoch is needed")
-        if batch < 1:
-            raise ValueError(f"batch is {batch}; at least 1 image at a time is needed")
+        if every < 1 or batch < 1:
+            raise ValueError(f"every is {every} and batch {batch}; each has to be at least 1")
         self.log_dir = Path(log_dir).expanduser()
         if self.log_dir.is_file():
             raise ValueError(f"log_dir is {self.log_dir}, which is a file; give a folder")
-        self.images = _tensor(images)
-        self.measure_images = None if measure_images is None else _tensor(measure_images)
         self.batch = batch
         self.every = every
         self.layers = None if layers is None else list(layers)
@@ -124,10 +119,7 @@ class Monitor:
                 and an epoch that does not come after the last one.
             RuntimeError: after `close`.
         """
-        if self.closed:
-            raise RuntimeError(
-                f"the monitor of {self.log_dir} is closed; open another one to log more"
-            )
+        self._refuse_if_closed()
         epoch = operator.index(epoch)
         last = self._epochs[-1] if self._epochs else -1
         if epoch <= last:
@@ -137,9 +129,8 @@ class Monitor:
             )
         layers = self._layers(model)
         like = next(model.parameters())
-        # in eval mode, too, when the weights are read: a spectral norm changes with each look at
-        # them otherwise
-        # a network may draw random numbers even in eval mode
+        # a network may draw random numbers even in eval mode; and only there is a spectral norm not
+        # changed by a look at its weights
         drawn = torch.random.fork_rng([like.device] if like.is_cuda else [])
         with drawn, measures.eval_mode(model), torch.no_grad():
             maps = measures.entropy_maps(model, self.images.to(like), self.layers, batch=self.batch)
@@ -149,10 +140,10 @@ class Monitor:
                 many = self.measure_images.to(like)
                 means = measures.mean_entropies(model, many, list(maps), batch=self.batch)
             weights = {name: layer_weight(layers[name]) for name in maps}
-            compared = {name: w for name, w in weights.items() if len(w) <= measures.MOST_FILTERS}
             histograms = {
-                name: measures.correlation_histogram(w).cpu().numpy()
-                for name, w in compared.items()
+                name: measures.correlation_histogram(weight).cpu().numpy()
+                for name, weight in weights.items()
+                if len(weight) <= measures.MOST_FILTERS
             }
         self._epochs.append(epoch)
 
@@ -167,9 +158,8 @@ class Monitor:
             planes = {name: h.float().cpu().numpy() for name, h in maps.items() if h.dim() == 3}
             filters = {name: len(weight) for name, weight in weights.items()}
             if planes:
-                figure = heat_map_figure(
-                    self.images, planes, filters, title=when(epoch), figure=Figure(dpi=100)
-                )
+                figure = Figure(dpi=100)
+                heat_map_figure(self.images, planes, filters, title=when(epoch), figure=figure)
                 writer.add_figure("heat_maps", figure, epoch)
             self._draw_correlations()
         writer.flush()
@@ -179,15 +169,15 @@ class Monitor:
 
         A run's log has its own folder, `log_dir`/<name of the run>.
         """
-        if self.closed:
-            raise RuntimeError(
-                f"the monitor of {self.log_dir} is closed; open another one to log more"
-            )
+        self._refuse_if_closed()
         if run.name not in self._runs:
-            options = {"measure_images": self.measure_images}
-            options |= {"every": self.every, "batch": self.batch}
             self._runs[run.name] = Monitor(
-                self.log_dir / run.name, self.images, self.layers, **options
+                self.log_dir / run.name,
+                self.images,
+                self.layers,
+                measure_images=self.measure_images,
+                every=self.every,
+                batch=self.batch,
             )
         self._runs[run.name].log(model, epoch)
 
@@ -207,6 +197,10 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise RuntimeError(f"the monitor of {self.log_dir} is closed; open another one")
+
     def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
         known = filter_layers(model)
         names = list(known) if self.layers is None else self.layers
@@ -221,9 +215,7 @@ class Monitor:
     def _open(self, epoch: int):
         if self._writer is None:
             # takes seconds: only where something is written
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )
+            from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self.log_dir, purge_step=epoch)
             self._writer.add_custom_scalars(
@@ -233,10 +225,9 @@ class Monitor:
 
     def _draw_correlations(self) -> None:
         stacked = {name: np.stack(rows) for name, rows in self._histograms.items()}
-        if not stacked:
-            return
-        figure = correlation_figure(stacked, self._epochs, figure=Figure(dpi=100))
-        self._writer.add_figure("correlations_over_epochs", figure, self._epochs[-1])
+        if stacked:
+            figure = correlation_figure(stacked, self._epochs, figure=Figure(dpi=100))
+            self._writer.add_figure("correlations_over_epochs", figure, self._epochs[-1])
 
 
 def explorer(
@@ -247,12 +238,9 @@ def explorer(
     *,
     filters: Mapping[str, int],
 ):
-    """A widget that shows `explored` of a layer, epoch and image, each chosen by hand.
+    """An `ipywidgets.VBox` that shows `explored` of a layer, epoch and image chosen by hand (C1).
 
-    This is contribution C1. Arguments and errors are those of `explored`.
-
-    Returns:
-        an `ipywidgets.VBox`.
+    Arguments and errors are those of `explored`.
     """
     import ipywidgets as widgets
 
@@ -262,9 +250,8 @@ def explorer(
     layer = widgets.Dropdown(options=list(maps), description="layer")
     epoch = widgets.SelectionSlider(options=kept, description="epoch")
     image = widgets.IntSlider(0, 0, count - 1, description="image")
-    stretch = widgets.Checkbox(
-        False, description="colours over this layer's own range", indent=False
-    )
+    label = "colours over this layer's own range"
+    stretch = widgets.Checkbox(False, description=label, indent=False)
     picture = widgets.Image(format="png")
 
     def draw(change: object = None) -> None:
@@ -359,10 +346,8 @@ def _explorable(
                 "is needed"
             )
     if not maps or not epochs:
-        raise ValueError(
-            f"there are {len(maps)} layers and {len(epochs)} epochs to show; at least one each is "
-            "needed"
-        )
+        there = f"there are {len(maps)} layers and {len(epochs)} epochs to show"
+        raise ValueError(f"{there}; at least one each is needed")
     check_filters(maps, filters)
     curves = {name: as_array(curve) for name, curve in (entropies or {}).items()}
     for name, curve in curves.items():
@@ -382,43 +367,35 @@ def _raw(counts: np.ndarray) -> dict:
     edges = np.linspace(-1, 1, len(counts) + 1)
     filled = np.flatnonzero(counts)
     first, last = (filled[0], filled[-1]) if len(filled) else (0, len(counts) - 1)
-    edges = edges[first : last + 2]
-    counts = counts[first : last + 1]
+    edges, counts = edges[first : last + 2], counts[first : last + 1]
     middles = (edges[1:] + edges[:-1]) / 2
-    sums = {
-        "num": int(counts.sum()),
-        "sum": float(counts @ middles),
-        "sum_squares": float(counts @ middles**2),
-    }
     return {
         "min": float(edges[0]),
         "max": float(edges[-1]),
-        **sums,
+        "num": int(counts.sum()),
+        "sum": float(counts @ middles),
+        "sum_squares": float(counts @ middles**2),
         "bucket_limits": edges[1:].tolist(),
         "bucket_counts": counts.tolist(),
     }
 
 
-def _tensor(images: np.ndarray | Tensor) -> Tensor:
-    # an array stays on the CPU, whatever the session's default device is; a view that is turned
-    # round, as from BGR to RGB, is copied
-    if isinstance(images, Tensor):
-        return images
-    return torch.as_tensor(np.ascontiguousarray(images), device="cpu")
-
-
-def _check_measured(name: str, images: np.ndarray | Tensor) -> None:
+def _measured(name: str, images: np.ndarray | Tensor) -> Tensor:
+    """Images that a network can be run on; a ValueError for others."""
     _check_images(name, images)
-    if not _tensor(images).is_floating_point():
+    if not isinstance(images, Tensor):
+        # stays on the CPU, whatever the session's default device is; a view that is turned round,
+        # as from BGR to RGB, is copied
+        images = torch.as_tensor(np.ascontiguousarray(images), device="cpu")
+    if not images.is_floating_point():
         raise ValueError(
             f"{name} are {images.dtype}; floating-point numbers, scaled as the network takes them, "
             "are needed"
         )
+    return images
 
 
 def _check_images(name: str, images: np.ndarray | Tensor) -> None:
     if images.ndim != 4 or len(images) == 0:
-        raise ValueError(
-            f"{name} have shape {tuple(images.shape)}; [n, C, H, W] with at least one image is "
-            "needed"
-        )
+        shape = tuple(images.shape)
+        raise ValueError(f"{name} have shape {shape}; [n, C, H, W], at least one image, is needed")

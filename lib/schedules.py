@@ -24,13 +24,10 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     weights = al2_weights(num_epochs, speed)  # also checks both
     if name == "al2":
         if rate is not None:
-            raise ValueError(
-                f"rate is {rate}, but the schedule 'al2' has none: change its speed instead"
-            )
+            raise ValueError(f"rate is {rate}, but 'al2' has none: change its speed instead")
         return weights
     reference = al2_weights(PAPER_EPOCHS)
-    end = reference[-1]
-    span = PAPER_EPOCHS - 1
+    end, span = reference[-1], PAPER_EPOCHS - 1
     defaults = {
         "geometric": (end / AL2_START) ** (1 / span),
         "linear": (end - AL2_START) / span,
@@ -50,24 +47,23 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
 def schedule_of_total(
     name: str, num_epochs: int, total: float, speed: float = 1
 ) -> dict[str, float]:
-    """The one setting of a schedule with which Σ λ_e is `total`.
+    """The one setting of a schedule with which Σ λ_e is `total`, to compare those of other kinds.
 
-    {"speed": …} of `al2`, {"rate": …} of the others. To six digits, so that a run that holds it has
-    one id on every machine. Makes schedules of different kinds comparable.
+    {"speed": …} of `al2`, {"rate": …} of the others; to six digits, so that a run that holds it has
+    one id on every machine.
 
     Raises:
         ValueError: as for `schedule`, for a total that is no positive number, and for one that the
             schedule cannot have: with λ_0 = 0.01 first (all but `constant`) and growing it is above
             0.01 · num_epochs.
     """
-    # refuses an unknown name, no epochs, a speed that is not positive
-    schedule(name, num_epochs, speed)
+    schedule(name, num_epochs, speed)  # refuses an unknown name, no epochs, a speed not above 0
     if not 0 < total < math.inf:
         raise ValueError(f"total is {total}; it has to be a positive number")
+    key = "speed" if name == "al2" else "rate"
     if name == "constant":
         found = total / num_epochs
     else:
-        key = "speed" if name == "al2" else "rate"
         span = max(num_epochs - 1, 1)  # limits far outside of all use, within floating point
         upper = {"al2": 5000 / span, "geometric": math.exp(200 / (speed * span)), "linear": 1e12}
         low = 1 + 1e-12 if name == "geometric" else 1e-12
@@ -80,9 +76,7 @@ def schedule_of_total(
         if excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
             raise ValueError(
                 f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at "
-                f"{AL2_START} and grows, so the "
-                f"total has to be above {AL2_START * num_epochs:g}"
+                f"{AL2_START} and grows, so the total has to be above {AL2_START * num_epochs:g}"
             )
         found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
-    rounded = float(f"{found:.6g}")
-    return {"speed" if name == "al2" else "rate": rounded}
+    return {key: float(f"{found:.6g}")}

@@ -3,11 +3,15 @@
 from itertools import product
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from scipy.special import softmax
+from scipy.stats import entropy
 
-from lib import store
+from lib import paths, store
 from lib.models import CONVNET_WIDTHS
 from lib.run import Run
 from lib.study import claims, tables
@@ -17,6 +21,21 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "fc1")
 DEEP = LAYERS[2:]
 HUNDRED = "cifar100"
 ALL_CLAIMS = (*(f"A{k}" for k in range(1, 11)), *(f"S{k}" for k in range(1, 11)))
+
+
+def code_cells(notebook: str) -> dict[str, str]:
+    """The code cells of a notebook by id."""
+    found = nbformat.read(paths.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    return {cell.id: cell.source for cell in found if cell.cell_type == "code"}
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def plain_entropy(activations: torch.Tensor, filters: int = 1) -> np.ndarray:
+    """Of the softmax over the dimension of filters, by scipy."""
+    return entropy(softmax(activations.detach().double().numpy(), filters), axis=filters)
 
 
 def rising(epoch):

@@ -1,20 +1,13 @@
 """Notebooks 01 and 02: what stands behind their widgets, called as a reader would."""
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from made import code_cells
 
 from lib import data, losses, paths
 
-NOTEBOOKS = paths.ROOT / "notebooks"
 COMMITTED = tuple(paths.ROOT / "results" / profile for profile in ("lite", "paper"))
-
-
-def cells(notebook):
-    """The code cells of a notebook by id."""
-    found = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    return {cell.id: cell.source for cell in found if cell.cell_type == "code"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +16,7 @@ def loaded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "EVIDENCE", COMMITTED)
         names = {"display": lambda shown: print(type(shown).__name__)}
-        for name, source in cells("01_explore").items():
+        for name, source in code_cells("01_explore").items():
             if not name.endswith("-run") and "if interactive:" not in source:
                 exec(source.replace("import display", "import Image"), names)
     return names
@@ -38,12 +31,10 @@ def notebook(loaded, monkeypatch, figure_style):
     loaded.update(before, trained=[])
 
 
+NO_MAPS = "no maps of none; there are those of vanillaNet-s, cifar100;"
+DEFAULT = ["Bare, penalty none. Epoch 200: 39 of 100", "0.44 below the noise floor of 2.21"]
 CALLS = [
-    (
-        "show",
-        {},
-        ["Bare, penalty none. Epoch 200: 39 of 100", "0.44 below the noise floor of 2.21"],
-    ),
+    ("show", {}, DEFAULT),
     ("show", {"penalty": "AL2", "epoch": 999}, ["Epoch 700: 69 of 100", "by heart"]),
     ("show", {"source": "lite", "network": "dropout"}, ["DO, penalty none. Epoch 50: "]),
     ("show", {"corruption": 0.3}, ["not run: bare, penalty none, mnist, 30 %, paper"]),
@@ -51,11 +42,7 @@ CALLS = [
     ("show_entropy", {"network": "sr2Net", "reading": "sum", "epoch": 0}, ["sr2Net. Epoch 0: "]),
     ("show_entropy", {"network": "normNet", "size": "m"}, ["normNet. ", "of 64 filters"]),
     ("show_entropy", {"size": "xxl", "network": "dropNet"}, ["not run: dropNet, size xxl"]),
-    (
-        "explore",
-        {"network": "none"},
-        ["no maps of none; there are those of vanillaNet-s, cifar100;"],
-    ),
+    ("explore", {"network": "none"}, [NO_MAPS]),
 ]
 
 
@@ -76,10 +63,8 @@ def test_stored_maps_are_drawn_with_their_images_where_the_data_set_is(
     stored = notebook["store"].load([run]).data_hash.iloc[0]
     images = torch.arange(1200)[:, None, None, None].expand(-1, 3, 32, 32).to(torch.uint8)
     split = data.Split(images, torch.arange(1200) % 100)
-    names = tuple(map(str, range(100)))
-    raw = data.RawDataSet(
-        "cifar100", split, split, names, stored if there else "0", (), torch.clone
-    )
+    digest, names = stored if there else "0", tuple(map(str, range(100)))
+    raw = data.RawDataSet("cifar100", split, split, names, digest, (), torch.clone)
     monkeypatch.setattr(data, "read", lambda *_, **__: raw)
     notebook["measuring_images"].cache_clear()
     found = notebook["measuring_images"](run)
@@ -100,7 +85,7 @@ def test_stored_maps_are_drawn_with_their_images_where_the_data_set_is(
 )
 def test_a_widget_calls_the_function_below_it(notebook, cell, function, changes, said, capsys):
     notebook["interactive"] = True
-    exec(cells("01_explore")[cell], notebook)
+    exec(code_cells("01_explore")[cell], notebook)
     controls = {w.description: w for w in notebook[function].widget.children[:-1]}
     for name, value in changes.items():
         controls[name].value = value
@@ -124,7 +109,7 @@ def test_a_network_is_trained_with_the_settings_chosen_and_compared(notebook, ca
 
 def test_the_button_trains_what_the_controls_say(notebook, capsys):
     notebook["epochs"] = 1
-    source = cells("01_explore")["live-run"]
+    source = code_cells("01_explore")["live-run"]
     exec(source[: source.index("if interactive:")], notebook)
     box = notebook["train_by_hand"]()
     level, al2, button, bar = box.children[0].children
@@ -139,7 +124,7 @@ def test_the_button_trains_what_the_controls_say(notebook, capsys):
 
 def test_digits_are_written_as_an_image_folder_that_is_read_back(tmp_path):
     names = {"data": data, "torch": torch}
-    source = cells("02_your_own")["folder"]
+    source = code_cells("02_your_own")["folder"]
     exec("from PIL import Image\n" + source[: source.index("root =")], names)
     names["write_folder"](tmp_path, "mine")
     mine, digits = data.load("mine", root=tmp_path), data.load("digits", size=20)
@@ -152,7 +137,7 @@ def test_digits_are_written_as_an_image_folder_that_is_read_back(tmp_path):
 def test_the_confidence_penalty_is_minus_the_entropy_of_the_predictions(scale, monkeypatch):
     monkeypatch.setattr(losses, "PENALTIES", dict(losses.PENALTIES))
     names = {"losses": losses, "torch": torch}
-    exec(cells("02_your_own")["own"], names)
+    exec(code_cells("02_your_own")["own"], names)
     layer = torch.nn.Linear(10, 10, bias=False)
     layer.weight.data = scale * torch.eye(10)
     model = torch.nn.Sequential(layer)

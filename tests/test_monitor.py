@@ -1,16 +1,17 @@
+import copy
 import io
+import itertools
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from made import plain_entropy, source
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.special import softmax
-from scipy.stats import entropy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -24,9 +25,7 @@ LAYERS = {"conv1": 6, "conv2": 4, "fc1": 5}
 
 
 class Net(nn.Module):
-    """Two convolutions, a dense layer, a classifier; dropout and batch norm, so that modes
-    matter.
-    """
+    """Two convolutions, a dense layer, a classifier; with modes that matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,10 +40,6 @@ class Net(nn.Module):
         # [N, 1, 12, 12] → [N, 6, 10, 10] → [N, 4, 4, 4]
         x = self.conv2(torch.relu(self.norm(self.conv1(images))))
         return self.fc2(torch.relu(self.fc1(self.dropout(x.relu()).flatten(1))))
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -91,31 +86,24 @@ def slow_entropies(model: Net, images: torch.Tensor) -> dict[str, np.ndarray]:
         one = model.conv1(images)
         two = model.conv2(torch.relu(model.norm(one)))
         outputs = {"conv1": one, "conv2": two, "fc1": model.fc1(two.relu().flatten(1))}
-    return {
-        name: entropy(softmax(x.double().numpy(), axis=1), axis=1) for name, x in outputs.items()
-    }
+    return {name: plain_entropy(x) for name, x in outputs.items()}
 
 
 # ---- what is written
 
 
 def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path, net):
-    images = batch()
     many = batch(7, seed=1)
     means, coefficients = [], []
-    with Monitor(tmp_path, images, measure_images=many) as monitor:
+    with Monitor(tmp_path, batch(), measure_images=many) as monitor:
         for epoch in (0, 1, 4):
             with torch.no_grad():
                 net.conv2.weight.mul_(1.5)
                 net.conv1.weight[0] += 0.1 * epoch
             monitor.log(net, epoch)
             means.append({name: h.mean() for name, h in slow_entropies(net, many).items()})
-            coefficients.append(
-                {
-                    n: np.corrcoef(getattr(net, n).weight.detach().flatten(1).double().numpy())
-                    for n in LAYERS
-                }
-            )
+            weights = {name: net.get_submodule(name).weight.detach().flatten(1) for name in LAYERS}
+            coefficients.append({name: np.corrcoef(w.double()) for name, w in weights.items()})
     events = read(tmp_path)
     tags = events.Tags()
     assert tags["scalars"] == [f"entropy/{name}" for name in LAYERS]
@@ -136,9 +124,8 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
             assert value.bucket[0] and value.bucket[-1]
             # half a bin each, at most
             assert value.sum == pytest.approx(pairs.sum(), abs=0.005 * len(pairs))
-            np.testing.assert_array_equal(
-                value.bucket, np.histogram(pairs, bins=[-1, *value.bucket_limit])[0]
-            )
+            counts, _ = np.histogram(pairs, bins=[-1, *value.bucket_limit])
+            np.testing.assert_array_equal(value.bucket, counts)
     for tag in tags["images"]:
         assert steps(events.Images(tag)) == [0, 1, 4]
         for event in events.Images(tag):
@@ -149,15 +136,13 @@ def test_a_log_holds_entropies_correlations_and_pictures_of_each_epoch(tmp_path,
 def test_without_measuring_images_the_means_are_over_those_drawn(tmp_path, net):
     events = logged(tmp_path, net, (0,), ["fc1", "conv1"])
     assert events.Tags()["scalars"] == ["entropy/fc1", "entropy/conv1"]
-    for name, expected in slow_entropies(net, batch()).items():
-        if name != "conv2":
-            found = events.Scalars(f"entropy/{name}")[0].value
-            assert found == pytest.approx(expected.mean(), rel=1e-5)
+    expected = slow_entropies(net, batch())
+    for name in ("fc1", "conv1"):
+        found = events.Scalars(f"entropy/{name}")[0].value
+        assert found == pytest.approx(expected[name].mean(), rel=1e-5)
 
 
-def test_pictures_can_be_drawn_at_some_epochs_only_and_the_last_correlations_always_are(
-    tmp_path, net
-):
+def test_pictures_can_be_drawn_at_some_epochs_only_but_for_the_last_correlations(tmp_path, net):
     events = logged(tmp_path, net, range(4), every=2)
     assert steps(events.Images("heat_maps")) == [0, 2]
     assert steps(events.Images("correlations_over_epochs")) == [0, 2, 3]
@@ -183,12 +168,6 @@ def test_a_network_that_has_diverged_can_be_logged(tmp_path, net):
 def test_a_continued_log_replaces_what_it_held_of_the_same_and_later_epochs(tmp_path, net):
     logged(tmp_path, net, range(4))
     assert steps(logged(tmp_path, net, (2,)).Scalars("entropy/conv1")) == [0, 1, 2]
-
-
-def test_nothing_is_written_before_the_first_log(tmp_path, net):
-    with Monitor(tmp_path / "log", batch()):
-        pass
-    assert not (tmp_path / "log").exists()
 
 
 # ---- the network is left alone
@@ -226,29 +205,7 @@ def test_images_may_be_an_array_s_view_and_what_the_network_draws_is_not_missed(
 
 
 @pytest.mark.slow
-def test_it_works_on_torchvision_s_resnet(tmp_path):
-    from lib.data.vision import torchvision
-
-    model = torchvision.models.resnet18(num_classes=4).train()
-    images = torch.randn(2, 3, 64, 64, generator=source())
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    layers = ["conv1", "layer2.0.downsample.0", "layer4.1.conv2"]
-    events = logged(tmp_path / "some", model, (0,), layers, images=images)
-    # no heat maps of twenty layers
-    everything = logged(tmp_path / "all", model, (1,), images=images, every=2).Tags()["scalars"]
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert events.Tags()["scalars"] == [f"entropy/{name}" for name in layers]
-    model.eval()
-    with torch.no_grad():
-        first = softmax(model.conv1(images).double().numpy(), axis=1)
-    found = events.Scalars("entropy/conv1")[0].value
-    assert found == pytest.approx(entropy(first, axis=1).mean(), rel=1e-5)
-    assert len(everything) == 20 and "entropy/fc" not in everything
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny", "resnet18"])
 def test_it_works_on_torchvision_s_networks_with_the_layers_that_it_chooses(tmp_path, name):
     from lib.data.vision import torchvision
 
@@ -271,11 +228,11 @@ RUNS = [RUN, replace(RUN, **SR3, decorrelation_pairs="square")]
 
 @pytest.mark.slow
 def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_log(tmp_path):
-    weights: list[dict[str, torch.Tensor]] = []
+    weights = []
 
     def keep(run, model, epoch):
         if epoch == 2:
-            weights.append({name: value.clone() for name, value in model.state_dict().items()})
+            weights.append(copy.deepcopy(model.state_dict()))
 
     frame = trainer.fit(RUNS, callback=keep)
     images = bundle.prepare(RUNS[0]).measure.images
@@ -296,9 +253,8 @@ def test_a_watched_training_is_the_same_as_one_that_is_not_and_each_run_has_its_
         for layer in ("conv1", "conv2", "conv3", "conv4", "fc1"):
             scalars = events.Scalars(f"entropy/{layer}")
             assert steps(scalars) == [0, 1, 2]
-            np.testing.assert_allclose(
-                [e.value for e in scalars[1:]], own[f"entropy {layer}"], rtol=1e-6
-            )
+            found = [e.value for e in scalars[1:]]
+            np.testing.assert_allclose(found, own[f"entropy {layer}"], rtol=1e-6)
 
 
 # ---- what is drawn
@@ -337,15 +293,13 @@ def test_a_bright_corner_is_in_the_same_corner_of_the_map_and_of_the_picture():
 
     figure = heat_map_figure(images, {"0": maps}, {"0": 4}, figure=Figure(dpi=100))
     low, high = (np.array(colormaps["viridis"](v)[:3]) * 255 for v in (0.0, 1.0))
-    for title, there, elsewhere in (("0", low, high), ("image", np.array([255] * 3), np.zeros(3))):
-        column = panel(figure, title)
-        halves = np.array_split(column, 2)  # first image on top
-        for half, corner_at in zip(halves, ((0.12, 0.88), (0.88, 0.12)), strict=True):
-            for place in ((0.12, 0.12), (0.12, 0.88), (0.88, 0.12), (0.88, 0.88)):
+    for title, there, elsewhere in (("0", low, high), ("image", [255] * 3, [0] * 3)):
+        halves = np.array_split(panel(figure, title), 2)  # first image on top
+        for half, bright_at in zip(halves, ((0.12, 0.88), (0.88, 0.12)), strict=True):
+            for place in itertools.product((0.12, 0.88), repeat=2):
                 colour = half[int(place[0] * len(half)), int(place[1] * half.shape[1])]
-                np.testing.assert_allclose(
-                    colour, there if place == corner_at else elsewhere, atol=2
-                )
+                expected = there if place == bright_at else elsewhere
+                np.testing.assert_allclose(colour, expected, atol=2)
 
 
 def test_colours_go_from_0_to_ln_d_in_each_layer_whatever_the_maps_hold():
@@ -394,11 +348,10 @@ def test_correlations_are_drawn_as_shares_over_epochs_that_need_not_be_regular()
     counts[0, 100] = 600
     counts[1, [100, 150]] = (400, 200)
     counts[2, 199] = 600
-    figure = correlation_figure(
-        {"conv1": counts, "fc1": counts[:, ::-1]}, [0, 1, 5], figure=Figure()
-    )
+    given = {"conv1": counts, "fc1": counts[:, ::-1]}
+    figure = correlation_figure(given, [0, 1, 5], figure=Figure())
     pixels(figure)
-    for ax, h in zip(figure.axes, (counts, counts[:, ::-1]), strict=False):
+    for ax, h in zip(figure.axes, given.values(), strict=False):
         (mesh,) = ax.collections
         corners = mesh.get_coordinates()
         # half-way to the next epoch
@@ -434,12 +387,9 @@ def test_figures_are_pyplot_s_unless_one_is_given():
 
 
 def stored(layers: dict[str, int], epochs: list[int], count: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    shape = (len(epochs), count, 8, 8)
-    return {
-        name: (random.random(shape) * math.log(filters)).astype(np.float16)
-        for name, filters in layers.items()
-    }
+    maps = np.random.default_rng(0).random((len(layers), len(epochs), count, 8, 8))
+    scaled = zip(layers.items(), maps, strict=True)
+    return {name: (h * math.log(filters)).astype(np.float16) for (name, filters), h in scaled}
 
 
 @pytest.mark.parametrize("curves", [False, True])
@@ -489,39 +439,28 @@ STORED = stored(ONE, [0, 1], 2)
 MAPS = {"conv1": np.ones((2, 8, 8))}
 UNFIT = MAPS | {"conv2": np.ones((2, 8))}
 COUNTS = {"conv1": np.ones((2, 200))}
+FILTERS = {"filters": ONE}
 AT = {"filters": ONE, "layer": "conv1", "epoch": 1}
+SEEN = [corner(), STORED, [0, 1]]
 REFUSED = [
-    (explorer, [corner(), STORED, [0, 1, 2]], {"filters": ONE}, r"\(2, 2, 8, 8\); \[3, 2, A, B\]"),
-    (explorer, [corner()[:1], STORED, [0, 1]], {"filters": ONE}, r"8, 8\); \[2, 1, A, B\]"),
-    (explorer, [corner(), STORED, [0, 1]], {"filters": {"b": 9}}, "number of filters of conv1"),
-    (
-        explorer,
-        [corner(), STORED, [0, 1], {"conv1": [2.0]}],
-        {"filters": ONE},
-        r"'conv1' have shape \(1,\); one before training and one an epoch",
-    ),
-    (explorer, [corner(), {}, [0, 1]], {"filters": ONE}, "0 layers"),
-    (explored, [corner(), STORED, [0, 1]], AT | {"layer": "fc"}, "layer is 'fc'; there are conv1"),
+    (explorer, [corner(), STORED, [0, 1, 2]], FILTERS, r"\(2, 2, 8, 8\); \[3, 2, A, B\]"),
+    (explorer, [corner()[:1], STORED, [0, 1]], FILTERS, r"8, 8\); \[2, 1, A, B\]"),
+    (explorer, SEEN, {"filters": {"b": 9}}, "number of filters of conv1"),
+    (explorer, [*SEEN, {"conv1": [2.0]}], FILTERS, r"'conv1' have shape \(1,\); one before"),
+    (explorer, [corner(), {}, [0, 1]], FILTERS, "0 layers"),
+    (explored, SEEN, AT | {"layer": "fc"}, "layer is 'fc'; there are conv1"),
     (explored, [None, STORED, [0, 1]], AT | {"epoch": 7}, "epoch is 7; there are 0, 1"),
     (explored, [None, STORED, [0, 1]], AT | {"image": 2}, "image is 2; it has to be from 0 to 1"),
     (explored, [None, MAPS, [0, 1]], AT, r"\(2, 8, 8\); \[2, 0, A, B\] is needed"),
     (Monitor, ["log", batch()[0]], {}, r"images have shape \(1, 12, 12\); \[n, C, H, W\]"),
     (Monitor, ["log", batch()[:0]], {}, "at least one image"),
-    (
-        Monitor,
-        ["log", batch()],
-        {"measure_images": batch()[:0]},
-        r"measure_images have shape \(0, 1, 12, 12\)",
-    ),
+    (Monitor, ["log", batch()], {"measure_images": batch()[:0]}, r"measure_images .* \(0, 1, 12"),
+    (Monitor, ["log", batch()], {"measure_images": batch()[..., 1:]}, "agree in channels and size"),
     (Monitor, ["log", batch(17)], {}, r"17 images .* 16 at most; .* measure_images"),
     (Monitor, ["log", batch()], {"every": 0}, "every is 0"),
+    (Monitor, ["log", batch()], {"batch": 0}, "batch 0"),
     (Monitor, ["log", batch().byte()], {}, "images are torch.uint8; floating-point numbers"),
-    (
-        Monitor,
-        ["log", batch()],
-        {"measure_images": batch().numpy().astype(int)},
-        "measure_images are int64; floating",
-    ),
+    (Monitor, ["log", batch().numpy().astype(int)], {}, "images are torch.int64; floating"),
     (heat_map_figure, [np.ones((3, 1, 8, 8)), MAPS, ONE], {}, r"\(3, 1, 8, 8\).*\[2, C, H, W\]"),
     (heat_map_figure, [corner(), UNFIT, ONE | {"conv2": 4}], {}, r"'conv2' have shape \(2, 8\)"),
     (heat_map_figure, [corner(), MAPS, ONE], {"rows": ["one"]}, "1 labels for 2 rows"),
@@ -541,18 +480,10 @@ def test_what_cannot_be_logged_or_drawn_is_refused(made, arguments, options, mes
 
 @pytest.mark.parametrize("layers", [["conv1", "conv9"], ["norm"], []])
 def test_layers_that_cannot_be_logged_are_named_with_those_that_can(tmp_path, net, layers):
-    with pytest.raises(
-        ValueError, match=f"{layers[-1] if layers else 'none'}.*conv1, conv2, fc1, fc2"
-    ):
+    wrong = layers[-1] if layers else "none"
+    with pytest.raises(ValueError, match=f"{wrong}.*conv1, conv2, fc1, fc2"):
         Monitor(tmp_path / "log", batch(), layers).log(net, 0)
     assert not (tmp_path / "log").exists()
-
-
-def test_a_layer_that_does_not_run_is_named(net):
-    net.spare = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match=r"spare did not run.*name the layers that do: conv1"):
-        measures.entropy_maps(net, batch(), ["conv1", "spare"])
-    assert not any(module._forward_hooks for module in net.modules())
 
 
 @pytest.mark.parametrize("epoch", [-1, 1, 2])
@@ -570,10 +501,9 @@ def test_a_closed_monitor_logs_no_more_and_can_be_closed_again(tmp_path, net):
     monitor.log(net, 0)
     monitor.close()
     monitor.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        monitor.log(net, 1)
-    with pytest.raises(RuntimeError, match="closed"):
-        monitor.watch(RUNS[0], net, 1)
+    for log in (lambda: monitor.log(net, 1), lambda: monitor.watch(RUNS[0], net, 1)):
+        with pytest.raises(RuntimeError, match="closed"):
+            log()
 
 
 def test_the_home_folder_is_meant_by_a_tilde_and_a_file_is_no_folder(monkeypatch, tmp_path):

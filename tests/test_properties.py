@@ -15,14 +15,12 @@ from lib.losses import ActivationL2, DecorrReg, SparsityReg, al2_weights, rfav_e
 from lib.run import Run
 
 # the same examples each time, and no judgement of speed
-law = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=60,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+fixed = {"derandomize": True, "database": None, "max_examples": 60}
+law = settings(deadline=None, suppress_health_check=list(HealthCheck), **fixed)
 seeds = st.integers(0, 2**31 - 1)
+SHARES = st.floats(0, 1)
+LAWS = st.sampled_from(["bernoulli", "exact"])
+BATCHES = st.lists(st.integers(1, 5), min_size=1, max_size=3)
 
 
 def drawn(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -30,21 +28,19 @@ def drawn(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
     return scale * torch.randn(shape, generator=source, dtype=torch.float64)
 
 
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "seed": st.integers(0, 3),
-        "epochs": st.integers(1, 4),
-        "batch_size": st.integers(1, 64),
-        "learning_rate": st.sampled_from([0.1, 0.05, 1e-3]),
-        "corruption": st.sampled_from([0.0, 0.25, 0.75]),
-        "al2": st.booleans(),
-        "batch_norm": st.booleans(),
-        "dropout": st.sampled_from([0.0, 0.3]),
-        "weight_decay": st.sampled_from([0.0, 1e-4]),
-        "n_train": st.sampled_from([None, 100]),
-    },
-)
+OPTIONS = {
+    "seed": st.integers(0, 3),
+    "epochs": st.integers(1, 4),
+    "batch_size": st.integers(1, 64),
+    "learning_rate": st.sampled_from([0.1, 0.05, 1e-3]),
+    "corruption": st.sampled_from([0.0, 0.25, 0.75]),
+    "al2": st.booleans(),
+    "batch_norm": st.booleans(),
+    "dropout": st.sampled_from([0.0, 0.3]),
+    "weight_decay": st.sampled_from([0.0, 1e-4]),
+    "n_train": st.sampled_from([None, 100]),
+}
+SETTINGS = st.fixed_dictionaries({}, optional=OPTIONS)
 
 
 @law
@@ -58,14 +54,7 @@ def test_runs_have_one_id_if_and_only_if_their_fields_are_equal(one, other):
 
 
 @law
-@given(
-    seeds,
-    st.integers(0, 200),
-    st.integers(2, 30),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.sampled_from(["bernoulli", "exact"]),
-)
+@given(seeds, st.integers(0, 200), st.integers(2, 30), SHARES, SHARES, LAWS)
 def test_corrupted_labels_are_other_classes_and_those_of_less_noise_are_among_those_of_more(
     seed, count, classes, one, other, law
 ):
@@ -91,9 +80,8 @@ def test_lambda_grows_from_its_start_and_a_schedule_of_a_total_has_it(epochs, sp
     epochs = min(epochs, 60)
     total = 0.01 * epochs * factor + 1e-3
     for name in schedules.SCHEDULES[1:] if epochs > 1 else ["constant"]:
-        series = schedules.schedule(
-            name, epochs, **schedules.schedule_of_total(name, epochs, total)
-        )
+        setting = schedules.schedule_of_total(name, epochs, total)
+        series = schedules.schedule(name, epochs, **setting)
         np.testing.assert_allclose(series.sum(), total, rtol=5e-6 * max(epochs, 10))
 
 
@@ -124,13 +112,7 @@ def test_canonical_correlations_lie_in_0_1_and_survive_invertible_maps(seed, one
 
 
 @law
-@given(
-    seeds,
-    st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    st.integers(2, 5),
-    st.integers(1, 3),
-    st.floats(0, 3),
-)
+@given(seeds, BATCHES, st.integers(2, 5), st.integers(1, 3), st.floats(0, 3))
 def test_penalties_are_those_of_a_second_implementation_on_small_networks(
     seed, batches, filters, kernel, weight
 ):
@@ -142,11 +124,8 @@ def test_penalties_are_those_of_a_second_implementation_on_small_networks(
         for k, parameter in enumerate(model.parameters()):
             parameter.copy_(drawn(seed + k, *parameter.shape))
     names = {"0": weight, "3": 1.0}
-    penalties = (
-        ActivationL2(model, "1"),
-        SparsityReg(model, names),
-        DecorrReg(model, names, pairs="square"),
-    )
+    penalties = ActivationL2(model, "1"), SparsityReg(model, names)
+    decorr = DecorrReg(model, names, pairs="square")
     squares, entropies, correlations = [], [], 0.0
     for k, size in enumerate(batches):
         for image in drawn(seed + 9 + k, size, 2, 4, 4).split(1):
@@ -166,6 +145,6 @@ def test_penalties_are_those_of_a_second_implementation_on_small_networks(
         for d in range(len(rows)):
             for e in range(d):
                 correlations += scale * np.corrcoef(rows[d], rows[e])[0, 1] ** 2
-    found = [penalty.penalty().item() for penalty in penalties]
+    found = [penalty.penalty().item() for penalty in (*penalties, decorr)]
     expected = [np.mean(squares), -np.mean(entropies), correlations]
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
