@@ -1,6 +1,4 @@
-"""What several notebooks draw.
-
-The study's style, small pictures, entropy maps beside their images, filter correlations.
+"""The study's style, small pictures, entropy maps beside their images, filter correlations.
 
 Each function draws on the figure it is given, or on a new one of pyplot's, as a notebook shows it.
 """
@@ -31,20 +29,12 @@ def style() -> None:
     """The look of all figures and tables; call it once in a notebook."""
     pd.set_option("display.max_colwidth", 120)
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 80,
-            "savefig.dpi": 110,
-            "axes.titlesize": "medium",
-            "figure.constrained_layout.use": True,
-        }
-    )
+    sizes = {"figure.dpi": 80, "savefig.dpi": 110, "axes.titlesize": "medium"}
+    plt.rcParams.update(sizes | {"figure.constrained_layout.use": True})
 
 
 def png(fig: Figure, **options: Any) -> bytes:
-    """A figure as a PNG file of at most 256 colours.
-
-    That is a third of the bytes where there are many fine lines.
+    """A figure as a PNG file of at most 256 colours, a third of the bytes of many fine lines.
 
     Args:
         fig: it stays open.
@@ -52,9 +42,8 @@ def png(fig: Figure, **options: Any) -> bytes:
     """
     whole, small = BytesIO(), BytesIO()
     fig.savefig(whole, format="png", **options)
-    PIL.Image.open(whole).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(
-        small, "png", optimize=True
-    )
+    few = PIL.Image.open(whole).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
+    few.save(small, "png", optimize=True)
     return small.getvalue()
 
 
@@ -149,10 +138,8 @@ def heat_map_figure(
     count = len(next(iter(maps.values()), ()))
     for name, m in maps.items():
         if m.ndim != 3 or len(m) != count or not count:
-            raise ValueError(
-                f"maps of {name!r} have shape {m.shape}; [n, A, B] with the same n for all layers "
-                "is needed"
-            )
+            needed = "[n, A, B] with the same n for all layers is needed"
+            raise ValueError(f"maps of {name!r} have shape {m.shape}; {needed}")
     fits = images is None or images.ndim == 3 or (images.ndim == 4 and len(images) == count)
     if not maps or not fits:
         given = None if images is None else images.shape
@@ -166,18 +153,17 @@ def heat_map_figure(
     figure = plt.figure() if figure is None else figure
     figure.set_layout_engine("constrained")
     first = 0 if images is None else 1
+    columns = first + len(maps)
     _, height, width = next(iter(maps.values())).shape
     # inches, of a map; its width is what the labels leave, and what else is high has to be added,
     # or bands stay blank
     side = 1.3
-    across = side * (first + len(maps)) + 0.08 * max(map(len, rows), default=0) + 0.1
-    high = side * count * GAP * height / width + 0.75
-    if title:
-        high += 0.25
+    across = side * columns + 0.08 * max(map(len, rows), default=0) + 0.1
+    high = side * count * GAP * height / width + (1 if title else 0.75)
     figure.set_size_inches(across, high)
     # the colour bars have a row of their own, so that images and maps line up; a column is one pair
     # of axes: they are dear
-    axes = figure.subplots(2, first + len(maps), height_ratios=[1, 0.05 / count], squeeze=False)
+    axes = figure.subplots(2, columns, height_ratios=[1, 0.05 / count], squeeze=False)
     if images is not None:
         show_images(axes[0, 0], displayed(images if images.ndim == 4 else images[None]), count)
         axes[0, 0].set_title("image", size="small")
@@ -199,13 +185,11 @@ def correlation_figure(
     *,
     figure: Figure | None = None,
 ) -> Figure:
-    """How the correlations of a layer's filters change in training.
+    """How the correlations of a layer's filters change in training (targeted sparsity, Fig. 7).
 
-    Epoch is on x, the coefficient on y (targeted sparsity, Fig. 7).
-
-    Colour is the share of the layer's pairs in a bin, on one logarithmic scale; white: none. Bins
-    of layers with fewer than 500 pairs are drawn five at a time, or else a distribution of 120
-    pairs in 200 bins would be a bar code.
+    Epoch is on x, the coefficient on y. Colour is the share of the layer's pairs in a bin, on one
+    logarithmic scale; white: none. Bins of layers with fewer than 500 pairs are drawn five at a
+    time, or else a distribution of 120 pairs in 200 bins would be a bar code.
 
     Args:
         histograms: by layer, counts [E, bins] over −1 … 1 as `measures.correlation_histogram` gives
@@ -221,9 +205,8 @@ def correlation_figure(
     at = np.arange(count) if epochs is None else np.asarray(epochs, dtype=np.float64)
     for name, h in counts.items():
         if h.ndim != 2 or h.shape[0] != len(at):
-            raise ValueError(
-                f"histograms of {name!r} have shape {h.shape}; [{len(at)} epochs, bins] is needed"
-            )
+            needed = f"[{len(at)} epochs, bins] is needed"
+            raise ValueError(f"histograms of {name!r} have shape {h.shape}; {needed}")
     if not count or not (np.diff(at) > 0).all():
         raise ValueError(
             f"epochs are {at.tolist()}; they have to increase, at least one, for at least one layer"
@@ -247,9 +230,8 @@ def correlation_figure(
     for ax, (name, share) in zip(axes.flat, shares.items(), strict=False):
         ax.grid(False)
         places = np.linspace(-1, 1, share.shape[1] + 1)
-        drawn = ax.pcolormesh(
-            edges, places, np.ma.masked_equal(share.T, 0), cmap="YlGnBu", norm=norm
-        )
+        some = np.ma.masked_equal(share.T, 0)
+        drawn = ax.pcolormesh(edges, places, some, cmap="YlGnBu", norm=norm)
         ax.set_title(f"{name}: {counts[name][-1].sum():.0f} pairs", size="small")
         ax.tick_params(labelsize="small")
         ax.set_ylim(-1.04, 1.04)  # pairs at ±1 must not hide under the frame
@@ -258,9 +240,8 @@ def correlation_figure(
     for ax in axes[:, 0]:
         ax.set_ylabel("correlation", size="small")
     figure.supxlabel("epoch (0: before training)", size="small")
-    bar = figure.colorbar(
-        drawn, ax=list(figure.axes), aspect=30, extend="both", format="%g", ticks=[0.1, 1, 10]
-    )
+    how = {"aspect": 30, "extend": "both", "format": "%g", "ticks": [0.1, 1, 10]}
+    bar = figure.colorbar(drawn, ax=list(figure.axes), **how)
     bar.set_label("% of the pairs", size="small")
     bar.ax.tick_params(labelsize="small")
     return figure
@@ -273,18 +254,12 @@ def _coarser(counts: np.ndarray) -> np.ndarray:
 
 
 def show_images(ax: Axes, images: np.ndarray, rows: int = 0) -> None:
-    """Images as `displayed` gives them, one below the other, each with its top row on top.
-
-    There is room for as many as `rows`.
-    """
+    """Images as `displayed` gives them, one below the other, with room for as many as `rows`."""
     _stack(ax, images, max(rows, len(images)), cmap="gray", vmin=0, vmax=1)
 
 
 def show_maps(ax: Axes, entropies: np.ndarray, filters: int) -> AxesImage:
-    """Maps [n, A, B] from 0 to ln D, row 0 on top as in the image.
-
-    What is at an image's top right is at its map's.
-    """
+    """Maps [n, A, B] from 0 to ln D, each with its row 0 on top as in the image."""
     return _stack(ax, entropies, len(entropies), cmap="viridis", vmin=0, vmax=highest(filters))
 
 
@@ -298,20 +273,13 @@ def entropy_bar(figure: Figure, drawn: AxesImage, filters: int, **options: Any) 
 
 
 def highest(filters: int) -> float:
-    """ln D, the largest entropy; ln 2 for a single filter.
-
-    Its entropy is 0, but its scale needs a length all the same.
-    """
+    """ln D, the largest entropy; ln 2 for a single filter, whose scale needs a length, too."""
     return math.log(max(filters, 2))
 
 
 def displayed(images: np.ndarray) -> np.ndarray:
-    """[n, C, H, W] on any scale → values in 0 … 1.
-
-    They are [n, H, W, 3] for three channels, else the mean of the channels, [n, H, W].
-    """
-    low = float(images.min())
-    high = float(images.max())
+    """[n, C, H, W] on any scale → 0 … 1, [n, H, W, 3] or, unless C = 3, the channels' mean."""
+    low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         images = (images - low) / max(high - low, 1e-12)
     return images.transpose(0, 2, 3, 1) if images.shape[1] == 3 else images.mean(1)
@@ -338,22 +306,13 @@ def when(epoch: int) -> str:
 
 
 def _stack(ax: Axes, pictures: np.ndarray, rows: int, **colours: Any) -> AxesImage:
-    """Pictures [n, A, B, …] below each other, each of height 1.
-
-    The first is from 0 to 1 of an axis that points down.
-    """
+    """Pictures [n, A, B, …] of height 1 below each other; the axis points down from 0."""
     width = pictures.shape[2] / pictures.shape[1]
     for k, picture in enumerate(pictures):
         place = (0, width, k * GAP + 1, k * GAP)  # left, right, bottom, top
         drawn = ax.imshow(picture, extent=place, origin="upper", interpolation="nearest", **colours)
     ax.grid(False)
-    ax.set(
-        xlim=(0, width),
-        ylim=((rows - 1) * GAP + 1, 0),
-        xticks=[],
-        yticks=[],
-        aspect="equal",
-        frame_on=False,
-    )
+    ax.set(xlim=(0, width), ylim=((rows - 1) * GAP + 1, 0), aspect="equal", frame_on=False)
+    ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)
     return drawn

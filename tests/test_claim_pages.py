@@ -1,10 +1,10 @@
 """The pages of the claims: complete, from what was judged, with links that lead somewhere."""
 
 import re
+from functools import partial
 
-import pandas as pd
 import pytest
-from made import ALL_CLAIMS, by_experiment, cell, judge, unfinished
+from made import ALL_CLAIMS, by_experiment, cell, together, unfinished
 from test_claims import frame as al2_frame
 from test_report import assembled
 
@@ -13,29 +13,26 @@ from lib.study import claims, evidence, report
 from lib.study.claims import pages as claim_pages
 from lib.study.experiments import VARIANTS
 
-DRAWN = (
-    "al2_curves-made-mnist-75",
-    "al2_curves-made-mnist-50",
-    "al2_table1-made",
-    "sparsity_table2",
-)
+DRAWN = ["al2_curves-made-mnist-75", "al2_curves-made-mnist-50"]
+DRAWN += ["al2_table1-made", "sparsity_table2"]
 
 
 def page(claim, frame):
     tables = dict.fromkeys(["al2_table1", "sparsity_table2"], "A table.")
+    figures = dict.fromkeys(DRAWN, "A figure.")
     frames = by_experiment(frame)
-    return claim_pages.page(
-        claim,
-        judge(frame, only=[claim]),
-        claims.cells(frames, ["made"], [claim]),
-        frames,
-        dict.fromkeys(DRAWN, "A figure."),
-        tables,
-    )
+    cells = claims.cells(frames, ["made"], [claim])
+    return claim_pages.page(claim, claims.verdicts_of(cells), cells, frames, figures, tables)
 
 
 def deviations(claim, frame):
     return claim_pages.deviations(claim, by_experiment(frame))
+
+
+def rows_of(text):
+    """The texts of a Markdown table's rows, without its head."""
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[value.strip() for value in row] for row in rows[2:]]
 
 
 def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
@@ -53,29 +50,16 @@ def test_every_claim_of_the_protocol_says_what_it_is_and_where_it_stands():
 
 def test_a_page_gives_statement_source_verdict_rule_and_its_own_figures():
     text = page("A1", al2_frame())
-    judged = judge(al2_frame(), only=["A1"]).set_index("claim").loc["A1"]
-    assert claims.STATEMENTS["A1"] in text and claims.TEXTS["A1"]["source"] in text
-    assert judged.verdict == "holds" and "4 holds" in text
-    assert claims.CLAIMS["A1"].text in text and claims.RULE in text
-    assert claims.TEXTS["A1"]["changes"][0] in text
-    bare = re.search(r"\| made .*\| Bare .*", text).group()
-    assert [cell.strip() for cell in bare.strip("|").split("|")] == [
-        "made",
-        "mnist",
-        "Bare",
-        "gain",
-        "3",
-        "+42.00",
-        "[+42.00, +42.00]",
-        "+42.62",
-        "holds",
-    ]
+    said = claims.TEXTS["A1"]
+    for part in (said["statement"], said["source"], said["changes"][0], claims.RULE):
+        assert part in text
+    assert claims.CLAIMS["A1"].text in text
+    rows = rows_of(text)
+    assert rows[0] == ["made", "mnist", "4 holds", "3", "10,000", "holds"]
+    bare = ["Bare", "gain", "3", "+42.00", "[+42.00, +42.00]", "+42.62", "holds"]
+    assert ["made", "mnist", *bare] in rows
     assert re.findall(r"!\[(.*?)\]", text) == ["al2_curves-made-mnist-75", "al2_table1-made"]
     assert re.findall(r"tables/(\w+)", text) == ["al2_table1"]  # not one that was not written
-
-
-def test_a_page_has_captions_and_the_commands_that_make_its_runs():
-    text = page("A1", al2_frame())
     assert "*A figure.* (`al2_table1-made`)" in text and "tables/al2_table1.csv): A table." in text
     assert "make experiment NAME=label_randomization PROFILE=made" in text
 
@@ -87,33 +71,21 @@ def test_cells_that_were_not_run_are_counted_and_not_listed():
 
 
 def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
-    rows = [
-        [value.strip() for value in line.strip("|").split("|")]
-        for line in deviations("A1", al2_frame(n_train=2000, learning_rate=0.005)).splitlines()[2:]
-    ]
-    assert rows == [
+    frame = al2_frame(n_train=2000, learning_rate=0.005, image_size=20)
+    assert rows_of(deviations("A1", frame)) == [
         ["training images", "all", "2000"],
         ["epochs", "700", "70"],
         ["learning rate", "0.001", "0.005"],
         ["epochs of the λ series an epoch", "1", "10"],
+        ["image size (pixels)", "the set's own", "20"],
     ]
 
 
 def test_figure_1_of_the_paper_is_of_750_epochs():
-    said = deviations("A6", al2_frame().assign(**{"epochs": 750, "mean_cca init": 0.5}))
-    assert "| epochs " not in said.replace("| epochs of the", "")
-    assert ["epochs", "750", "70"] in [
-        [value.strip() for value in line.strip("|").split("|")]
-        for line in deviations("A6", al2_frame().assign(**{"mean_cca init": 0.5})).splitlines()
-    ]
-
-
-def test_an_image_size_that_is_not_given_is_the_set_s_own():
-    said = deviations("A1", al2_frame(image_size=20))
-    rows = [
-        [value.strip() for value in line.strip("|").split("|")] for line in said.splitlines()[2:]
-    ]
-    assert ["image size (pixels)", "the set's own", "20"] in rows
+    made = al2_frame()
+    assert ["epochs", "750", "70"] in rows_of(deviations("A6", made))
+    long = rows_of(deviations("A6", made.assign(epochs=750)))
+    assert "epochs" not in [setting for setting, *_ in long]
 
 
 def test_runs_as_the_paper_s_deviate_in_nothing():
@@ -122,12 +94,8 @@ def test_runs_as_the_paper_s_deviate_in_nothing():
 
 
 def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it():
-    frame = pd.concat(
-        [
-            cell(dict.fromkeys(VARIANTS, 30.0), epochs=100, optimizer=name)
-            for name in ("sgd", "adam")
-        ]
-    )
+    of = partial(cell, dict.fromkeys(VARIANTS, 30.0), epochs=100)
+    frame = together(of(optimizer="sgd"), of(optimizer="adam"))
     assert "adam" not in deviations("S2", frame)
     assert "0.001" in deviations("S8", frame)
 

@@ -91,15 +91,11 @@ def test_what_is_stated_and_not_finished_is_not_run(claim):
     assert judge(made, profiles=["other"], only=[claim]).empty
 
 
-# networks on which every cell of a claim rests
-RESTS_ON = {"S1": "vanillaNet", "S2": "vanillaNet", "S3": "vanillaNet", "S9": "vanillaNet"}
-
-
-@pytest.mark.parametrize("claim", RESTS_ON)
+@pytest.mark.parametrize("claim", ["S1", "S2", "S3", "S9"])  # every cell is about vanillaNet
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_network_that_diverged_or_is_dead_in_one_seed_silences_its_cells(claim, at):
     made = whole(claim)
-    hit = made.variant.eq(RESTS_ON[claim]) & made.seed.eq(1)
+    hit = made.variant.eq("vanillaNet") & made.seed.eq(1)
     assert verdict(claim, stop(made, hit, at)) == "nothing"
     assert verdict(claim, made.assign(test_accuracy=made.test_accuracy.mask(hit, 2.0))) == "nothing"
 
@@ -190,7 +186,6 @@ def test_s8_compares_entropies_of_both_optimisers_and_correlations_with_adam():
     assert found["rms correlation in conv1, normNet − sr3Net, s"] == "holds"
 
 
-# Printed as three seeds .01 apart: (verdict, cells that do not hold)
 PRINTED = {
     "S4": {"vanillaNet, m − s": "holds", "vanillaNet, xxl − m": "holds"},
     "S5": {"sr2Net − sr1Net, xxl, Adam": "holds", "sr3Net − best other, m": "holds"},
@@ -211,18 +206,14 @@ def test_the_paper_s_own_numbers_are_judged_as_they_stand(claim):
 
 def test_s7_has_a_verdict_over_all_sets_too():
     made = together(pair("alexnet", 38.4, 46.8), pair("alexnet", 69.9, 60.0, dataset="cifar10"))
-    found = judge(made, only=["S7"]).set_index("dataset").verdict
-    assert found.to_dict() == {
-        "cifar10": "does not hold",
-        "cifar100": "holds",
-        "all sets": "holds in part",
-    }
+    found = judge(made, only=["S7"]).set_index("dataset").verdict.to_dict()
+    assert found.pop("all sets") == "holds in part"
+    assert found == {"cifar10": "does not hold", "cifar100": "holds"}
 
 
 def test_a_claim_about_sparsityreg_is_judged_for_each_of_its_readings():
     made = cell(S, sparsity_batches=["mean", "sum"])
-    by_sum = made.reading.eq("sum") if "reading" in made else made.sparsity_batch.eq("sum")
-    worse = made.assign(test_accuracy=made.test_accuracy.mask(by_sum, 1.0))
+    worse = made.assign(test_accuracy=made.test_accuracy.mask(made.sparsity_batch.eq("sum"), 1.0))
     found = judge(worse, only=["S3"]).set_index("reading").verdict
     assert found.to_dict() == {"mean": "holds", "sum": "nothing"}
     assert judge(made, only=["S1"]).reading.tolist() == [""]
@@ -246,17 +237,11 @@ def test_what_was_measured_before_training_changes_no_verdict():
         assert states(before, claim) == states(made, claim)
 
 
-def test_screening_seeds_are_not_judged():
-    assert judge(cell(S, seeds=[100, 101, 102]), only=["S2"]).empty
-
-
 def test_two_data_sets_and_two_profiles_are_judged_each_for_itself():
     made = together(cell(S), cell(S, dataset="cifar10", profile="other", seeds=[0]))
     found = judge(made, profiles=["made", "other"], only=["S2"])
-    assert list(zip(found.profile, found.dataset, found.n, strict=True)) == [
-        ("made", "cifar100", 3),
-        ("other", "cifar10", 1),
-    ]
+    rows = found[["profile", "dataset", "n"]].to_numpy().tolist()
+    assert rows == [["made", "cifar100", 3], ["other", "cifar10", 1]]
 
 
 def test_runs_of_one_cell_that_differ_in_more_than_seed_and_length_are_refused():

@@ -4,10 +4,9 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import PIL.Image
 import pytest
-from made import LAYERS, cell, pair, paper, rising
+from made import LAYERS, cell, pair, paper, rising, together
 
 from lib import plots
 from lib.study import drawing, tables
@@ -20,8 +19,8 @@ MADE = {
     "one epoch": lambda: cell(FEW, epochs=1),
     "a run diverged": lambda: cell(FEW, diverged={("vanillaNet", 1): 9}),
     "diverged at once": lambda: cell(FEW, diverged=AT_ONCE),
-    "a long seed": lambda: pd.concat(
-        [cell(FEW, seeds=[0]), cell({"sr1Net": 30.0}, seeds=[1], epochs=40)]
+    "a long seed": lambda: together(
+        cell(FEW, seeds=[0]), cell({"sr1Net": 30.0}, seeds=[1], epochs=40)
     ),
     "LeNet": lambda: pair("lenet", 20.0, 21.0).assign(**{"entropy conv1": 1.0}),
 }
@@ -49,7 +48,7 @@ def test_each_seed_that_overfits_has_its_moment_and_a_run_that_diverged_has_none
     later = {"vanillaNet": {"loss": lambda epoch: rising(epoch - 4)}}
     parts = cell(FEW, seeds=[0]), cell(FEW, seeds=[1], over=later)
     broken = cell({"vanillaNet": 30.0}, seeds=[2], epochs=40, diverged={("vanillaNet", 2): 20})
-    runs = tables.sparsity_runs(pd.concat([*parts, broken]))
+    runs = tables.sparsity_runs(together(*parts, broken))
     (ax,), _ = drawn(drawing.validation_losses(runs))
     assert [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"] == [[8], [12]]
     for ax in drawn(drawing.entropies(runs))[0]:
@@ -82,8 +81,6 @@ def test_a_small_png_is_the_figure_in_few_colours_and_fewer_bytes():
     fig.savefig(whole, format="png", bbox_inches="tight", dpi=80)
     small = plots.small_png(fig)
     assert not plt.fignum_exists(fig.number) and len(small.data) < len(whole.getvalue()) / 2
-    one, other = (
-        np.asarray(PIL.Image.open(file).convert("RGB"), float)
-        for file in (whole, BytesIO(small.data))
-    )
+    files = (whole, BytesIO(small.data))
+    one, other = (np.asarray(PIL.Image.open(file).convert("RGB"), float) for file in files)
     assert one.shape == other.shape and np.abs(one - other).mean() < 1

@@ -11,12 +11,8 @@ from lib.run import SPARSITY_NETWORKS, Run
 from lib.study import pictures
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("figure_style")]
-SHAPES = {
-    "al2_cnn": (1, 28, 10),
-    "convnet_s": (3, 32, 100),
-    "lenet": (3, 32, 10),
-    "alexnet": (3, 32, 10),
-}
+SHAPES = {"al2_cnn": (1, 28, 10), "convnet_s": (3, 32, 100)}
+SHAPES |= dict.fromkeys(("lenet", "alexnet"), (3, 32, 10))
 
 
 def texts(fig):
@@ -32,11 +28,10 @@ def texts(fig):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_network_is_drawn_with_its_own_layers_and_shapes(name):
-    channels, side, classes = SHAPES[name]
-    model = models.build(name, channels, side, classes)
-    layers = losses.filter_layers(model)
+    channels, side, _ = SHAPES[name]
+    model = models.build(name, *SHAPES[name])
     rows, trunk = pictures.network_rows(name, *SHAPES[name])
-    assert [row.layer for row in rows] == list(layers)
+    assert [row.layer for row in rows] == list(losses.filter_layers(model))
     came_out = {}
     for layer in (models.features_layer(name), rows[-1].layer):
         model.get_submodule(layer).register_forward_hook(

@@ -21,11 +21,10 @@ from lib.study import tables
 from lib.study.experiments import VARIANTS
 from lib.study.tables import BASELINES, regularisers_in
 
-COLOURS = dict(zip(BASELINES, sns.color_palette("colorblind", len(BASELINES)), strict=True))
+_PALETTE = sns.color_palette("colorblind")
+COLOURS = dict(zip(BASELINES, _PALETTE, strict=False))
 # blue, green, orange, red, pink, grey: dropout and batch norm as in the AL2 paper's figures
-NETWORK_COLOURS = dict(
-    zip(VARIANTS, (sns.color_palette("colorblind")[k] for k in (0, 2, 1, 3, 4, 7)), strict=True)
-)
+NETWORK_COLOURS = {name: _PALETTE[k] for name, k in zip(VARIANTS, (0, 2, 1, 3, 4, 7), strict=True)}
 # LeNet and AlexNet are never drawn beside the ConvNets: without and with SparsityReg they have
 # vanilla's and sr1's colours
 NETWORK_COLOURS |= {
@@ -44,10 +43,7 @@ AXES = {
 
 
 def shown(make: Callable[..., Any], *arguments: Any) -> Any:
-    """What `make` gives of the arguments, a figure as a small picture.
-
-    In words, why there is nothing, where it raises `tables.NothingToShow`.
-    """
+    """What `make` gives, a figure as a small picture; in words why it raises `NothingToShow`."""
     try:
         made = make(*arguments)
     except tables.NothingToShow as reason:
@@ -56,20 +52,14 @@ def shown(make: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def require_one_cell(frame: pd.DataFrame, keys: Sequence[str] = ("dataset", "corruption")) -> None:
-    """ValueError unless the columns `keys` have one combination of values.
-
-    That is what one figure can show.
-    """
+    """ValueError unless the columns `keys` have one combination of values."""
     cells = frame[list(keys)].drop_duplicates()
     if len(cells) != 1:
         raise ValueError(f"a figure shows one {' and '.join(keys)}, not {np.array(cells).tolist()}")
 
 
 def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -> None:
-    """What a metric of Table 1 is read against, dotted: chance, or the noise floor.
-
-    L_r falls by decades: a log axis.
-    """
+    """What a metric of Table 1 is read against, dotted: chance, noise floor; a log axis of L_r."""
     references = {"test_accuracy": 100 / classes, "cross_entropy": noise_floor(corruption, classes)}
     if metric in references:
         ax.axhline(references[metric], color="0.3", lw=1, ls=":")
@@ -78,10 +68,7 @@ def draw_reference(ax: plt.Axes, metric: str, corruption: float, classes: int) -
 
 
 def dashes_of(frame: pd.DataFrame) -> dict[str, Any]:
-    """seaborn's dashes of each regulariser of Table 1: none dashed, AL2 solid, then others.
-
-    `line_style` gives what matplotlib calls the same.
-    """
+    """seaborn's dashes of each regulariser of Table 1: none dashed, AL2 solid, then others."""
     dashes = [(3.7, 1.6), "", (1, 1.6), (6.4, 1.6, 1, 1.6), (6, 1, 1, 1, 1, 1), (1, 3), (8, 3)]
     return dict(zip(regularisers_in(frame), cycle(dashes)))
 
@@ -92,20 +79,25 @@ def line_style(dashes: Any) -> Any:
 
 
 def al2_legend(
-    fig: Figure,
-    drawn_as: Mapping[str, Any],
-    baselines: Sequence[str] = (),
-    dotted: str = "",
+    fig: Figure, drawn_as: Mapping[str, Any], baselines: Sequence[str] = (), dotted: str = ""
 ) -> None:
     """The legend below a figure: a colour a baseline, a line style a regulariser, a dotted line."""
-    lines = [plt.Line2D([], [], color=COLOURS[b], label=BASELINES[b], lw=3) for b in baselines]
+    lines = [_key(BASELINES[b], color=COLOURS[b], lw=3) for b in baselines]
     called = {"": "without AL2", "al2": "with AL2"}
     for name, dashes in drawn_as.items():
         label = called.get(name, f"with {name}")
-        lines.append(plt.Line2D([], [], color="0.2", ls=line_style(dashes), label=label))
+        lines.append(_key(label, color="0.2", ls=line_style(dashes)))
     if dotted:
-        lines.append(plt.Line2D([], [], color="0.3", ls=":", lw=1, label=dotted))
-    fig.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
+        lines.append(_key(dotted, color="0.3", ls=":", lw=1))
+    _legend_below(fig, lines, len(lines))
+
+
+def _key(label: str, **how: Any) -> plt.Line2D:
+    return plt.Line2D([], [], label=label, **how)
+
+
+def _legend_below(fig: Figure, handles: Sequence[plt.Line2D], columns: int) -> None:
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
@@ -120,55 +112,36 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
     rows = table[table.metric == metric]
     drawn_as = dashes_of(rows)
     paper = rows[rows.published.notna()].drop_duplicates(["baseline", "regulariser", "epoch"])
-    measured = rows[rows.measured.notna() & (rows.measured != "diverged")]
-    cells = measured[["profile", "dataset_measured", "corruption"]].drop_duplicates()
+    measured = rows[rows.measured.notna() & (rows.measured != tables.DIVERGED)]
+    answered = list(measured.groupby(["profile", "dataset_measured", "corruption"], sort=False))
     # the sort is stable: profiles stay in their order
-    answered = sorted(
-        cells.itertuples(index=False, name=None), key=lambda cell: cell[1:] != ("mnist", 0.75)
-    )
-    panels = [("published", "mnist", 0.75), *answered]
+    answered.sort(key=lambda panel: panel[0][1:] != ("mnist", 0.75))
+    panels = [(("published", "mnist", 0.75), paper), *answered]
     width = min(4, len(panels))
     height = -(-len(panels) // width)
-    fig, axes = plt.subplots(
-        height,
-        width,
-        figsize=(max(7, 3 * width), 2.9 * height),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    size = (max(7, 3 * width), 2.9 * height)
+    fig, axes = plt.subplots(height, width, figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
-    for ax, (profile, dataset, corruption) in zip(axes.flat, panels, strict=False):
-        if profile == "published":
-            own = paper
-            column = "published"
-        else:
-            own = measured[(measured.profile == profile) & (measured.dataset == dataset)]
-            column = "measured"
-            own = own[own.corruption == corruption]
+    for ax, ((profile, dataset, corruption), own) in zip(axes.flat, panels, strict=False):
+        title, column = "published", "published"
+        if own is not paper:
+            title, column = f"measured, profile {profile}, n = {int(own.n.min())}", "measured"
         for (baseline, regulariser), line in own.groupby(["baseline", "regulariser"]):
             line = line.sort_values("epoch")
             style = line_style(drawn_as[regulariser])
             mean = line[column].astype(float)
             sd = line.sd.astype(float).fillna(0) if column == "measured" else 0
             ax.plot(line.epoch, mean, color=COLOURS[baseline], ls=style, marker=".")
-            ax.fill_between(
-                line.epoch, mean - sd, mean + sd, color=COLOURS[baseline], alpha=0.15, lw=0
-            )
-        title = (
-            profile
-            if profile == "published"
-            else f"measured, profile {profile}, n = {int(own.n.min())}"
-        )
+            band = {"color": COLOURS[baseline], "alpha": 0.15, "lw": 0}
+            ax.fill_between(line.epoch, mean - sd, mean + sd, **band)
         ax.set_title(f"{title}\n{dataset}, {100 * corruption:.0f} %")
         ax.set_xlabel("epoch of the paper's 700")
         ax.xaxis.set_tick_params(labelbottom=True)  # also above a panel that was removed
     for ax in axes[:, 0]:
         ax.set_ylabel(AXES.get(metric, metric))
     drawn = set(paper.baseline) | set(measured.baseline)
-    baselines = [baseline for baseline in BASELINES if baseline in drawn]
-    al2_legend(fig, drawn_as, baselines)
+    al2_legend(fig, drawn_as, [baseline for baseline in BASELINES if baseline in drawn])
     return fig
 
 
@@ -256,47 +229,31 @@ def _moments(runs: pd.DataFrame) -> list[tuple[str, str, int]]:
 
 
 def layers_measured(runs: pd.DataFrame, what: str) -> list[str]:
-    """The layers of which any run measured `what`, "entropy" or "correlation".
-
-    Convolutions come first.
-    """
-    names = [
-        c.removeprefix(f"{what} ")
-        for c in runs
-        if c.startswith(f"{what} ") and runs[c].notna().any()
-    ]
+    """The layers, convolutions first, of which any run measured "entropy" or "correlation"."""
+    columns = [c for c in runs if c.startswith(f"{what} ") and runs[c].notna().any()]
+    names = [c.removeprefix(f"{what} ") for c in columns]
     # frames of several networks mix their columns
     return sorted(names, key=lambda name: (not name.startswith("conv"), name))
 
 
 def best_beside_paper(table: pd.DataFrame) -> Figure:
-    """Best accuracies of Table 2 or 3 in %, measured and published.
+    """Best accuracies of Table 2 or 3 in %, one panel per cell of the table.
 
-    Measured: a bar ± standard deviation; published: crosses.
-
-    A mark for each profile and reading of SparsityReg.
-
-    One panel per cell of the table; a network of which a run diverged has that word in place of its
-    mark.
+    Published: crosses; measured: a mark for each profile and reading of SparsityReg, with a bar
+    ± standard deviation, or the word for a network of which a run diverged.
 
     Args:
         table: as `lib.study.tables.sparsity_beside_published` gives it.
     """
-    table = table.copy()
+    table = table.assign(name=table.network, series=table.profile)
+    order = list(VARIANTS)
+    groups = ["dataset", "size", "optimizer"]
     if "regularized" in table:  # Table 3
-        names = table.network + table.regularized.map({True: "+sr", False: ""})
+        table["name"] += table.regularized.map({True: "+sr", False: ""})
         order = ["LeNet", "LeNet+sr", "AlexNet", "AlexNet+sr"]
         groups = ["dataset"]
-    else:
-        names = table.network
-        order = list(VARIANTS)
-        groups = ["dataset", "size", "optimizer"]
-    table["name"] = names
-    table["series"] = table.profile
     if "sum" in set(table.reading):  # the mean is what stands alone otherwise
-        table["series"] += table.reading.map({"sum": ", SparsityReg by sum"}).fillna(
-            ", SparsityReg by mean"
-        )
+        table["series"] += ", SparsityReg by " + table.reading.where(table.reading == "sum", "mean")
     panels = sorted(
         table.groupby(groups),
         key=lambda panel: [panel[0][0], *map(tables.SIZES.index, panel[0][1:2]), *panel[0][2:]],
@@ -308,52 +265,31 @@ def best_beside_paper(table: pd.DataFrame) -> Figure:
     marks = dict(zip(table.series.dropna().unique(), "osD^v", strict=False))
     for ax, (keys, cell) in zip(axes, panels, strict=True):
         paper = cell[cell.published.notna()].drop_duplicates("name")
-        ax.plot(
-            100 * paper.published, paper.name.map(place), "x", color="0.2", ms=7, mew=1.8, zorder=3
-        )
+        cross = {"color": "0.2", "ms": 7, "mew": 1.8, "zorder": 3}
+        ax.plot(100 * paper.published, paper.name.map(place), "x", **cross)
         ax.locator_params(axis="x", nbins=5)
         own = cell[cell.measured.notna()]
         for row in own.itertuples(index=False):
             colour, y = NETWORK_COLOURS[row.name], place[row.name]
             if row.measured == tables.DIVERGED:
-                ax.text(
-                    0.02,
-                    y,
-                    tables.DIVERGED,
-                    color=colour,
-                    va="center",
-                    transform=ax.get_yaxis_transform(),
-                )
+                where = {"va": "center", "transform": ax.get_yaxis_transform()}
+                ax.text(0.02, y, tables.DIVERGED, color=colour, **where)
                 continue
-            mark = marks[row.series]
-            spread = 0 if pd.isna(row.sd) else row.sd
             # of one network one below the other
             y += 0.3 * list(marks).index(row.series) / len(marks)
-            ax.errorbar(
-                100 * float(row.measured), y, xerr=100 * spread, fmt=mark, color=colour, capsize=3
-            )
-        profiles = (
-            ", ".join(f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile"))
-            or "published; not run here"
-        )
-        ax.set_title(f"{panel_name(*keys)}\n{profiles}")
-        ax.set(
-            xlabel="best accuracy (%)",
-            yticks=range(len(order)),
-            yticklabels=order,
-            ylim=(len(order) - 0.5, -0.5),
-        )
-    handles = [plt.Line2D([], [], color="0.2", marker="x", ls="", label="published")]
-    for profile, mark in (marks or {"": "o"}).items():
-        label = (
-            f"measured, {profile} (mean ± standard deviation)"
-            if len(marks) > 1
-            else "measured (mean ± standard deviation)"
-        )
-        handles.append(plt.Line2D([], [], color="0.2", marker=mark, ls="", label=label))
-    fig.legend(
-        handles=handles, loc="outside lower center", ncols=1 if len(marks) > 1 else 2, frameon=False
-    )
+            spread = 0 if pd.isna(row.sd) else 100 * row.sd
+            how = {"fmt": marks[row.series], "color": colour, "capsize": 3}
+            ax.errorbar(100 * float(row.measured), y, xerr=spread, **how)
+        profiles = [f"{p}, n = {int(rows.n.min())}" for p, rows in own.groupby("profile")]
+        ax.set_title(f"{panel_name(*keys)}\n{', '.join(profiles) or 'published; not run here'}")
+        ax.set_yticks(range(len(order)), order)
+        ax.set(xlabel="best accuracy (%)", ylim=(len(order) - 0.5, -0.5))
+    handles = [_key("published", color="0.2", marker="x", ls="")]
+    several = len(marks) > 1
+    for series, mark in (marks or {"": "o"}).items():
+        label = f"measured{f', {series}' if several else ''} (mean ± standard deviation)"
+        handles.append(_key(label, color="0.2", marker=mark, ls=""))
+    _legend_below(fig, handles, 1 if several else 2)
     return fig
 
 
@@ -366,12 +302,8 @@ def cell_title(fig: Figure, runs: pd.DataFrame) -> None:
 
 def panel_name(dataset: str, size: str = "", optimizer: str = "") -> str:
     """What a panel shows, in words; without size and optimiser where these are empty."""
-    words = [dataset]
-    if size:
-        words.append(f"size {size}")
-    if optimizer:
-        words.append({"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer))
-    return ", ".join(words)
+    called = {"sgd": "SGD", "adam": "Adam"}.get(optimizer, optimizer)
+    return ", ".join(filter(None, [dataset, size and f"size {size}", called]))
 
 
 def seeds(runs: pd.DataFrame) -> str:
@@ -389,9 +321,8 @@ def grid(panels: int, width: float, height: float) -> tuple[Figure, list[plt.Axe
     tables.require(range(panels), "run that has measured it")
     columns = min(3, panels)
     rows = -(-panels // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(max(6.5, width * columns), height * rows + 0.4), squeeze=False
-    )
+    size = (max(6.5, width * columns), height * rows + 0.4)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for ax in axes.flat[panels:]:
         ax.remove()
     return fig, list(axes.flat[:panels])
@@ -407,10 +338,8 @@ def network_legend(fig: Figure, runs: pd.DataFrame, mark: str = "", vertical: bo
     """
     present = set(runs.variant)
     drawn = [name for name in NETWORK_COLOURS if name in present]
-    handles = [plt.Line2D([], [], color=NETWORK_COLOURS[name], label=name, lw=2) for name in drawn]
+    handles = [_key(name, color=NETWORK_COLOURS[name], lw=2) for name in drawn]
     if mark:
         style = {"ls": "--", "lw": 1.2} if vertical else {"ls": "", "marker": "o"}
-        handles.append(plt.Line2D([], [], color="0.3", label=mark, **style))
-    fig.legend(
-        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-    )
+        handles.append(_key(mark, color="0.3", **style))
+    _legend_below(fig, handles, min(4, len(handles)))

@@ -4,7 +4,8 @@ What they show is read from the models and the code, so that it cannot differ fr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -28,6 +29,17 @@ NOTES = {
     "AL2": "AL2 penalises the mean of φ², after dropout.",
     "SparsityReg": "SparsityReg: entropy of a layer's outputs, before what follows in its box.",
     "DecorrReg": "DecorrReg: correlation of the weights of a layer's filters.",
+}
+# Steps of a forward pass, by module or function.
+STEPS = {
+    "Identity": [],
+    "Flatten": [],
+    "BatchNorm2d": ["[batch norm]"],
+    "Dropout": ["[dropout]"],
+    "ReLU": ["ReLU"],
+    "relu": ["ReLU"],
+    "boolean_dispatch": ["pool"],
+    "max_pool2d": ["pool"],
 }
 # From data to figures: what happens, the function or files that do it or hold it, what comes out.
 FLOW = (
@@ -95,30 +107,22 @@ def network_rows(
             side, stride = layer.kernel_size[0], layer.stride[0]
             stride = f", stride {stride}" if stride > 1 else ""
             what = f"{side}×{side}{stride}, {layer.in_channels} → {layer.out_channels}"
-            rows.append(Row(node.target, what, [], shape))
+            rows.append(Row(node.target, what, shape=shape))
             trunk = len(rows)
         elif isinstance(layer, nn.Linear):
             what = f"linear, {layer.in_features} → {layer.out_features}"
-            rows.append(Row(node.target, what, [], shape))
+            rows.append(Row(node.target, what, shape=shape))
         else:
-            rows[-1].then.extend(_named(node, layer))
+            rows[-1].then.extend(_named(layer))
             if not isinstance(layer, nn.Flatten):
-                rows[-1] = Row(rows[-1].layer, rows[-1].what, rows[-1].then, shape)
+                rows[-1] = replace(rows[-1], shape=shape)
     return rows, trunk
 
 
-def _named(node: fx.Node, layer: object) -> list[str]:
-    """What a step without filters is called, if it does anything."""
-    if isinstance(layer, nn.Identity | nn.Flatten):
-        return []
-    if isinstance(layer, nn.BatchNorm2d):
-        return ["[batch norm]"]
-    if isinstance(layer, models.Dropout):
-        return ["[dropout]"]
-    if isinstance(layer, nn.ReLU):
-        return ["ReLU"]
-    names = {"relu": "ReLU", "boolean_dispatch": "pool", "max_pool2d": "pool"}
-    return [names[layer.__name__]]
+def _named(layer: object) -> list[str]:
+    """What a step without filters, a module or a function, is called, if it does anything."""
+    name = type(layer).__name__ if isinstance(layer, nn.Module) else layer.__name__
+    return STEPS[name]
 
 
 def penalty_places(network: str) -> dict[str, dict[str, str]]:
@@ -133,8 +137,8 @@ def penalty_places(network: str) -> dict[str, dict[str, str]]:
     places: dict[str, dict[str, str]] = {}
     for name, kinds in SPARSITY_NETWORKS.items():
         for penalty, layers in zip(("SparsityReg", "DecorrReg"), kinds, strict=True):
+            there = places.setdefault(penalty, {})
             for layer in layers:
-                there = places.setdefault(penalty, {})
                 there[layer] = ", ".join(filter(None, (there.get(layer), name.removesuffix("Net"))))
     return places
 
@@ -175,7 +179,7 @@ def data_flow() -> Figure:
     fig, ax = _page(len(FLOW))
     for y, (what, function, result) in enumerate(FLOW):
         _box(ax, y, what, function, 0.62, 4.0)
-        ax.text(4.25, y + 0.31, _wrapped(result), va="center", fontsize=8.5)
+        ax.text(4.25, y + 0.31, fill(result, 30), va="center", fontsize=8.5)
         if y + 1 < len(FLOW):
             _arrow(ax, y + 0.62, y + 1, "")
     return fig
@@ -215,13 +219,3 @@ def _tag(ax: Axes, y: float, penalty: str, text: str, left: float = 4.3) -> None
 
 def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
-
-
-def _wrapped(text: str, width: int = 30) -> str:
-    """In lines of so many characters at most."""
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)

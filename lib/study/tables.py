@@ -21,6 +21,10 @@ BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay":
 CELL = ["dataset", "corruption", "baseline", "regulariser"]
 # what a cell of the other paper's Table 2 is about
 SPARSITY_CELL = ["dataset", "size", "optimizer", "network"]
+SPARSITY_TABLES = {
+    "sparsity_table2": SPARSITY_CELL,
+    "sparsity_table3": ["dataset", "network", "regularized"],
+}
 SIZES = ("s", "m", "xxl")  # of the ConvNets, in the order of the paper's Table 2
 SPARSITY_EPOCHS = 100  # the length at which that paper's tables are read
 AL2_TABLES = {
@@ -36,6 +40,7 @@ RELABELLED = {
     "bare": ("Bare, the labels that Bare predicts", "on its own labels"),
     "clean": ("Bare, clean labels", "on the true labels"),
 }
+FOUND = ["measured", "sd", "n", "precision"]  # what a table says of a cell's runs
 DIVERGED, NOT_RUN = "diverged", "not run"
 UNSAID = "cannot be said: not measured, or diverged"
 # × chance: at or below it a network counts as dead, since it predicts one class whatever it is
@@ -70,19 +75,23 @@ def published(name: str) -> pd.DataFrame:
     Raises:
         ValueError: for an unknown name; the message lists those there are.
     """
-    path = paths.PUBLISHED / f"{name}.csv"
-    if not path.exists():
-        raise ValueError(
-            f"no published table {name!r}; there are "
-            f"{', '.join(sorted(f.stem for f in paths.PUBLISHED.glob('*.csv')))}"
-        )
-    return with_regulariser(pd.read_csv(path))
+    there = {file.stem: file for file in sorted(paths.PUBLISHED.glob("*.csv"))}
+    if name not in there:
+        raise ValueError(f"no published table {name!r}; there are {', '.join(there)}")
+    return with_regulariser(pd.read_csv(there[name]))
+
+
+def printed(name: str, column: str, **where: Any) -> float:
+    """A published table's number in the row where columns have these values; NaN: there is none."""
+    table = published(name)
+    rows = table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+    return float(rows[column].iloc[0]) if len(rows) else np.nan
 
 
 def with_regulariser(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the column `regulariser`, see `Run.regulariser`.
 
-    Frames of stored runs have it; where it is not there it follows from `al2`: "al2" or "".
+    Stored runs have it; published tables get it from `al2`: "al2" or "".
     """
     if "regulariser" in frame or "al2" not in frame:
         return frame
@@ -97,11 +106,9 @@ def regularisers_in(frame: pd.DataFrame) -> list[str]:
 def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the bare networks of the relabelling (AL2, section 4; claim A9).
 
-    A column `labels` says what taught each.
-
-    noisy: the corrupted labels. al2, bare: the labels that bare+AL2, or bare, predicts at its end,
-    having been trained on the noisy ones. clean: the true labels. The network bare+AL2 itself,
-    trained on the noisy labels, is called teacher.
+    A column `labels` says what taught each. noisy: the corrupted labels. al2, bare: the labels that
+    bare+AL2, or bare, predicts at its end, having been trained on the noisy ones. clean: the true
+    labels. The network bare+AL2 itself, trained on the noisy labels, is called teacher.
     """
     rows = frame[(frame.network == "al2_cnn") & (frame.baseline == "bare")]
     with_al2 = rows.al2.astype(bool)
@@ -118,9 +125,7 @@ def relabelling_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def epochs_read(runs: pd.DataFrame) -> int:
-    """How many epochs of each of these runs are read.
-
-    As many as the shortest has, at most the paper's 700.
+    """How many epochs of each run are read: those of the shortest, at most the paper's 700.
 
     Args:
         runs: of the networks that are compared: one profile, data set and level.
@@ -129,19 +134,14 @@ def epochs_read(runs: pd.DataFrame) -> int:
 
 
 def precisions(runs: pd.DataFrame) -> str:
-    """In what the runs compute their products; empty where it is not known.
-
-    "bfloat16", or "bfloat16, float32" of a mixture.
-    """
+    """In what runs compute their products, "bfloat16, float32" of a mixture; "": not known."""
     return ", ".join(sorted(runs.precision.dropna().unique())) if "precision" in runs else ""
 
 
 def at_published_epochs(
     frame: pd.DataFrame, metrics: Sequence[str], epochs: Sequence[int] = ()
 ) -> pd.DataFrame:
-    """A tidy frame's metrics at the paper's epochs, over seeds.
-
-    Mean, standard deviation and number of runs.
+    """Mean, standard deviation and number of runs of a tidy frame's metrics at the paper's epochs.
 
     Args:
         frame: as `lib.store.load` gives it, of one profile or several. Longer trainings are read as
@@ -155,136 +155,91 @@ def at_published_epochs(
         become NaN by then; `sd` is empty for n = 1.
     """
     rows = []
-    if not frame.empty:
-        frame = with_regulariser(frame)
-        lengths = {
-            level: epochs_read(runs)
-            for level, runs in frame.groupby(["profile", "dataset", "corruption"])
-        }
-        for keys, cell in frame.groupby(["profile", *CELL], sort=False):
-            one_setting(cell, keys, but=("seed",))
-            computed_in = precisions(cell)
-            for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
-                here = epoch_measured(epoch, lengths[keys[:3]])
-                diverged = bool((cell.diverged <= here).any())
-                for metric in metrics:
-                    values = (
-                        cell.loc[cell.epoch == here, metric].dropna()
-                        if metric in cell
-                        else pd.Series(dtype=float)
-                    )
-                    measured = DIVERGED if diverged else values.mean()
-                    spread = values.std() if len(values) > 1 and not diverged else float("nan")
-                    count = cell.id.nunique() if diverged else len(values)
-                    rows.append([*keys, epoch, metric, here, measured, spread, count, computed_in])
-    columns = [
-        "profile",
-        *CELL,
-        "epoch",
-        "metric",
-        "epoch_measured",
-        "measured",
-        "sd",
-        "n",
-        "precision",
-    ]
+    by_level = frame.groupby(["profile", "dataset", "corruption"])
+    lengths = {level: epochs_read(runs) for level, runs in by_level}
+    for keys, cell in frame.groupby(["profile", *CELL], sort=False):
+        one_setting(cell, keys, but=("seed",))
+        computed_in = precisions(cell)
+        for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
+            here = epoch_measured(epoch, lengths[keys[:3]])
+            diverged = (cell.diverged <= here).any()
+            read = cell[cell.epoch == here].reindex(columns=metrics)
+            for metric in metrics:
+                values = read[metric].dropna()
+                found = [values.mean(), values.std(), len(values)]
+                if diverged:
+                    found = [DIVERGED, np.nan, cell.id.nunique()]
+                rows.append([*keys, epoch, metric, here, *found, computed_in])
+    columns = ["profile", *CELL, "epoch", "metric", "epoch_measured", *FOUND]
     return pd.DataFrame(rows, columns=columns)
 
 
 def beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """A published AL2 table with what was measured beside it.
+    """A published AL2 table with what was measured beside it, a row a profile for each of its rows.
 
-    There is one row per profile for each of its rows, and more.
-
-    A data set that the paper has no number for (or none at that corruption level) gets rows of its
-    own, with `published` empty; a published row that no run answers has `measured` empty.
-    `precision` is that of the row's runs.
+    A data set or corruption level that the paper has no number for gets rows of its own, with
+    `published` empty; a published row that no run answers has `measured` empty.
     """
     if name not in AL2_TABLES:
         raise ValueError(f"{name!r} is no AL2 table; there are {', '.join(AL2_TABLES)}")
     keys = [*CELL, "epoch", "metric"]
     paper = published(name).rename(columns={"value": "published"}).drop(columns="al2")
     measured = at_published_epochs(frame, AL2_TABLES[name])
-    # a row a profile
     table = paper.merge(measured[measured.measured.notna()], on=keys, how="outer")
     table = table.assign(dataset_measured=table.dataset.where(table.profile.notna()))
-    columns = [
-        *keys,
-        "profile",
-        "dataset_measured",
-        "epoch_measured",
-        "published",
-        "measured",
-        "sd",
-        "n",
-        "precision",
-    ]
-    return table.reindex(columns=columns).sort_values(
+    columns = [*keys, "profile", "dataset_measured", "epoch_measured", "published", *FOUND]
+    return table[columns].sort_values(
         ["dataset", "corruption", "profile", "baseline", "regulariser", "metric", "epoch"]
     )
 
 
 def sparsity_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of Tables 2 and 3 of the targeted-sparsity paper, of a tidy frame.
-
-    `network` and `size` are as printed.
+    """The rows of a tidy frame that Tables 2 and 3 of the targeted-sparsity paper are about.
 
     Clean labels, no AL2, the networks of `lib.study.experiments`, the paper's λ, no seed that was
-    used for screening. `network` is vanillaNet …, LeNet, AlexNet; `size` is s, m, xxl, or empty for
-    the last two; `regularized` says whether SparsityReg is on, and `reading` then how it joins a
-    batch, "mean" or "sum" (else empty).
+    used for screening. `network` is as printed, vanillaNet …, LeNet, AlexNet; `size` is s, m, xxl,
+    or empty for the last two; `regularized` says whether SparsityReg is on, and `reading` then how
+    it joins a batch, "mean" or "sum" (else empty).
     """
     names = [*VARIANTS, "LeNet", "AlexNet", "LeNet+sr", "AlexNet+sr"]
-    kept = (
+    regularized = frame.sparsity.fillna("") != ""
+    rows = frame.assign(
+        size=frame.network.str.extract(r"convnet_(\w+)", expand=False).fillna(""),
+        network=frame.variant.str.removesuffix("+sr"),
+        regularized=regularized,
+        reading=frame.sparsity_batch.where(regularized, ""),
+    )
+    return rows[
         (frame.network != "al2_cnn")
         & (frame.corruption == 0)
         & ~frame.al2.astype(bool)
         & frame.variant.isin(names)
-    )
-    regularized = frame.sparsity.fillna("") != ""
-    kept &= ~regularized | (frame.sparsity_weight == PAPER_SPARSITY_WEIGHT)
-    rows = frame[kept & (frame.seed < SCREENING_SEED)]
-    return rows.assign(
-        size=rows.network.str.extract(r"convnet_(\w+)", expand=False).fillna(""),
-        network=rows.variant.str.removesuffix("+sr"),
-        regularized=rows.sparsity.fillna("") != "",
-        reading=rows.sparsity_batch.where(rows.sparsity.fillna("") != "", ""),
-    )
+        & (~regularized | (frame.sparsity_weight == PAPER_SPARSITY_WEIGHT))
+        & (frame.seed < SCREENING_SEED)
+    ]
 
 
 def readings_in(runs: pd.DataFrame) -> list[str]:
-    """The readings of SparsityReg, "mean" and "sum", that any of these runs has.
-
-    It is "" alone where no run has SparsityReg.
-    """
-    there = set(runs.reading) if len(runs) else set()
-    return [batch for batch in BATCHES if batch in there] or [""]
+    """The readings of SparsityReg, "mean" and "sum", of these runs; "" where none has it."""
+    return [batch for batch in BATCHES if batch in set(runs.reading)] or [""]
 
 
 def of_reading(runs: pd.DataFrame, reading: str) -> pd.DataFrame:
-    """The runs without SparsityReg, and those with it in one reading.
-
-    They are as `sparsity_runs` gives them.
-    """
-    return runs[runs.reading.isin(["", reading])] if len(runs) else runs
+    """Of `sparsity_runs`, those without SparsityReg, and those with it in one reading."""
+    return runs[runs.reading.isin(["", reading])]
 
 
 def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
-    """How many epochs of its run a table reads, for each row of `runs`.
+    """How many epochs of its run a table reads, for each row of `runs`: at most the paper's 100.
 
-    As many as the shortest training of the row's profile, data set, size and optimiser has, at most
-    the paper's 100.
+    As many as the shortest training of its profile, data set, size and optimiser has.
     """
     shortest = runs.groupby(["profile", *SPARSITY_CELL[:3]]).epochs.transform("min")
     return shortest.clip(upper=SPARSITY_EPOCHS).astype(int)
 
 
 def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
-    """For each run its test accuracy in % at its best epoch and at the last.
-
-    The last is of those that the table reads.
-
-    A longer training than the table reads (`sparsity_epochs_read`) counts as far as that.
+    """Each run's test accuracy in % at the best and the last of its `sparsity_epochs_read`.
 
     Args:
         runs: as `sparsity_runs` gives them.
@@ -294,38 +249,24 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         epochs_read, best, best_epoch, last. Empty `best` and `last` where the loss became NaN by
         then.
     """
-    columns = [
-        "profile",
-        "dataset",
-        "size",
-        "optimizer",
-        "network",
-        "regularized",
-        "reading",
-        "seed",
-        "id",
-    ]
+    of_run = ["profile", *SPARSITY_CELL, "regularized", "reading", "seed", "id"]
     if runs.empty:
-        return pd.DataFrame(columns=[*columns, "epochs_read", "best", "best_epoch", "last"])
-    rows = runs[[*columns, "epochs", "epoch", "diverged", "test_accuracy"]].reset_index(drop=True)
-    rows = rows.assign(epochs_read=sparsity_epochs_read(rows))
-    found = rows.drop_duplicates(["profile", "id"])[[*columns, "epochs_read"]]
+        return pd.DataFrame(columns=[*of_run, "epochs_read", "best", "best_epoch", "last"])
+    rows = runs.assign(epochs_read=sparsity_epochs_read(runs)).reset_index(drop=True)
+    found = rows.drop_duplicates(["profile", "id"])[[*of_run, "epochs_read"]]
     counted = rows.test_accuracy.notna() & (rows.epoch <= rows.epochs_read)
     read = rows[counted & ~(rows.diverged <= rows.epochs_read)]
     read = read.sort_values(["profile", "id", "epoch"])
-    of_run = read.groupby(["profile", "id"]).test_accuracy
+    accuracies = read.groupby(["profile", "id"]).test_accuracy
     # the first of several
-    best = read.loc[of_run.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]
+    best = read.loc[accuracies.idxmax(), ["profile", "id", "test_accuracy", "epoch"]]
     best.columns = ["profile", "id", "best", "best_epoch"]
-    return found.merge(best, how="left").merge(
-        of_run.last().rename("last").reset_index(), how="left"
-    )
+    last = accuracies.last().rename("last").reset_index()
+    return found.merge(best, how="left").merge(last, how="left")
 
 
 def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
-    """When and how far the validation losses of the targeted-sparsity runs rise again.
-
-    Over all epochs trained.
+    """When and how far the validation losses of runs rise again, over all epochs trained.
 
     Args:
         runs: as `sparsity_runs` gives them.
@@ -338,89 +279,63 @@ def overfitting(runs: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["profile", *SPARSITY_CELL[:3], "network", "regularized", "reading", "epochs", "seed"]
     rows = []
-    for key, run in runs.groupby(keys) if len(runs) else []:
+    for key, run in runs.groupby(keys):
         losses = run.sort_values("epoch").test_cross_entropy.dropna()
         diverged = run.diverged.max()
-        found = (
-            (measures.overfitting_onset(losses), measures.rise_after_least(losses))
-            if np.isnan(diverged)
-            else (None, None)
-        )
+        found = [None, None]
+        if np.isnan(diverged):
+            found = [measures.overfitting_onset(losses), measures.rise_after_least(losses)]
         rows.append([*key, *found, diverged])
     table = pd.DataFrame(rows, columns=[*keys, "moment", "rise", "diverged"])
     return table.astype({"moment": "Int64", "rise": float, "diverged": "Int64"})
 
 
 def sparsity_beside_published(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 or 3 of the targeted-sparsity paper with what was measured beside it.
-
-    In fractions like the paper's.
+    """Table 2 or 3 of the targeted-sparsity paper, in fractions, with what was measured beside it.
 
     A data set that the paper has no number for gets rows of its own, with `published` empty; a
     published row that no run answers has `measured` empty; one with SparsityReg stands once for
     each `reading` of it that was measured. `measured` is the mean over n seeds of the best epoch,
     `sd` their standard deviation, `best_epoch` the mean of these epochs' numbers, and
     `measured_last` the mean at the last epoch read; "diverged" where the loss of a run became NaN.
-    `precision` is that of the row's runs.
 
     Raises:
         ValueError: for another table.
     """
-    keys = {
-        "sparsity_table2": SPARSITY_CELL,
-        "sparsity_table3": ["dataset", "network", "regularized"],
-    }.get(name)
-    if keys is None:
+    if name not in SPARSITY_TABLES:
         raise ValueError(
-            f"{name!r} is no table of that paper; there are sparsity_table2, sparsity_table3"
+            f"{name!r} is no table of that paper; there are {', '.join(SPARSITY_TABLES)}"
         )
+    keys = SPARSITY_TABLES[name]
     paper = published(name).rename(columns={"best_accuracy": "published"})
     runs = sparsity_runs(frame)
-    runs = runs[(runs["size"] == "") == (name == "sparsity_table3")] if len(runs) else runs
-    columns = [
-        "profile",
-        "reading",
-        "dataset_measured",
-        "epoch_measured",
-        "published",
-        "measured",
-        "sd",
-        "n",
-        "best_epoch",
-        "measured_last",
-        "precision",
-    ]
+    runs = runs[(runs["size"] == "") == (name == "sparsity_table3")]
     rows = []
-    for keyed, cell in (
-        best_accuracies(runs).groupby(["profile", *keys, "reading"], sort=False)
-        if len(runs)
-        else []
-    ):
+    for keyed, cell in best_accuracies(runs).groupby(["profile", *keys, "reading"], sort=False):
         own = runs[runs.id.isin(cell.id)]
         one_setting(own, keyed)
-        diverged = bool(cell.best.isna().any())
-        rows.append(
-            [
-                *keyed,
-                cell.dataset.iloc[0],
-                cell.epochs_read.iloc[0],
-                DIVERGED if diverged else cell.best.mean() / 100,
-                float("nan") if diverged or len(cell) < 2 else cell.best.std() / 100,
-                len(cell),
-                float("nan") if diverged else cell.best_epoch.mean(),
-                float("nan") if diverged else cell["last"].mean() / 100,
-                precisions(own),
-            ]
-        )
-    own = [name for name in columns if name not in ("profile", "reading", "published")]
-    measured = pd.DataFrame(rows, columns=["profile", *keys, "reading", *own])
-    table = paper.merge(measured, on=keys, how="outer")
+        # NaN where one diverged
+        mean = {name: cell[name].mean(skipna=False) for name in ("best", "best_epoch", "last")}
+        found = {
+            "dataset_measured": cell.dataset.iloc[0],
+            "epoch_measured": cell.epochs_read.iloc[0],
+            "measured": DIVERGED if np.isnan(mean["best"]) else mean["best"] / 100,
+            "sd": cell.best.std(skipna=False) / 100,
+            "n": len(cell),
+            "best_epoch": mean["best_epoch"],
+            "measured_last": mean["last"] / 100,
+            "precision": precisions(own),
+        }
+        rows.append(dict(zip(["profile", *keys, "reading"], keyed, strict=True)) | found)
+    columns = ["dataset_measured", "epoch_measured", "published", *FOUND[:3]]
+    columns = ["profile", "reading", *columns, "best_epoch", "measured_last", "precision"]
+    measured = pd.DataFrame(rows, columns=[*keys, *columns]).drop(columns="published")
+    table = paper.merge(measured, on=keys, how="outer")[[*keys, *columns]]
     # as printed
     order = {name: k for k, name in enumerate((*SIZES, *VARIANTS, "LeNet", "AlexNet"))}
-    printed = {"size", "network"}
-    return table.reindex(columns=[*keys, *columns]).sort_values(
+    return table.sort_values(
         ["dataset", "profile", *keys[1:], "reading"],
-        key=lambda column: column.map(order) if column.name in printed else column,
+        key=lambda column: column.map(order) if column.name in ("size", "network") else column,
     )
 
 
@@ -430,10 +345,7 @@ def images_text(numbers: Iterable[float]) -> str:
 
 
 def at_chance(accuracy: float | pd.Series, classes: int | pd.Series) -> bool | pd.Series:
-    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance.
-
-    So is −∞, of a run that diverged.
-    """
+    """Whether an accuracy in % is that of a dead network: at most `DEAD` × chance."""
     return accuracy <= DEAD * 100 / classes
 
 
@@ -503,9 +415,7 @@ def ratios(runs: Mapping[str, Run], images: int, units: int) -> pd.DataFrame:
 def one_setting(
     runs: pd.DataFrame, cell: object, but: Sequence[str] = ("seed", "epochs", "network")
 ) -> None:
-    """Refuse to average over runs that differ in more than the seed.
-
-    They may differ in length, too, which tables cut.
+    """Refuse to average over runs that differ in more than the fields `but`.
 
     Raises:
         ValueError: naming the fields in which they differ.
@@ -528,8 +438,6 @@ def one_setting(
 def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     """For each run its test accuracy in % at the end, at its best epoch, and by early stopping.
 
-    The last is where early stopping would have ended the training.
-
     Early stopping takes the epoch with the highest accuracy on the held-out *noisy* labels, the
     first of several; a run that holds nothing out has none. The best epoch is an oracle that looks
     at the test set. A training longer than the paper's 700 epochs is read up to there.
@@ -545,7 +453,7 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     of_run = ["profile", "dataset", "corruption", "baseline", "al2", "regulariser", "seed", "id"]
-    for keys, run in with_regulariser(frame).groupby(of_run, sort=False):
+    for keys, run in frame.groupby(of_run, sort=False):
         diverged = bool((run.diverged <= PAPER_EPOCHS).any())
         run = run[run.epoch <= PAPER_EPOCHS].sort_values("epoch")
         values = {"diverged": diverged}
@@ -562,18 +470,13 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def weights(run) -> np.ndarray:
-    """λ_e of a run's schedule, [epochs].
-
-    `run` is a row with the columns schedule, epochs, speed and rate.
-    """
+    """λ_e of a run's schedule, [epochs]; `run` is a row of a frame."""
     rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
     return schedule(run.schedule, int(run.epochs), run.speed, rate)
 
 
 def totals(runs: pd.DataFrame) -> pd.Series:
-    """Σ λ_e of each run's schedule by id; AL2 runs only.
-
-    As a multiple of that of the schedule `al2` at the study's own speed.
+    """Σ λ_e of AL2 runs by id, in multiples of that of the schedule `al2` at the study's own speed.
 
     The study's own speed is that of its geometric and linear schedules, whose rate is varied
     instead. Half-way through a campaign there may be none: then no multiple is known (NaN), since a
@@ -625,20 +528,15 @@ def course_differences(frame: pd.DataFrame) -> pd.DataFrame:
     found = {}
     for dropout in dropouts_of(frame):
         network = f"dropout {dropout:g}"
-        both = [
-            s
-            for s in sorted(set(frame.seed))
-            if {(dropout, False, s), (dropout, True, s)} <= set(curves)
-        ]
+        of = {al2: curves.get((dropout, al2), pd.DataFrame()) for al2 in (False, True)}
+        both = sorted(set(of[False]) & set(of[True]))
         for seed in both:
-            found[network, f"AL2 (seed {seed})", "AL2"] = (
-                curves[dropout, True, seed] - curves[dropout, False, seed]
-            )
-        for (one, other), (al2, word) in product(
-            combinations(both, 2), ((False, "without"), (True, "with"))
-        ):
-            key = network, f"seed ({one} or {other}, {word} AL2)", f"seed, {word} AL2"
-            found[key] = curves[dropout, al2, one] - curves[dropout, al2, other]
+            key = network, f"AL2 (seed {seed})", "AL2"
+            found[key] = of[True][seed] - of[False][seed]
+        for (one, other), al2 in product(combinations(both, 2), (False, True)):
+            word = "with AL2" if al2 else "without AL2"
+            key = network, f"seed ({one} or {other}, {word})", f"seed, {word}"
+            found[key] = of[al2][one] - of[al2][other]
     rows = [
         (*key, epoch, 100 * abs(value))
         for key, curve in found.items()
@@ -648,16 +546,15 @@ def course_differences(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_printed(measured: pd.DataFrame, metric: str, digits: int = 1) -> pd.DataFrame:
-    """One metric laid out like the paper's Tables 1 and 2.
+    """One metric laid out like the paper's Tables 1 and 2: a row a baseline, a column an epoch.
 
-    One row per baseline, a column an epoch, "without / with AL2", and further regularisers behind
-    them (`regularisers_in`).
+    A cell is "without / with AL2", and further regularisers behind them (`regularisers_in`).
 
     Args:
         measured: one data set, level and profile, as `at_published_epochs` gives it, or a published
             table.
-        metric: which metric.
-        digits: digits after the point.
+        metric: of its metrics.
+        digits: after the point.
     """
     rows = with_regulariser(measured[measured.metric == metric])
     column = "measured" if "measured" in rows else "value"
@@ -686,10 +583,7 @@ def _number(rows: pd.DataFrame, column: str, digits: int) -> str:
 
 
 def mean_and_sd(mean: float, sd: float, digits: int = 1) -> str:
-    """A mean over seeds as text, "27.4 ± 1.3".
-
-    Without ± where there is no standard deviation (NaN), that of one seed.
-    """
+    """A mean over seeds as text, "27.4 ± 1.3"; without ± of one seed, where `sd` is NaN."""
     return half_up(mean, digits) + ("" if pd.isna(sd) else f" ± {half_up(sd, digits)}")
 
 

@@ -14,17 +14,8 @@ import yaml
 
 from lib import paths, store
 from lib.study.claims import al2, sparsity  # noqa: F401  they register their claims
-from lib.study.claims.verdicts import (
-    CLAIMS,
-    NOT_RUN,
-    NOTHING,
-    RULE,  # noqa: F401  part of the surface
-    SHOWN,
-    Cell,
-    Claim,
-    counts,
-    verdict,
-)
+from lib.study.claims.verdicts import CLAIMS, NOT_RUN, NOTHING, SHOWN, Cell, counts, verdict
+from lib.study.claims.verdicts import RULE as RULE  # part of the surface
 from lib.study.tables import of_reading, readings_in
 
 OF_CLAIM = ["claim", "statement", "profile", "dataset", "reading"]
@@ -43,13 +34,10 @@ if alone := TEXTS.keys() ^ CLAIMS.keys():
 
 def runs_of(claim: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows that a claim is judged by, of frames by experiment; empty where there is none."""
-    return _selected(CLAIMS[claim], frames)
-
-
-def _selected(claim: Claim, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    read = [frames[name] for name in claim.experiments if name in frames and len(frames[name])]
+    experiments = CLAIMS[claim].experiments
+    read = [frames[name] for name in experiments if name in frames and len(frames[name])]
     runs = pd.concat(read, ignore_index=True) if read else store.load([])
-    return claim.select(runs)
+    return CLAIMS[claim].select(runs)
 
 
 def cells(
@@ -80,7 +68,7 @@ def cells(
         claim = CLAIMS[name]
         key = claim.experiments, claim.select
         if key not in selected:
-            selected[key] = _selected(claim, frames)
+            selected[key] = runs_of(name, frames)
         for profile in profiles:
             own = selected[key][selected[key].profile == profile]
             for dataset, of_set in own.groupby("dataset"):
@@ -109,35 +97,33 @@ def verdicts_of(cells: pd.DataFrame) -> pd.DataFrame:
     images accuracies were measured. S7 has a row over all sets, too.
     """
     rows = []
-    over_sets = cells[cells.claim.map(lambda name: CLAIMS[name].over_sets).astype(bool)]
-    every = [cells, over_sets.assign(dataset=ALL_SETS)]
-    for frame in every if len(cells) else []:
-        for key, own in frame.groupby(OF_CLAIM, sort=False):
-            alive = own[~own.state.isin([NOT_RUN, NOTHING, SHOWN])]
-            found = verdict(own.state, own.as_claimed)
-            if found == NOT_RUN:
-                found = f"{NOT_RUN}: {', '.join(sorted(set(own.why) - {''}))}"
-            images = ", ".join(sorted({text for text in own.images if text}))
-            n = int(alive.n.min()) if len(alive) else 0
-            rows.append([*key, counts(own.state), n, images, found])
-    order = {name: place for place, name in enumerate(STATEMENTS)}
+    over_sets = cells[cells.claim.isin([name for name in CLAIMS if CLAIMS[name].over_sets])]
+    every = pd.concat([cells, over_sets.assign(dataset=ALL_SETS)])
+    for key, own in every.groupby(OF_CLAIM, sort=False):
+        alive = own[~own.state.isin([NOT_RUN, NOTHING, SHOWN])]
+        found = verdict(own.state, own.as_claimed)
+        if found == NOT_RUN:
+            found = f"{NOT_RUN}: {', '.join(sorted(set(own.why) - {''}))}"
+        images = ", ".join(sorted(set(own.images) - {""}))
+        n = int(alive.n.min()) if len(alive) else 0
+        rows.append([*key, counts(own.state), n, images, found])
     found = pd.DataFrame(rows, columns=COLUMNS)
-    return found.sort_values("claim", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+    place = list(STATEMENTS).index
+    return found.sort_values("claim", key=lambda c: c.map(place), kind="stable", ignore_index=True)
 
 
 def shown_cells(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells for a reader: those that were run, numbers as text, their interval as one column."""
     run = cells[cells.state != NOT_RUN].reset_index(drop=True)
-    numbers = ("mean", "lower", "upper", "printed")
-    number = {name: run[name].map(_number).astype(str) for name in numbers}
-    both = "[" + number["lower"] + ", " + number["upper"] + "]"
+    ends = ("mean", "lower", "upper", "printed")
+    mean, lower, upper, printed = (run[name].map(_number).astype(str) for name in ends)
     table = run[["claim", "profile", "dataset", "reading"]].assign(
         cell=run["name"],
         asked=run.kind,
         n=run.n,
-        measured=number["mean"],
-        interval=both.where(number["lower"] != "", ""),
-        printed=number["printed"],
+        measured=mean,
+        interval=("[" + lower + ", " + upper + "]").where(lower != "", ""),
+        printed=printed,
         state=run.state,
     )
     return table.drop(columns=[] if (table.reading != "").any() else ["reading"])

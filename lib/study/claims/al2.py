@@ -4,6 +4,7 @@ The runs that one profile states on one data set go in, cells come out.
 """
 
 from collections.abc import Callable, Iterable
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ import pandas as pd
 from lib.data import noise_floor
 from lib.run import SCREENING_SEED, epoch_measured
 from lib.schedules import PAPER_EPOCHS
+from lib.study import tables
 from lib.study.claims.verdicts import (
     Cell,
+    Rule,
     Sample,
     above,
     below,
@@ -23,19 +26,12 @@ from lib.study.claims.verdicts import (
     not_run,
     shown,
 )
-from lib.study.tables import (
-    BASELINES,
-    CELL,
-    course_differences,
-    one_setting,
-    published,
-    relabelling_runs,
-    totals,
-)
+from lib.study.tables import BASELINES, CELL, course_differences, one_setting, relabelling_runs
 
 TOP = 0.75  # the level that the paper prints
 # The paper's 2.07 is 2.065 or more; other numbers of classes get as much room below their floor.
 ROOM = noise_floor(TOP, 10) - 2.065
+TABLE_EPOCHS = range(100, PAPER_EPOCHS + 1, 100)
 MEMORISED = 0.025  # what is printed as .02 is less
 # in what a network with AL2 differs from the same one without
 AL2_FIELDS = ("al2", "schedule", "speed", "rate")
@@ -64,12 +60,21 @@ def _pair(runs: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, pd.DataFrame
     return _network(runs, baseline, True), _network(runs, baseline, False)
 
 
-def _at_top(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Cell]]:
-    """The runs at 75 %; and, where only lower levels are stated, the cell that says so."""
-    own = runs[runs.corruption == TOP]
-    if len(own) or runs.empty:
-        return own, []
-    return own, [not_run("", f"top level {100 * runs.corruption.max():.0f} %")]
+def at_top(rule: Rule) -> Rule:
+    """A rule that is given the runs at 75 % alone; where none is stated, a cell says so."""
+
+    @wraps(rule)
+    def judged(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+        yield from _missing_top(runs)
+        yield from rule(runs[runs.corruption == TOP], dataset)
+
+    return judged
+
+
+def _missing_top(runs: pd.DataFrame) -> list[Cell]:
+    if runs.empty or (runs.corruption == TOP).any():
+        return []
+    return [not_run("", f"top level {100 * runs.corruption.max():.0f} %")]
 
 
 def _final(run: pd.DataFrame, metric: str = "test_accuracy") -> float:
@@ -92,15 +97,9 @@ def _published(
     dataset: str, metric: str, baseline: str, al2: bool, epoch: int = PAPER_EPOCHS
 ) -> float:
     """A printed number; NaN where the paper prints none for the data set."""
-    table = published("al2_table2" if metric == "ablation_auc" else "al2_table1")
-    row = table[
-        (table.dataset == dataset)
-        & (table.metric == metric)
-        & (table.epoch == epoch)
-        & (table.baseline == baseline)
-        & (table.al2 == al2)
-    ]
-    return float(row.value.iloc[0]) if len(row) else np.nan
+    name = "al2_table2" if metric == "ablation_auc" else "al2_table1"
+    row = {"dataset": dataset, "metric": metric, "epoch": epoch, "baseline": baseline, "al2": al2}
+    return tables.printed(name, "value", **row)
 
 
 def _printed_gain(dataset: str, metric: str, baseline: str, epoch: int = PAPER_EPOCHS) -> float:
@@ -125,35 +124,29 @@ def _accuracy_gains(runs: pd.DataFrame, dataset: str, what: str, **kept) -> Iter
 def _a1(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """MNIST at 75 %, four gains: accuracy of a baseline with AL2 − without, last epoch."""
     if dataset == "mnist":
-        own, missing = _at_top(runs)
-        yield from missing
-        yield from _accuracy_gains(own, dataset, "")
+        yield from _missing_top(runs)
+        yield from _accuracy_gains(runs[runs.corruption == TOP], dataset, "")
 
 
 @claim("A2", "label_randomization", select=eight_networks)
-def _a2(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a2(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, three gains: accuracy of dropout − another baseline, without AL2, last epoch."""
-    own, missing = _at_top(runs)
-    yield from missing
-    dropout = _network(own, "dropout", False)
     for baseline, short in BASELINES.items():
         if baseline != "dropout":
-            other = _network(own, baseline, False)
-            printed = [
-                _published(dataset, "test_accuracy", b, False) for b in ("dropout", baseline)
-            ]
-            sample = _of_tables(_minus(), dropout, other)
+            pair = ("dropout", baseline)
+            sample = _of_tables(_minus(), *(_network(own, b, False) for b in pair))
+            printed = [_published(dataset, "test_accuracy", b, False) for b in pair]
             yield gain(f"DO − {short}", sample, printed[0] - printed[1])
 
 
 @claim("A3", "label_randomization", select=eight_networks)
-def _a3(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a3(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, log10 of ratios of L_r without AL2, last epoch, against a bound: dropout one order
     below BN (BN/DO ≥ .5), two below bare and WD (Bare/DO, WD/DO ≥ 1.5 each); weight decay hardly
     lowers it (Bare/WD < .3).
     """
-    own, missing = _at_top(runs)
-    yield from missing
     parts = [
         ("batchnorm", "dropout", above, 0.5),
         ("bare", "dropout", above, 1.5),
@@ -173,72 +166,63 @@ def _a3(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 
 
 @claim("A4", "label_randomization", select=eight_networks)
-def _a4(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a4(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, seven cells, true or false of a run: the training cross-entropy of the four networks
     with AL2 is ≥ 2.065 (printed 2.07; for other than ten classes as far below the noise floor) at
     all seven table epochs; that of bare, BN and WD without AL2 ends below .025 (printed .02).
     """
-    own, missing = _at_top(runs)
-    yield from missing
     classes = own.num_classes.dropna()
     least = noise_floor(TOP, int(classes.iloc[0]) if len(classes) else 10) - ROOM
-    epochs = range(100, PAPER_EPOCHS + 1, 100)
 
     def lowest(run: pd.DataFrame) -> float:
-        return min(_at(run, epoch, "cross_entropy") for epoch in epochs)
+        return min(_at(run, epoch, "cross_entropy") for epoch in TABLE_EPOCHS)
+
+    def last(run: pd.DataFrame) -> float:
+        return _final(run, "cross_entropy")
 
     for baseline, short in BASELINES.items():
         sample = _of_tables(lowest, _network(own, baseline, True))
-        printed = min(_published(dataset, "cross_entropy", baseline, True, e) for e in epochs)
-        yield each_run(
-            f"{short}+AL2, least", sample, lambda v: v >= least, f"≥ {least:.3f}", printed
-        )
+        printed = min(_published(dataset, "cross_entropy", baseline, True, e) for e in TABLE_EPOCHS)
+        kind = f"≥ {least:.3f}"
+        yield each_run(f"{short}+AL2, least", sample, lambda v: v >= least, kind, printed)
     for baseline in ("bare", "batchnorm", "weight_decay"):
-        sample = _of_tables(
-            lambda run: _final(run, "cross_entropy"), _network(own, baseline, False)
-        )
+        sample = _of_tables(last, _network(own, baseline, False))
         printed = _published(dataset, "cross_entropy", baseline, False)
         name = f"{BASELINES[baseline]}, end"
         yield each_run(name, sample, lambda v: v < MEMORISED, f"< {MEMORISED}", printed)
 
 
 @claim("A5", "label_randomization", select=eight_networks)
-def _a5(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a5(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, six gains of the area under the ablation curve: with AL2 − without at the last
     epoch, for each baseline; and at epochs 300 and 400 (3/7 and 4/7 of a shorter training) the gain
     in area of dropout with AL2 over dropout less the absolute difference of their accuracies.
     """
-    own, missing = _at_top(runs)
-    yield from missing
     area = {"needs": ["ablation_auc"]}
     for baseline, short in BASELINES.items():
         sample = _of_tables(_minus("ablation_auc"), *_pair(own, baseline), **area)
         yield gain(f"area, {short}", sample, _printed_gain(dataset, "ablation_auc", baseline))
+    both = ("ablation_auc", "test_accuracy")
     for epoch in (300, 400):
 
         def beyond(one: pd.DataFrame, other: pd.DataFrame, epoch: int = epoch) -> float:
-            wider, better = (
-                _at(one, epoch, metric) - _at(other, epoch, metric)
-                for metric in ("ablation_auc", "test_accuracy")
-            )
+            wider, better = (_at(one, epoch, metric) - _at(other, epoch, metric) for metric in both)
             return wider - abs(better)
 
-        printed = [
-            _printed_gain(dataset, metric, "dropout", epoch)
-            for metric in ("ablation_auc", "test_accuracy")
-        ]
+        wider, better = (_printed_gain(dataset, metric, "dropout", epoch) for metric in both)
         sample = _of_tables(beyond, *_pair(own, "dropout"), **area)
-        yield gain(f"area − |accuracy|, DO at {epoch}", sample, printed[0] - abs(printed[1]))
+        yield gain(f"area − |accuracy|, DO at {epoch}", sample, wider - abs(better))
 
 
 @claim("A6", "representations")
-def _a6(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a6(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 % with dropout, one gain by t without the ± 2: by seed, the mean over epochs of |mean
     CCA with the start, with AL2 − without|, × 100, less the largest such distance between two seeds
     of one network, with AL2 or without. Without dropout it is shown, not counted.
     """
-    own, missing = _at_top(runs)
-    yield from missing
     for dropout, networks in own.groupby("dropout"):
         name = "AL2 − another seed" + ("" if dropout else ", without dropout")
         pair = [networks[networks.al2 == al2] for al2 in (True, False)]
@@ -266,13 +250,12 @@ def _a6(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 
 
 @claim("A7", "schedules")
-def _a7(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a7(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, a gain for each exponential series (al2, geometric) whose Σλ lies within a factor
     3.5 of that of al2: what bare gains by it, less half of what it gains by al2 itself, last epoch.
     The other series are shown, not counted.
     """
-    own, missing = _at_top(runs)
-    yield from missing
     own = own[own.baseline == "bare"]
     with_al2 = own[own.al2.astype(bool)]
     if with_al2.empty:
@@ -281,7 +264,7 @@ def _a7(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     # the study's own speed is that of these kinds: several of them are several studies
     kinds = with_al2[with_al2.schedule.isin(["geometric", "linear"])]
     one_setting(kinds, f"{dataset}, schedules", but=("seed", "schedule", "rate"))
-    with_al2 = with_al2.assign(total=with_al2.id.map(totals(own)))
+    with_al2 = with_al2.assign(total=with_al2.id.map(tables.totals(own)))
     series = dict(list(with_al2.groupby(["schedule", "total"])))
     for (kind, total), rows in series.items():
         one_setting(rows, f"{dataset}, {kind} ×{total:g}", but=("seed",))
@@ -317,10 +300,8 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     trained on the noisy ones. The control, bare trained on the labels that bare itself predicts,
     and training on the true labels are shown beside.
     """
-    own, missing = _at_top(runs[runs.corruption > 0])
-    yield from missing
-    every = pd.concat([own, runs[runs.corruption == 0]])
-    of = {labels: rows for labels, rows in every.groupby("labels")}
+    yield from _missing_top(runs[runs.corruption > 0])
+    of = dict(list(runs[runs.corruption.isin([0, TOP])].groupby("labels")))
     for labels, rows in of.items():
         one_setting(rows, f"bare on the {labels} labels", but=("seed", "relabelled_by"))
     if not {"al2", "noisy"} <= of.keys():
@@ -335,31 +316,28 @@ def _a9(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 
 
 @claim("A10", "label_randomization", select=eight_networks)
-def _a10(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
+@at_top
+def _a10(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """At 75 %, four gains: best accuracy over the epochs of plain dropout − of each network with
     AL2. What early stopping on held-out noisy labels would have reached is shown beside.
     """
-    own, missing = _at_top(runs)
-    yield from missing
-    dropout = _network(own, "dropout", False)
 
     def best(run: pd.DataFrame, metric: str) -> float:
         return run[metric].max()
 
-    def printed_best(baseline: str, al2: bool) -> float:
-        epochs = range(100, PAPER_EPOCHS + 1, 100)
-        return max(_published(dataset, "test_accuracy", baseline, al2, e) for e in epochs)
-
     def stopped(run: pd.DataFrame, metric: str) -> float:
         return run.loc[run.validation_accuracy.idxmax(), metric]
 
+    def printed_best(baseline: str, al2: bool) -> float:
+        return max(_published(dataset, "test_accuracy", baseline, al2, e) for e in TABLE_EPOCHS)
+
+    def sample(baseline: str, value: Callable[[pd.DataFrame, str], float]) -> Sample | None:
+        pair = _network(own, "dropout", False), _network(own, baseline, True)
+        return _of_tables(_minus(value=value), *pair, accuracy="best")
+
     for baseline, short in BASELINES.items():
-        pair = dropout, _network(own, baseline, True)
-        sample = _of_tables(_minus(value=best), *pair, accuracy="best")
         printed = printed_best("dropout", False) - printed_best(baseline, True)
-        yield gain(f"DO − {short}+AL2, best", sample, printed)
+        yield gain(f"DO − {short}+AL2, best", sample(baseline, best), printed)
     if "validation_accuracy" in own and own.validation_accuracy.notna().any():
         for baseline, short in BASELINES.items():
-            pair = dropout, _network(own, baseline, True)
-            sample = _of_tables(_minus(value=stopped), *pair, accuracy="best")
-            yield shown(f"DO − {short}+AL2, stopped early", sample, "gain")
+            yield shown(f"DO − {short}+AL2, stopped early", sample(baseline, stopped), "gain")

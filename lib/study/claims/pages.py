@@ -1,6 +1,4 @@
-"""A page a claim: what the paper says and where, what was measured, and more.
-
-The rest are verdict and rule, deviations, what was unclear.
+"""A page a claim: what the paper says, what was measured, verdict, deviations, what was unclear.
 
 Made of `results/published/claims.yaml` (what is said about the papers) and of stored runs (every
 number).
@@ -41,6 +39,12 @@ READING = (
 UNSTATED = "not run: no profile of this report states its runs."
 # what both papers' frameworks compute in where nothing is said
 PAPERS_PRECISION = {"precision": "float32"}
+# where a paper trains differently for one claim
+DIFFERENTLY = {
+    "A6": {"epochs": "750"},  # AL2, Figure 1: its dropout networks train a little longer
+    "S3": {"epochs": "100, 200 (Figure 6)"},
+    "S8": {"optimizer": "sgd, adam", "learning_rate": "0.01 (SGD), not given (Adam)"},
+}
 
 
 def page(
@@ -55,25 +59,24 @@ def page(
 
     Args:
         claim: "A1" … "A10", "S1" … "S10".
-        judged: as `lib.study.claims.judge` gives it.
-        cells: as `lib.study.claims.cells`.
+        judged, cells: as `lib.study.claims` gives them.
         frames: the runs it was judged by, by experiment.
         figures: captions of the report's figures by name, which lie in `../figures` beside the
             page's folder.
         tables: captions of its tables, which lie in `../tables`.
     """
     said = TEXTS[claim]
-    rows = judged[judged.claim == claim]
-    columns = ["profile", "dataset", "reading", "cells", "n", "images", "verdict"]
+    rows = judged[judged.claim == claim].drop(columns=["claim", "statement"])
     by_reading = (rows.reading != "").any()
+    profiles = rows.profile.unique() if len(rows) else ["paper"]
     if not by_reading:
-        columns.remove("reading")
+        rows = rows.drop(columns="reading")
     run = shown_cells(cells[cells.claim == claim]).drop(columns="claim")
     parts = [
         f"# {claim}: {said['statement']}",
         f"**Where the claim is made.** {said['source']}.",
         "## Verdict",
-        rows[columns].to_markdown(index=False, disable_numparse=True) if len(rows) else UNSTATED,
+        rows.to_markdown(index=False, disable_numparse=True) if len(rows) else UNSTATED,
         "`n`: the least number of seeds of a cell. `images`: test images that accuracies were "
         "measured on.",
         READING if by_reading else "",
@@ -89,7 +92,6 @@ def page(
     if said["unclear"]:
         parts.append("## What the paper leaves unclear, and how it is read here")
         parts += [f"- {text}" for text in said["unclear"]]
-    profiles = rows.profile.unique() if len(rows) else ["paper"]
     parts += ["## How to make it", *commands(claim, profiles)]
     if shown := [name for name in said["tables"] if name in tables]:
         parts.append("## Tables")
@@ -131,10 +133,7 @@ def picture(name: str, caption: str, folder: str) -> str:
 
 
 def deviations(claim: str, frames: Mapping[str, pd.DataFrame]) -> str:
-    """A table of the settings in which the claim's runs differ from the paper's.
-
-    It has one row per setting, one column per profile.
-    """
+    """The settings in which a claim's runs differ from the paper's, a column a profile."""
     runs = runs_of(claim, frames)
     runs = runs[runs.epoch.notna() | runs.diverged.notna()]  # finished
     if runs.empty:
@@ -152,46 +151,28 @@ def deviations(claim: str, frames: Mapping[str, pd.DataFrame]) -> str:
         }
         if any(values not in (paper[name], "–") for values in found.values()):
             rows.append({"setting": label, "in the paper": paper[name], **found})
-    return (
-        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        if rows
-        else "In no setting of the training."
-    )
+    if not rows:
+        return "In no setting of the training."
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _papers_settings(claim: str) -> dict[str, str]:
-    """The papers' settings.
-
-    Of AL2 they are the defaults of `Run`; of targeted sparsity those of `lib.study.experiments`,
-    both optimisers.
-    """
-    names = SETTINGS.keys() - PAPERS_PRECISION.keys()
-    if claim.startswith("A"):
-        run = Run("mnist", al2=True)
-        # AL2, Figure 1: its dropout networks train a little longer
-        epochs = {"epochs": "750"} if claim == "A6" else {}
-        return {name: _text(name, getattr(run, name)) for name in names} | PAPERS_PRECISION | epochs
-    said = {
-        name: _text(name, SPARSITY_DEFAULTS.get(name, getattr(Run("mnist"), name)))
-        for name in names
-    } | PAPERS_PRECISION
-    if claim == "S3":
-        said["epochs"] = "100, 200 (Figure 6)"
-    optimizers = "sgd, adam" if claim == "S8" else "sgd"
-    return said | {
-        "optimizer": optimizers,
-        "learning_rate": "0.01 (SGD), not given (Adam)" if claim == "S8" else "0.01",
-    }
+    """The papers' settings: the defaults of `Run`, or those of `lib.study.experiments`."""
+    settings = Run("mnist", al2=True).to_dict() | PAPERS_PRECISION
+    if claim.startswith("S"):
+        settings |= SPARSITY_DEFAULTS | {"optimizer": "sgd", "learning_rate": "0.01"}
+    settings |= DIFFERENTLY.get(claim, {})
+    return {name: _text(name, settings[name]) for name in SETTINGS}
 
 
 def _values(runs: pd.DataFrame, name: str) -> str:
     # the runs in which the setting acts
-    used = {"speed": runs[runs.al2.astype(bool)], "momentum": runs[runs.optimizer == "sgd"]}.get(
-        name, runs
-    )
-    values = sorted(
-        {_text(name, value) for value in used[name]} or {"–"}, key=lambda text: (len(text), text)
-    )
+    if name == "speed":
+        runs = runs[runs.al2.astype(bool)]
+    if name == "momentum":
+        runs = runs[runs.optimizer == "sgd"]
+    texts = {_text(name, value) for value in runs[name]} or {"–"}
+    values = sorted(texts, key=lambda text: (len(text), text))
     return ", ".join(values) if len(values) <= 4 else f"{values[0]} … {values[-1]}"
 
 

@@ -3,16 +3,17 @@
 The runs that one profile states on one data set go in, cells come out.
 
 Accuracies are compared at the best epoch of those that the tables read, in points of %. Entropies
-are compared as a share of their largest value, ln D, in %, so that layers with more filters do not
-weigh more.
+are compared as a share of their largest value, ln D, in %, so that layers weigh alike.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from lib import measures, models
+from lib.study import tables
 from lib.study.claims.verdicts import (
     Cell,
     Sample,
@@ -26,14 +27,7 @@ from lib.study.claims.verdicts import (
     shown,
 )
 from lib.study.experiments import VARIANTS
-from lib.study.tables import (
-    SIZES,
-    SPARSITY_CELL,
-    SPARSITY_EPOCHS,
-    one_setting,
-    published,
-    sparsity_runs,
-)
+from lib.study.tables import SIZES, SPARSITY_CELL, SPARSITY_EPOCHS, one_setting, sparsity_runs
 
 DEEP = ("conv3", "conv4", "fc1")
 SHALLOW = ("conv1", "conv2")
@@ -68,29 +62,19 @@ def _sizes(runs: pd.DataFrame, optimizer: str = "sgd") -> list[str]:
     return [size for size in SIZES if size in there]
 
 
-def _best(run: pd.DataFrame) -> float:
-    return run.test_accuracy.max()
-
-
 def _of_best(one: pd.DataFrame, other: pd.DataFrame) -> Sample | None:
     """Best accuracy of one network − the other's, in points, by seed."""
 
     def difference(one: pd.DataFrame, other: pd.DataFrame) -> float:
-        return _best(one) - _best(other)
+        return one.test_accuracy.max() - other.test_accuracy.max()
 
     return by_seed(difference, one, other, accuracy="best", most=SPARSITY_EPOCHS)
 
 
 def _printed(dataset: str, size: str, network: str, optimizer: str = "sgd") -> float:
     """The paper's accuracy in %; NaN where it prints none."""
-    table = published("sparsity_table2")
-    row = table[
-        (table.dataset == dataset)
-        & (table["size"] == size)
-        & (table.optimizer == optimizer)
-        & (table.network == network)
-    ]
-    return 100 * float(row.best_accuracy.iloc[0]) if len(row) else np.nan
+    row = {"dataset": dataset, "size": size, "optimizer": optimizer, "network": network}
+    return 100 * tables.printed("sparsity_table2", "best_accuracy", **row)
 
 
 def _beside(
@@ -146,26 +130,26 @@ def _s1(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     is above the larger of conv1's and conv2's. A run without such a moment is not counted; where
     there is none, the cell says nothing.
     """
+
+    def unusual(run: pd.DataFrame, size: str) -> float:
+        around, usual = _falls(run, size)
+        return sum(around[layer] > usual[layer] for layer in LAYERS)
+
+    def deeper(run: pd.DataFrame, size: str) -> float:
+        around, _ = _falls(run, size)
+        return min(around[k] for k in DEEP) - max(around[k] for k in SHALLOW)
+
+    def where_it_overfits(run: pd.DataFrame, size: str, value) -> float:
+        return np.nan if _moment(run) is None else value(run, size)
+
     for size in _sizes(runs):
         vanilla = _network(runs, "vanillaNet", size)
-
-        def unusual(run: pd.DataFrame, size: str = size) -> float:
-            if _moment(run) is None:
-                return np.nan
-            around, usual = _falls(run, size)
-            return sum(around[layer] > usual[layer] for layer in LAYERS)
-
-        def deeper(run: pd.DataFrame, size: str = size) -> float:
-            if _moment(run) is None:
-                return np.nan
-            around, _ = _falls(run, size)
-            return min(around[k] for k in DEEP) - max(around[k] for k in SHALLOW)
-
         for name, value, claimed, kind in (
             ("layers that fall unusually fast", unusual, lambda v: v >= 3, "≥ 3 of 5"),
             ("later layers' least fall − earlier ones' largest", deeper, lambda v: v > 0, "> 0"),
         ):
-            sample = _where_known(by_seed(value, vanilla, accuracy="best", needs=ENTROPIES))
+            of_run = partial(where_it_overfits, size=size, value=value)
+            sample = _where_known(by_seed(of_run, vanilla, accuracy="best", needs=ENTROPIES))
             yield each_run(f"{name}, {size}", sample, claimed, kind)
 
 
@@ -182,17 +166,18 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """With SGD, a gain by t without the ± 2 for each hidden layer of dropNet and normNet of each
     size: entropy at the last epoch − vanillaNet's, in % of ln D.
     """
+
+    def raised(one: pd.DataFrame, other: pd.DataFrame, size: str, layer: str) -> float:
+        ends = [_relative_entropy(run, size, layer).iloc[-1] for run in (one, other)]
+        return ends[0] - ends[1]
+
     for size in _sizes(runs):
         for network in ("dropNet", "normNet"):
             pair = [_network(runs, name, size) for name in (network, "vanillaNet")]
             for layer in LAYERS:
-
-                def raised(one, other, size: str = size, layer: str = layer) -> float:
-                    ends = [_relative_entropy(run, size, layer).iloc[-1] for run in (one, other)]
-                    return ends[0] - ends[1]
-
+                value = partial(raised, size=size, layer=layer)
                 read = {"most": SPARSITY_EPOCHS, "needs": [f"entropy {layer}"]}
-                sample = by_seed(raised, *pair, accuracy="best", **read)
+                sample = by_seed(value, *pair, accuracy="best", **read)
                 yield gain(f"{network}-{size}, {layer}", sample, margin=None)
 
 
@@ -256,10 +241,12 @@ def _lenet_alexnet(runs: pd.DataFrame, dataset: str, network: str) -> tuple[Samp
     """Table 3: what SparsityReg adds to a network's best accuracy, measured and printed."""
     own = runs[runs.network == network]
     sample = _of_best(own[own.regularized], own[~own.regularized])
-    table = published("sparsity_table3")
-    table = table[(table.dataset == dataset) & (table.network == network)]
-    values = table.set_index("regularized").best_accuracy
-    return sample, 100 * (values[True] - values[False]) if len(values) else np.nan
+    row = {"dataset": dataset, "network": network}
+    with_sr, without = (
+        tables.printed("sparsity_table3", "best_accuracy", regularized=regularized, **row)
+        for regularized in (True, False)
+    )
+    return sample, 100 * (with_sr - without)
 
 
 @claim("S6", "sparsity_networks", "lenet_alexnet", select=networks, by_reading=True)
@@ -293,18 +280,16 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     drop's and norm's − each of theirs, gains; rms correlation of sr3Net − normNet's at the last
     epoch, a gain in conv3, conv4 and fc1 and normNet − sr3Net a gain in conv1 (± .02 for ± 2).
     """
+
+    def lower(adam: pd.DataFrame, sgd: pd.DataFrame, size: str) -> float:
+        after = [[_relative_entropy(run, size, k)[5] for k in LAYERS] for run in (adam, sgd)]
+        return sum(one < other for one, other in zip(*after, strict=True))
+
     for size in _sizes(runs, "adam"):
         for network in UNREGULARISED:
-
-            def lower(adam: pd.DataFrame, sgd: pd.DataFrame, size: str = size) -> float:
-                after = [
-                    [_relative_entropy(run, size, k)[5] for k in LAYERS] for run in (adam, sgd)
-                ]
-                return sum(one < other for one, other in zip(*after, strict=True))
-
             pair = [_network(runs, network, size, optimizer) for optimizer in ("adam", "sgd")]
             name = f"layers in which {network}-{size} has lower entropy after 5 epochs"
-            sample = by_seed(lower, *pair, accuracy="best", needs=ENTROPIES)
+            sample = by_seed(partial(lower, size=size), *pair, accuracy="best", needs=ENTROPIES)
             yield each_run(name, sample, lambda v: v >= 3, "≥ 3 of 5")
         for network in SR:
             yield _beside(runs, dataset, network, "vanillaNet", size, "adam")
@@ -319,7 +304,6 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 
 def _correlations(one: pd.DataFrame, other: pd.DataFrame, layer: str) -> Sample | None:
     """rms correlation of a layer's filters at the last epoch, one network's − the other's."""
-
     column = f"correlation {layer}"
 
     def difference(one: pd.DataFrame, other: pd.DataFrame) -> float:

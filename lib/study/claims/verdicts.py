@@ -6,8 +6,10 @@ finished, and `holds`, `fails` (the contrary is shown) or is `undecided`; with o
 profile states its runs but none is finished.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,9 +106,9 @@ class Claim:
 
     rule: Rule
     experiments: tuple[str, ...]
-    select: Callable[[pd.DataFrame], pd.DataFrame]
-    by_reading: bool
-    over_sets: bool
+    select: Callable[[pd.DataFrame], pd.DataFrame] = lambda runs: runs
+    by_reading: bool = False
+    over_sets: bool = False
 
     @property
     def text(self) -> str:
@@ -117,13 +119,7 @@ class Claim:
 CLAIMS: dict[str, Claim] = {}  # by name, in the order of their rules
 
 
-def claim(
-    name: str,
-    *experiments: str,
-    select: Callable[[pd.DataFrame], pd.DataFrame] = lambda runs: runs,
-    by_reading: bool = False,
-    over_sets: bool = False,
-) -> Callable[[Rule], Rule]:
+def claim(name: str, *experiments: str, **how: Any) -> Callable[[Rule], Rule]:
     """Register the rule of a claim whose text stands in `results/published/claims.yaml`.
 
         @claim("A1", "label_randomization")
@@ -132,11 +128,11 @@ def claim(
     Args:
         name: of the claim.
         experiments: names in `lib.study.experiments.EXPERIMENTS`; one at least.
-        select, by_reading, over_sets: see `Claim`.
+        how: `select`, `by_reading`, `over_sets`, see `Claim`.
     """
 
     def register(rule: Rule) -> Rule:
-        CLAIMS[name] = Claim(rule, experiments, select, by_reading, over_sets)
+        CLAIMS[name] = Claim(rule, experiments, **how)
         return rule
 
     return register
@@ -149,11 +145,11 @@ def by_seed(
     value: Callable[..., float],
     *networks: pd.DataFrame,
     accuracy: str = "final",
-    most: int | None = None,
+    most: float = np.inf,
     same: Iterable[str] = PAIRED_BY,
     needs: Iterable[str] = (),
 ) -> Sample | None:
-    """A number of each seed's runs, one run a network; None where no seed of all is stated.
+    """A number by seed, of a run a network; None where no seed of all networks is stated.
 
     A seed counts once the runs of all networks are finished, and share what `same` names. A longer
     run is read at the shorter one's epochs.
@@ -176,8 +172,7 @@ def by_seed(
         runs = [found[seed] for found in of_run]
         if any(len({run[c].iloc[0] for run in runs} - {None}) > 1 for c in same if c in runs[0]):
             continue
-        read = min(int(run.epochs.iloc[0]) for run in runs)
-        read = read if most is None else min(read, most)
+        read = min(most, *(run.epochs.iloc[0] for run in runs))
         diverged = any((run.diverged <= read).any() for run in runs)
         runs = [run[run.epoch <= read].sort_values("epoch") for run in runs]
         alive &= not (diverged or any(at_chance(run, accuracy) for run in runs))
@@ -242,38 +237,36 @@ def gain(
         kind: what is asked, in words.
     """
 
-    def fails(mean: float, lower: float, upper: float) -> bool:
+    def fails(lower: float, upper: float) -> bool:
         small = margin is not None and -margin < lower and upper < margin
         return upper < 0 or (small and not printed < margin)
 
-    return _cell(name, kind, sample, lambda m, lo, up: lo > 0, fails, lambda m: m > 0, printed)
+    judged = {"holds": lambda lower, upper: lower > 0, "as_claimed": lambda mean: mean > 0}
+    return _cell(name, kind, sample, printed, fails=fails, **judged)
 
 
 def above(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
     """A number that is claimed to lie above a bound."""
-
-    def holds(mean: float, lower: float, upper: float) -> bool:
-        return lower > bound
-
-    def fails(mean: float, lower: float, upper: float) -> bool:
-        return upper < bound
-
-    kind = kind or f"above {bound:g}"
-    return _cell(name, kind, sample, holds, fails, lambda mean: mean > bound, printed)
+    judged = {
+        "holds": lambda lower, upper: lower > bound,
+        "fails": lambda lower, upper: upper < bound,
+        "as_claimed": lambda mean: mean > bound,
+    }
+    return _cell(name, kind or f"above {bound:g}", sample, printed, **judged)
 
 
 def below(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
-    """A number that is claimed to lie below a bound: its negative above the bound's."""
-    negative = None if sample is None else replace(sample, values=-sample.values)
-    cell = above(name, negative, -bound, -printed, kind or f"below {bound:g}")
-    if cell is None:
-        return None
-    ends = {"mean": -cell.mean, "lower": -cell.upper, "upper": -cell.lower}
-    return replace(cell, **ends, printed=-cell.printed)
+    """A number that is claimed to lie below a bound."""
+    judged = {
+        "holds": lambda lower, upper: upper < bound,
+        "fails": lambda lower, upper: lower > bound,
+        "as_claimed": lambda mean: mean < bound,
+    }
+    return _cell(name, kind or f"below {bound:g}", sample, printed, **judged)
 
 
 def not_lower(name: str, sample: Sample | None, printed: float = np.nan) -> Cell | None:
@@ -296,19 +289,13 @@ def each_run(
     printed: float = np.nan,
 ) -> Cell | None:
     """What is true or false of a run: it holds if true in every seed, and fails if in none."""
-    if sample is None:
-        return None
-    truths = [claimed(value) for value in sample.values]
-    return _cell(
-        name,
-        kind,
-        sample,
-        lambda m, lo, up: all(truths),
-        lambda m, lo, up: not any(truths),
-        lambda m: all(truths),
-        printed,
-        spread=False,
-    )
+    truths = [] if sample is None else [claimed(value) for value in sample.values]
+    judged = {
+        "holds": lambda lower, upper: all(truths),
+        "fails": lambda lower, upper: not any(truths),
+        "as_claimed": lambda mean: all(truths),
+    }
+    return _cell(name, kind, sample, printed, **judged, spread=False)
 
 
 def all_gains(name: str, gains: Iterable[Cell | None], kind: str) -> Cell | None:
@@ -318,7 +305,6 @@ def all_gains(name: str, gains: Iterable[Cell | None], kind: str) -> Cell | None
         return None
     states = {one.state for one in gains}
     n = min(one.n for one in gains)
-    least = min(gains, key=lambda one: one.mean if one.n else -np.inf)
     if NOT_RUN in states:
         state = NOT_RUN
     elif NOTHING in states:
@@ -329,19 +315,13 @@ def all_gains(name: str, gains: Iterable[Cell | None], kind: str) -> Cell | None
         state = INDICATIVE
     else:
         state = HOLDS if states == {HOLDS} else UNDECIDED
-    return Cell(
-        name,
-        kind,
-        state,
-        n,
-        least.mean,
-        least.lower,
-        least.upper,
-        min(one.printed for one in gains),
-        all(one.as_claimed for one in gains),
-        least.images,
-        next((one.why for one in gains if one.why), ""),
-    )
+    least = min(gains, key=lambda one: one.mean if one.n else -np.inf)
+    every = {
+        "printed": min(one.printed for one in gains),
+        "as_claimed": all(one.as_claimed for one in gains),
+        "why": next((one.why for one in gains if one.why), ""),
+    }
+    return replace(least, name=name, kind=kind, state=state, n=n, **every)
 
 
 def shown(name: str, sample: Sample | None, kind: str) -> Cell | None:
@@ -361,28 +341,28 @@ def _cell(
     name: str,
     kind: str,
     sample: Sample | None,
-    holds: Callable[[float, float, float], bool],
-    fails: Callable[[float, float, float], bool],
-    as_claimed: Callable[[float], bool],
     printed: float,
+    holds: Callable[[float, float], bool],
+    fails: Callable[[float, float], bool],
+    as_claimed: Callable[[float], bool],
     spread: bool = True,
 ) -> Cell | None:
+    """`holds` and `fails` take the ends of the interval, `as_claimed` the mean."""
     if sample is None:
         return None
     n = len(sample.values)
     if n == 0:
         return Cell(name, kind, NOT_RUN, printed=printed, why="no seed is finished")
-    found = interval(sample.values)
+    mean, *ends = interval(sample.values)
     if not (sample.alive and np.isfinite(sample.values).all()):
         state = NOTHING
     elif n == 1:
         state = INDICATIVE
     else:
-        state = HOLDS if holds(*found) else FAILS if fails(*found) else UNDECIDED
-    if not spread:
-        found = found[0], np.nan, np.nan
-    claimed = sample.alive and bool(as_claimed(found[0]))
-    return Cell(name, kind, state, n, *found, printed, claimed, sample.images)
+        state = HOLDS if holds(*ends) else FAILS if fails(*ends) else UNDECIDED
+    ends = ends if spread else [np.nan, np.nan]
+    claimed = sample.alive and bool(as_claimed(mean))
+    return Cell(name, kind, state, n, mean, *ends, printed, claimed, sample.images)
 
 
 # ---- Verdicts ------------------------------------------------------------------------------------
@@ -398,27 +378,27 @@ def verdict(states: Iterable[str], as_claimed: Iterable[bool]) -> str:
         states: of the cells; `shown` ones are not counted.
         as_claimed: see `Cell`, in the same order.
     """
-    cells = [pair for pair in zip(states, as_claimed, strict=True) if pair[0] != SHOWN]
-    run = [pair for pair in cells if pair[0] != NOT_RUN]
-    alive = [pair for pair in run if pair[0] != NOTHING]
+    cells = list(zip(states, as_claimed, strict=True))
+    count = Counter(state for state, _ in cells if state != SHOWN)
+    run = count.total() - count[NOT_RUN]
+    alive = run - count[NOTHING]
     if not run:
         return NOT_RUN
-    if 2 * len(alive) < len(run):
+    if 2 * alive < run:
         return NOTHING
-    count = {state: sum(s == state for s, _ in alive) for state in STATES}
-    if count[HOLDS] == len(cells):
+    if count[HOLDS] == count.total():
         return HOLDS
-    if 2 * count[HOLDS] >= len(alive):
+    if 2 * count[HOLDS] >= alive:
         return "holds in part"
-    if 2 * count[FAILS] > len(alive):
+    if 2 * count[FAILS] > alive:
         return "does not hold"
-    if 2 * count[INDICATIVE] >= len(alive):
-        right = sum(claimed for state, claimed in alive if state == INDICATIVE)
+    if 2 * count[INDICATIVE] >= alive:
+        right = sum(claimed for state, claimed in cells if state == INDICATIVE)
         return f"{INDICATIVE}: {right} of {count[INDICATIVE]} cells as claimed, one seed"
     return UNDECIDED
 
 
 def counts(states: Iterable[str]) -> str:
     """How many cells there are of each state, "3 holds, 1 undecided"."""
-    states = list(states)
-    return ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states and s != SHOWN)
+    count = Counter(states)
+    return ", ".join(f"{count[s]} {s}" for s in STATES if count[s] and s != SHOWN)
