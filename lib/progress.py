@@ -7,7 +7,7 @@ line a minute. `PROGRESS=0` in the environment shows none.
 import os
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 
 from lib.run import Run
@@ -41,7 +41,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.show(self.text(), last=True)
 
     def at(self, run: Run, epoch: int) -> None:
@@ -69,8 +69,8 @@ class Progress:
         """For example "3 of 24 runs, 160 of 1,200 epochs, 2 h 10 min left: al2_cnn-bare-…"."""
         epochs = sum(run.epochs for run in self.runs.values())
         whole = sum(self.done[i] == run.epochs for i, run in self.runs.items())
-        text = f"{whole:,} of {len(self.runs):,} runs"
-        text += f", {sum(self.done.values()):,} of {epochs:,} epochs"
+        text = f"{whole:,} of {len(self.runs):,} runs, "
+        text += f"{sum(self.done.values()):,} of {epochs:,} epochs"
         if whole == len(self.runs):
             return f"{text}, {duration(time.monotonic() - self.started)}"
         left = self.seconds_left()
@@ -85,23 +85,18 @@ class Progress:
     def seconds_left(self) -> float | None:
         """By the seconds an epoch that runs of the same kind took here, else the average's.
 
-        As many are trained at a time as are under way now.
-
-        None before any run has ended two epochs.
+        As many are trained at a time as are under way now. None before any has ended two epochs.
         """
-        spent: defaultdict[tuple, float] = defaultdict(float)
-        epochs: defaultdict[tuple, int] = defaultdict(int)
+        spent, epochs = Counter(), Counter()
         for i, (first, when) in self.began.items():
-            of_kind = kind(self.runs[i])
-            spent[of_kind] += self.seen[i] - when
-            epochs[of_kind] += self.done[i] - first
-        if not sum(epochs.values()):
+            spent[kind(self.runs[i])] += self.seen[i] - when
+            epochs[kind(self.runs[i])] += self.done[i] - first
+        if not epochs.total():
             return None
-        average = sum(spent.values()) / sum(epochs.values())
+        average = spent.total() / epochs.total()
         left = 0.0
         for i, run in self.runs.items():
-            of_kind = kind(run)
-            pace = spent[of_kind] / epochs[of_kind] if epochs.get(of_kind) else average
+            pace = spent[kind(run)] / epochs[kind(run)] if epochs[kind(run)] else average
             left += (run.epochs - self.done[i]) * pace
         return left / max(1, len(self._under_way()))
 
@@ -147,9 +142,7 @@ class _Cell:
     """One line under a notebook's cell."""
 
     every = 1.0
-
-    def __init__(self) -> None:
-        self.handle = None
+    handle = None
 
     def __call__(self, text: str, last: bool = False) -> None:
         from IPython.display import display
