@@ -280,7 +280,7 @@ def work(task: Task) -> Answer:
 
 
 def _read_files(folder: Path) -> Files:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def _write_files(folder: Path, files: Files) -> None:
