@@ -7,6 +7,7 @@ its own and sends the finished run back as bytes. No cluster code here: any
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from lib import bundle, losses, paths, run_dir, trainer
+from lib import bundle, losses, machine, paths, run_dir, trainer
 from lib.progress import Progress
 from lib.run import Run
 
@@ -39,14 +40,11 @@ _alone = threading.Lock()
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run is finished with its measures, on the images and labels it would get now.
+    """Whether a run is finished, with every measure asked for, on the data it would get now.
 
-    That is: with every measure asked for. Damaged folders raise. An image folder of one's own that
-    has changed since makes its runs undone.
-
-    A run that is relabelled by another one is not done if that teacher has been trained again and
-    predicts other labels than those whose hash the run recorded. Where either hash is missing (no
-    teacher in the store, no predictions) it is done.
+    That is not so if an image folder of one's own has changed since, or if the run that relabels it
+    has been trained again and predicts other labels than those whose hash was recorded. Where a
+    hash is missing (no teacher in the store, no predictions) it is done. Damaged folders raise.
     """
     folder = run_dir.find(run.dataset, run.id)
     if folder is None or not run_dir.is_begun(folder):
@@ -64,10 +62,7 @@ def is_done(run: Run) -> bool:
 
 
 def epochs_left(run: Run) -> int:
-    """How many epochs a run lacks: those after its checkpoint.
-
-    0 if it is finished with its measures, or if it can never be trained (`is_without_labels`).
-    """
+    """How many epochs a run lacks: those after its checkpoint; 0 if it is done or cannot be."""
     if is_done(run) or is_without_labels(run):
         return 0
     folder = run_dir.find(run.dataset, run.id)
@@ -80,10 +75,7 @@ def epochs_left(run: Run) -> int:
 
 
 def is_without_labels(run: Run) -> bool:
-    """Whether a run can never be trained, for want of labels.
-
-    So it is if the loss of the run that relabels it became NaN.
-    """
+    """Whether a run can never be trained: the loss of the run that relabels it became NaN."""
     folder = run_dir.find(run.dataset, run.relabelled_by) if run.relabelled_by else None
     return (
         folder is not None
@@ -96,8 +88,7 @@ def is_without_labels(run: Run) -> bool:
 def lock(run: Run, *, block: bool) -> Iterator[bool]:
     """Hold the run's lock, or say that another process does.
 
-    The system frees it however its holder ends. The locks lie beside the profiles, since a run has
-    one lock whichever profile its folder is in.
+    The system frees it however its holder ends. A run has one lock, whichever profile it is in.
 
     Raises:
         OSError: where the file system of the results cannot lock.
@@ -135,9 +126,9 @@ def train(
     *,
     block: bool,
 ) -> list[Run]:
-    """Train runs together under their locks; gives those that another process still holds.
+    """Train runs together under their locks, but those that another process has finished meanwhile.
 
-    Those that another process has finished meanwhile are not trained.
+    Gives those that another process still holds.
 
     Args:
         runs: of one device.
@@ -151,23 +142,20 @@ def train(
     """
     with contextlib.ExitStack() as locks:
         held = [run for run in runs if locks.enter_context(lock(run, block=block))]
-        todo = []
-        folders = []
+        todo: dict[Path, Run] = {}
         for run in held:
             if is_done(run):
                 continue
             folder = folder_of(run, profile)
             if run_dir.is_begun(folder):
                 run = run.with_measures(run_dir.read_run(folder))
-            todo.append(run)
-            folders.append(folder)
+            todo[folder] = run
+
+        def after(run: Run, _: object, epoch: int) -> None:
+            told(run, epoch)
+
         if todo:
-            trainer.fit(
-                todo,
-                folders,
-                callback=lambda run, model, epoch: told(run, epoch),
-                deadline=deadline,
-            )
+            trainer.fit(list(todo.values()), list(todo), callback=after, deadline=deadline)
     return [run for run in runs if run not in held]
 
 
@@ -175,6 +163,16 @@ def folder_of(run: Run, profile: str) -> Path:
     """Where a run is trained: its folder in the results, of whichever profile, else a new one."""
     found = run_dir.find(run.dataset, run.id, to_write=True)
     return found or paths.results_dir() / profile / run.dataset / run.name
+
+
+def _that_may_begin(
+    runs: Sequence[Run], deadline: float | None, may_begin: MayBegin
+) -> Sequence[Run]:
+    """Asked anew before each: what was trained meanwhile says how long the next one takes."""
+    if deadline is None:
+        return runs
+    left = deadline - time.monotonic()
+    return [run for run in runs if may_begin(run, epochs_left(run), left)]
 
 
 # ---- In this process -----------------------------------------------------------------------------
@@ -194,11 +192,7 @@ def here(
     """
     busy: list[Run] = []
     for first in range(0, len(runs), together):
-        group = list(runs[first : first + together])
-        if deadline is not None:
-            # asked anew before each: what was trained meanwhile says how long the next one takes
-            left = deadline - time.monotonic()
-            group = [run for run in group if may_begin(run, epochs_left(run), left)]
+        group = _that_may_begin(runs[first : first + together], deadline, may_begin)
         try:
             held = train(group, profile, progress.at, deadline, block=False)
         except trainer.OutOfTime:
@@ -259,10 +253,7 @@ def work(task: Task) -> Answer:
     """
     shared = (paths.results_dir() / task.marker).exists()
     losses.PENALTIES.update(task.penalties)
-    deadline = None
-    runs = task.runs
-
-    folders = {run.id: folder_of(run, task.profile) for run in runs}
+    folders = {run.id: folder_of(run, task.profile) for run in task.runs}
 
     def told(run: Run, epoch: int) -> None:
         with contextlib.suppress(OSError):
@@ -272,24 +263,24 @@ def work(task: Task) -> Answer:
         with _alone:
             for place, files in {} if shared else task.teachers.items():
                 _write_files(paths.results_dir() / task.profile / place, files)
+            deadline = None
             if task.deadline is not None:
-                left = task.deadline - time.time()
-                deadline = time.monotonic() + left
-                runs = [run for run in runs if task.may_begin(run, epochs_left(run), left)]
+                deadline = task.deadline - time.time() + time.monotonic()
+            runs = _that_may_begin(task.runs, deadline, task.may_begin)
             try:
                 busy = train(runs, task.profile, told, deadline, block=task.block)
             except trainer.OutOfTime:
                 return Answer()
         finished = [] if shared else [run for run in runs if run not in busy]
-        return Answer(tuple(busy), tuple((run, _read_files(run)) for run in finished))
+        sent = [(run, _read_files(run_dir.find(run.dataset, run.id))) for run in finished]
+        return Answer(tuple(busy), tuple(sent))
     except Exception as error:
         error.add_note(f"In a training process (pid {os.getpid()} on {socket.gethostname()}).")
         raise
 
 
-def _read_files(run: Run) -> Files:
-    folder = run_dir.find(run.dataset, run.id)
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+def _read_files(folder: Path) -> Files:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def _write_files(folder: Path, files: Files) -> None:
@@ -314,21 +305,20 @@ def by(
     The first error cancels what has not begun and is raised here. Runs that another process is
     training are waited for, without a deadline.
     """
-    marker = paths.results_dir() / ".locks" / f"seen-by-{secrets.token_hex(8)}"
+    name = f".locks/seen-by-{secrets.token_hex(8)}"
+    marker = paths.results_dir() / name
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
     ends = None if deadline is None else time.time() + deadline - time.monotonic()
-
-    def task(runs: Iterable[Run], block: bool = False) -> Task:
-        runs = tuple(runs)
-        name = marker.relative_to(paths.results_dir()).as_posix()
-        teachers = _teachers(runs)
-        return Task(runs, profile, ends, may_begin, penalties, name, teachers, block)
-
     pending: dict[Future, Sequence[Run]] = {}
+
+    def submit(runs: Sequence[Run], block: bool = False) -> None:
+        shared = profile, ends, may_begin, penalties, name, _teachers(runs), block
+        pending[executor.submit(work, Task(tuple(runs), *shared))] = runs
+
     try:
         for runs in groups:
-            pending[executor.submit(work, task(runs))] = runs
+            submit(runs)
         while pending:
             done, _ = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
@@ -337,13 +327,12 @@ def by(
                 for run, files in answer.sent:
                     _write_files(folder_of(run, profile), files)
                 if answer.busy and deadline is None:
-                    pending[executor.submit(work, task(answer.busy, block=True))] = answer.busy
+                    submit(answer.busy, block=True)
                 for run in runs:
                     if run not in answer.busy and is_done(run):
                         progress.finished(run)
-            for runs in pending.values():
-                for run in runs:
-                    _look(run, profile, progress)
+            for run in itertools.chain.from_iterable(pending.values()):
+                _look(run, profile, progress)
             progress.tick()
     finally:
         for future in pending:
@@ -359,14 +348,8 @@ def _look(run: Run, profile: str, progress: Progress) -> None:
 
 
 def _teachers(runs: Iterable[Run]) -> dict[str, Files]:
-    folders = {bundle.teacher_folder(run) for run in runs if run.relabelled_by}
-    return {
-        f"{folder.parent.name}/{folder.name}": {
-            file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()
-        }
-        for folder in folders
-        if folder is not None
-    }
+    folders = {bundle.teacher_folder(run) for run in runs if run.relabelled_by} - {None}
+    return {f"{folder.parent.name}/{folder.name}": _read_files(folder) for folder in folders}
 
 
 # ---- Processes of our own ------------------------------------------------------------------------
@@ -468,7 +451,7 @@ def default_jobs() -> int:
     """
     device = torch.device(trainer.default_device())
     if device.type == "cpu":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return machine.cores()
     used = range(torch.cuda.device_count()) if device.index is None else [device.index]
     memory = min(torch.cuda.get_device_properties(k).total_memory for k in used)
     return int(max(1, min(16, memory // (4 << 30))))

@@ -1,8 +1,6 @@
-"""What this machine's processor is and can, and what makes a training step faster on it.
+"""What this machine's processor is and can, and what makes a training step faster on it."""
 
-With PyTorch alone.
-"""
-
+import contextlib
 import ctypes
 import os
 import platform
@@ -39,12 +37,17 @@ def instruction_sets() -> list[str]:
 
 def _cpuinfo(key: str) -> str:
     """The value of a line of the first processor; "" if there is none."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    values = (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key)
-    return next(values, "")
+    with contextlib.suppress(OSError):
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)
@@ -53,18 +56,13 @@ def keep_memory() -> bool:
 
     A step then finds its 1–4 MB activations where the last left them. Otherwise the heap's end goes
     back to the system and comes again, zeroed page by page, up to two thousand pages a step. No
-    result changes. For the whole process; done once.
-
-    Returns:
-        whether it was done: only on Linux with glibc.
+    result changes. For the whole process; done once. Gives whether it was: on Linux with glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):  # other systems and C libraries
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)) and bool(
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
-    )
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -84,19 +82,15 @@ def has_tf32(device: torch.device) -> bool:
 def warn_where_bfloat16_is_slow(device: torch.device) -> bool:
     """Warn of a processor whose convolutions in bfloat16 fall back to a plain loop.
 
-    They are some ten times slower than float32 then. oneDNN, PyTorch's library for them, takes
-    bfloat16 on AVX-512 and newer, even where it then computes in float32; with AVX2 alone it does
-    not (`results/bench/epyc_avx2`). Results are the same.
-
-    Returns:
-        whether it warned: never for a GPU.
+    They are some ten times slower than float32 then: oneDNN, PyTorch's library for them, takes
+    bfloat16 on AVX-512 and newer, not with AVX2 alone (`results/bench/epyc_avx2`). Results are the
+    same. Gives whether it warned: never for a GPU.
     """
     if device.type != "cpu" or has_bfloat16(device):
         return False
     warnings.warn(
         "this processor has no fast bfloat16: a step takes some ten times as long as in float32 "
-        "(notebook 80). "
-        "Leave PRECISION unset; a checkpoint that was begun in bfloat16 goes on in it",
+        "(notebook 80). Leave PRECISION unset; a checkpoint begun in bfloat16 goes on in it",
         RuntimeWarning,
         stacklevel=2,
     )

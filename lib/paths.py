@@ -5,9 +5,9 @@ Every path is absolute, so that nothing depends on the folder a notebook or a te
 Three folders can be moved, each by one environment variable: `DATA_DIR` (data sets as a user
 downloads them), `CACHE_DIR` (their decoded copies, safe to delete) and `RESULTS_DIR` (run folders).
 A relative one is taken from the project's folder, for a kernel works elsewhere than make does. They
-are read at each call, so that a test or a notebook can set them late. The papers' own numbers
-always lie in the project, and so does the stored evidence: its runs are found there wherever
-`RESULTS_DIR` points, and nothing is written to them then.
+are read at each call, so that a test or a notebook can set them late. The papers' own numbers and
+the stored evidence always lie in the project: its runs are found there wherever `RESULTS_DIR`
+points, and nothing is written to them then.
 """
 
 import os
@@ -46,10 +46,9 @@ def results_dir() -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, moved over it when the block ends well.
+    """A temporary name beside `target`, moved over it when the block ends well, else deleted.
 
-    It is deleted when the block fails. Whoever reads `target` sees the old file or the whole new
-    one, never a part, whenever the writer is killed.
+    Whoever reads `target` sees the old file or the whole new one, whenever the writer is killed.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:

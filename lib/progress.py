@@ -4,11 +4,12 @@ In a terminal one line that is drawn anew, in JupyterLab one under the cell, els
 line a minute. `PROGRESS=0` in the environment shows none.
 """
 
+import math
 import os
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from lib.run import Run
 
@@ -31,7 +32,7 @@ class Progress:
         self.seen: dict[str, float] = {}  # when its last one was
         self.shown = 0.0
         self.started = time.monotonic()
-        self.show = _way()
+        self.every, self.show = _way()
 
     def add(self, runs: Iterable[Run]) -> None:
         """More runs are to be trained, or the same ones again."""
@@ -41,8 +42,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.show(self.text(), last=True)
+    def __exit__(self, *_: object) -> None:
+        self.show(self.text(), True)
 
     def at(self, run: Run, epoch: int) -> None:
         """A run has reached the end of an epoch."""
@@ -61,16 +62,16 @@ class Progress:
     def tick(self) -> None:
         """Show where things stand, if it is time to."""
         now = time.monotonic()
-        if now - self.shown >= self.show.every:
+        if now - self.shown >= self.every:
             self.shown = now
-            self.show(self.text())
+            self.show(self.text(), False)
 
     def text(self) -> str:
         """For example "3 of 24 runs, 160 of 1,200 epochs, 2 h 10 min left: al2_cnn-bare-…"."""
         epochs = sum(run.epochs for run in self.runs.values())
         whole = sum(self.done[i] == run.epochs for i, run in self.runs.items())
-        text = f"{whole:,} of {len(self.runs):,} runs"
-        text += f", {sum(self.done.values()):,} of {epochs:,} epochs"
+        text = f"{whole:,} of {len(self.runs):,} runs, "
+        text += f"{sum(self.done.values()):,} of {epochs:,} epochs"
         if whole == len(self.runs):
             return f"{text}, {duration(time.monotonic() - self.started)}"
         left = self.seconds_left()
@@ -85,23 +86,18 @@ class Progress:
     def seconds_left(self) -> float | None:
         """By the seconds an epoch that runs of the same kind took here, else the average's.
 
-        As many are trained at a time as are under way now.
-
-        None before any run has ended two epochs.
+        As many are trained at a time as are under way now. None before any has ended two epochs.
         """
-        spent: defaultdict[tuple, float] = defaultdict(float)
-        epochs: defaultdict[tuple, int] = defaultdict(int)
+        spent, epochs = Counter(), Counter()
         for i, (first, when) in self.began.items():
-            of_kind = kind(self.runs[i])
-            spent[of_kind] += self.seen[i] - when
-            epochs[of_kind] += self.done[i] - first
-        if not sum(epochs.values()):
+            spent[kind(self.runs[i])] += self.seen[i] - when
+            epochs[kind(self.runs[i])] += self.done[i] - first
+        if not epochs.total():
             return None
-        average = sum(spent.values()) / sum(epochs.values())
+        average = spent.total() / epochs.total()
         left = 0.0
         for i, run in self.runs.items():
-            of_kind = kind(run)
-            pace = spent[of_kind] / epochs[of_kind] if epochs.get(of_kind) else average
+            pace = spent[kind(run)] / epochs[kind(run)] if epochs[kind(run)] else average
             left += (run.epochs - self.done[i]) * pace
         return left / max(1, len(self._under_way()))
 
@@ -123,35 +119,22 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-class _Line:
-    """A line a minute, for log files."""
-
-    every = 60.0
-
-    def __call__(self, text: str, last: bool = False) -> None:
-        print(f"{time.strftime('%H:%M')} {text}", file=sys.stderr, flush=True)
+def _line(text: str, last: bool) -> None:
+    print(f"{time.strftime('%H:%M')} {text}", file=sys.stderr, flush=True)
 
 
-class _Terminal:
-    """One line that is drawn anew."""
-
-    every = 0.5
-
-    def __call__(self, text: str, last: bool = False) -> None:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
-        cut = text if len(text) < columns else text[: columns - 2] + "…"
-        print(f"\r\033[K{cut}", end="\n" if last else "", file=sys.stderr, flush=True)
+def _redraw(text: str, last: bool) -> None:
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    cut = text if len(text) < columns else text[: columns - 2] + "…"
+    print(f"\r\033[K{cut}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 class _Cell:
     """One line under a notebook's cell."""
 
-    every = 1.0
+    handle = None
 
-    def __init__(self) -> None:
-        self.handle = None
-
-    def __call__(self, text: str, last: bool = False) -> None:
+    def __call__(self, text: str, last: bool) -> None:
         from IPython.display import display
 
         shown = {"text/plain": text}
@@ -161,17 +144,11 @@ class _Cell:
             self.handle.update(shown, raw=True)
 
 
-class _Nothing:
-    every = float("inf")
-
-    def __call__(self, text: str, last: bool = False) -> None:
-        pass
-
-
-def _way() -> _Line | _Terminal | _Cell | _Nothing:
+def _way() -> tuple[float, Callable[[str, bool], None]]:
+    """Seconds between two showings, and how a text is shown; `last` says that none follows."""
     if os.environ.get("PROGRESS", "") == "0":
-        return _Nothing()
+        return math.inf, lambda text, last: None
     shell = sys.modules.get("IPython")
     if shell is not None and hasattr(shell.get_ipython(), "kernel"):
-        return _Cell()
-    return _Terminal() if sys.stderr.isatty() else _Line()
+        return 1.0, _Cell()
+    return (0.5, _redraw) if sys.stderr.isatty() else (60.0, _line)

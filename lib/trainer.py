@@ -4,14 +4,12 @@ The data lives on the device, nothing inside an epoch waits for the host, a kill
 it was. Order of batches, dropout and masks of an epoch come from generators seeded by (seed,
 purpose, epoch), so that the state of a training is its weights, its optimiser and its epoch.
 
-On a CPU one thread trains one network: results do not depend on how many cores there are, and the
-run store gives each core a network of its own. On a GPU networks are trained side by side in one
-process, each on a stream of its own, and each as it would be trained alone. A step of these
-networks is some hundred small operators, which a GPU ends sooner than Python has launched the next.
-So its first steps are made as they are written, then one is recorded in a CUDA graph, and from
-there on a step is a single launch: the same operators in the same order. A network whose step
-cannot be recorded says so and goes on as it is written. `CUDA_GRAPHS=0` in the environment turns
-recording off.
+On a CPU one thread trains one network: results do not depend on how many cores there are. On a GPU
+networks are trained side by side in one process, each on a stream of its own and as it would be
+trained alone. A step is some hundred small operators, which a GPU ends sooner than Python has
+launched the next. So the first steps are made as they are written, then one is recorded in a CUDA
+graph, and from there on a step is a single launch: the same operators in the same order.
+`CUDA_GRAPHS=0` in the environment turns recording off.
 """
 
 import contextlib
@@ -47,16 +45,10 @@ _FAILED_GRAPHS: list[Any] = []
 WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser
 EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
 CCA_IMAGES = 1000  # protocol, section 1
+SIMILARITIES = ("mean_cca", "svcca", "pwcca")
 # what every run has, an epoch each
-METRICS = (
-    "epoch",
-    "test_accuracy",
-    "test_cross_entropy",
-    "test_images",
-    "train_accuracy",
-    "cross_entropy",
-    "activation_l2",
-)
+METRICS = ("epoch", "test_accuracy", "test_cross_entropy", "test_images")
+METRICS += ("train_accuracy", "cross_entropy", "activation_l2")
 
 Callback = Callable[[Run, nn.Module, int], None]
 Training = Generator[None, None, pd.DataFrame]  # stops after each step; gives the run's metrics
@@ -86,18 +78,16 @@ def fit(
             that was trained again since, is not gone on from.
         device: None: `$DEVICE`, else the GPU where there is one, else the CPU.
         precision: of the training steps' products: "float32", "bfloat16" or, on a GPU, "tf32";
-            weights, optimiser and all that is measured beside the training stay float32 (on a GPU
-            its convolutions are TF32 in the latter two). With "bfloat16" so does the arithmetic of
-            losses and penalties, on activations that are rounded then; with "tf32" their products
-            are TF32, too. None: `$PRECISION`, else float32. A checkpoint goes on in the precision
-            it was begun in.
+            weights, optimiser and what is measured beside the training stay float32 (on a GPU its
+            convolutions are TF32 in the latter two). With "bfloat16" so does the arithmetic of
+            losses and penalties, on rounded activations; with "tf32" their products are TF32, too.
+            None: `$PRECISION`, else float32. A checkpoint goes on in its own precision.
         callback: called with run, network and epoch before training (epoch 0) and after each epoch,
-            for example to log to TensorBoard (`lib.monitor`) or to show progress. It must not
-            change the network.
+            for example to log to TensorBoard (`lib.monitor`). It must not change the network.
         deadline: a value of `time.monotonic()`: the epoch that it falls into is the last one.
             None: train to the end.
-        side_by_side: whether the runs take their steps in turns, all at once, or one run is trained
-            after another; each gives the same results. None: side by side on a GPU.
+        side_by_side: whether the runs take their steps in turns, or one run is trained after
+            another; each gives the same results. None: side by side on a GPU.
 
     Raises:
         ValueError: if a run does not fit its data, for a precision that is unknown or that the
@@ -119,37 +109,30 @@ def fit(
             "torch.autocast is on where a run is to be trained; leave it: PRECISION says in which "
             f"precision runs are trained ({', '.join(PRECISIONS)})"
         )
-    version = commit()  # before the first training, which may outlive the next commit
     bundles: dict[tuple, Bundle] = {}
     loaded: bundle.Loaded = {}
     for run in runs:
         key = bundle.data_key(run)
-        if key not in bundles:
-            bundles[key] = bundle.prepare(run, device, loaded)  # checks the run, too
-        else:
-            known = bundles[key]
+        if known := bundles.get(key):
             bundle.check(run, known.shape, len(known.train), len(known.test))
+        else:
+            bundles[key] = bundle.prepare(run, device, loaded)  # checks the run, too
     if side_by_side is None:
         side_by_side = device.type == "cuda"
     together = len(runs) if side_by_side else 1
     frames: list[pd.DataFrame] = []
     with reproducible(device, precision):
+        env = _environment(device)  # once: a training may outlive the next commit
         for first in range(0, len(runs), together):
-            group = range(first, min(first + together, len(runs)))
+            group = runs[first : first + together]
+            data = [bundles[bundle.data_key(run)] for run in group]
+            places = folders[first : first + together] if folders else [None] * len(group)
             trainings = [
-                _train(
-                    runs[k],
-                    bundles[bundle.data_key(runs[k])],
-                    folders[k] if folders else None,
-                    precision,
-                    version,
-                    callback,
-                    deadline,
-                )
-                for k in group
+                _train(run, found, folder, precision, env, callback, deadline)
+                for run, found, folder in zip(group, data, places, strict=True)
             ]
-            images = len(bundles[bundle.data_key(runs[first])].train)
-            frames += take_turns(trainings, device, -(-images // runs[first].batch_size))
+            steps = math.ceil(len(data[0].train) / group[0].batch_size)
+            frames += take_turns(trainings, device, steps)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -158,7 +141,7 @@ def _train(
     data: Bundle,
     folder: Path | None,
     precision: str,
-    version: str,
+    env: dict[str, Any],
     callback: Callback | None,
     deadline: float | None,
 ) -> Training:
@@ -167,10 +150,10 @@ def _train(
     model = build_network(run, *data.shape).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(run, model)
     state = run_dir.load_checkpoint(folder, run, data.hashes) if folder else None
-    rows: list[dict[str, float]] = []  # one per epoch
-    arrays: dict[str, list[Tensor]] = {}
-    starts: dict[str, Tensor] = {}
-    seconds = 0.0
+    begun = state or {"rows": [], "arrays": {}, "starts": {}, "seconds": 0.0}
+    rows: list[dict[str, float]] = begun["rows"]  # one per epoch
+    arrays: dict[str, list[Tensor]] = begun["arrays"]
+    starts: dict[str, Tensor] = begun["starts"]
     if state:
         precision = state.get("precision", PRECISIONS[0])  # one training, one precision
         check_precision(precision, device, f"the checkpoint of {run.name}: ")
@@ -185,10 +168,6 @@ def _train(
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
         optimizer.load_state_dict(state["optimizer"])
-        rows = state["rows"]
-        arrays = state["arrays"]
-        starts = state["starts"]
-        seconds = state["seconds"]
     elif folder:
         run_dir.begin(folder, run)
     names = metric_names(run, data, model, step.metrics)
@@ -196,8 +175,8 @@ def _train(
     if run.al2:
         weights = schedules.schedule(run.schedule, run.epochs, run.speed, run.rate).tolist()
 
-    started = time.monotonic()
-    saved = started
+    saved = time.monotonic()
+    started = saved - begun["seconds"]
     diverged = None
     if not rows:
         measure(model, data, run, 0, arrays, starts)
@@ -228,26 +207,21 @@ def _train(
                 "rows": rows,
                 "arrays": arrays,
                 "starts": starts,
-                "seconds": seconds + saved - started,
+                "seconds": saved - started,
                 "device": device_name(device),
                 "precision": precision,
                 **data.hashes,
             }
             run_dir.save_checkpoint(folder, state)
         if late:
-            raise OutOfTime(
-                f"{run.name} was stopped after epoch {epoch} of {run.epochs}; train it again to "
-                "go on"
-            )
+            stopped = f"{run.name} was stopped after epoch {epoch} of {run.epochs}"
+            raise OutOfTime(f"{stopped}; train it again to go on")
     step.close()
 
     metrics = pd.DataFrame(rows, columns=names)
     if folder:
-        env = _environment(device, version)
-        env |= {"precision": precision}
-        env |= data.hashes
-        env |= {"num_classes": data.num_classes}
-        env |= {"seconds": round(seconds + time.monotonic() - started, 1)}
+        env = env | {"precision": precision} | data.hashes | {"num_classes": data.num_classes}
+        env |= {"seconds": round(time.monotonic() - started, 1)}
         stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
         if diverged is None:
             stacked |= final_arrays(model, data, run)
@@ -270,8 +244,7 @@ def take_turns(trainings: Sequence[Generator], device: torch.device, turns: int)
         if device.type != "cuda":
             return nullcontext()
         own = torch.cuda.Stream(device)
-        # what was put on the device before is there
-        own.wait_stream(torch.cuda.current_stream(device))
+        own.wait_stream(torch.cuda.current_stream(device))  # images and labels are there then
         return torch.cuda.stream(own)
 
     places = [stream() for _ in trainings]
@@ -367,8 +340,8 @@ class TrainStep:
         features = models.features_layer(run.network)
         self.activation_l2 = penalised[0] if penalised else losses.ActivationL2(model, features)
         self.metrics = [penalty.metric for _, penalty in self.penalties]
-        self.names = ["cross_entropy", "activation_l2", "train_accuracy"]
-        self.names += [name for name in self.metrics if name not in self.names]
+        measured = ["cross_entropy", "activation_l2", "train_accuracy", *self.metrics]
+        self.names = list(dict.fromkeys(measured))  # L_r may be among the penalties
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         # λ_e: changed in place, since a recorded step reads it from there
         self.weight = torch.zeros((), device=device)
@@ -378,9 +351,7 @@ class TrainStep:
         self.static_batch: Tensor | None = None  # numbers of the images of a recorded step [B]
 
     def epoch(self, epoch: int, weight: float) -> Iterator[None]:
-        """A pass over the training images, which stops after each step.
-
-        So other networks can take their steps in between.
+        """A pass over the training images; stops after each step, so that others take theirs.
 
         Args:
             epoch: 1 for the first; order of images and dropout masks depend on it.
@@ -403,9 +374,7 @@ class TrainStep:
             yield
         means = (self.sums / len(labels)).tolist()  # the epoch's only wait for the device
         values = dict(zip(self.names, means, strict=True))
-        if self.run.al2:
-            values["lambda"] = weight
-        return values
+        return values | {"lambda": weight} if self.run.al2 else values
 
     def close(self) -> None:
         """Detach the penalties from the network."""
@@ -479,10 +448,7 @@ class TrainStep:
 
     @torch.enable_grad()
     def _step(self, batch: Tensor) -> None:
-        """One step on the images with these numbers, int64 [B].
-
-        All that stays is changed in place.
-        """
+        """One step on the images with these numbers, int64 [B]; what stays is changed in place."""
         with products(batch.device, self.precision):
             loss, measured = self._forward(batch)
             self.optimizer.zero_grad(set_to_none=True)
@@ -526,10 +492,9 @@ def train_epoch(step: TrainStep, epoch: int, weight: float) -> dict[str, float]:
 
 
 def evaluate(model: nn.Module, data: Bundle, run: Run, *, full: bool) -> dict[str, float]:
-    """Accuracy in % and cross-entropy on (the first) test images and on the validation images.
+    """Accuracy in % and cross-entropy on (the first) test and, if any, validation images.
 
-    The latter where some are held out. NaN where a logit is not finite: the largest of such logits
-    means nothing.
+    The accuracy is NaN where a logit is not finite: the largest of such logits means nothing.
     """
     count = len(data.test) if full or run.test_images is None else run.test_images
     values: dict[str, float] = {"test_images": count}
@@ -558,30 +523,28 @@ def measure(
     """
     columns: dict[str, float] = {}
 
-    def add(name: str, value: Tensor) -> None:
-        arrays.setdefault(name, []).append(value.cpu())
+    def add(name: str, value: Tensor | int | list) -> None:
+        arrays.setdefault(name, []).append(torch.as_tensor(value, device="cpu"))
 
     if epoch in run.table_epochs():
         for spec, curve in _ablate(model, data, run, epoch).items():
             add(f"ablation {spec}", curve)
             columns[_area_column(spec)] = measures.ablation_area(curve)
-        add("ablation epochs", torch.tensor(epoch, device="cpu"))
+        add("ablation epochs", epoch)
 
     mapped = run.heat_maps > 0 and epoch in run.heat_map_epochs()
     maps: dict[str, Tensor] = {}
     if run.entropy or mapped:
-        probe_images = data.measure.images
-        if not run.entropy:
-            probe_images = probe_images[: run.heat_maps]
-        maps = measures.entropy_maps(model, probe_images)
+        images = data.measure.images
+        maps = measures.entropy_maps(model, images if run.entropy else images[: run.heat_maps])
     if mapped:
         for layer, entropy in maps.items():
             add(f"heat maps {layer}", entropy[: run.heat_maps].half())
-        add("heat map epochs", torch.tensor(epoch, device="cpu"))
+        add("heat map epochs", epoch)
     if run.entropy:
         means = {f"entropy {layer}": entropy.mean().item() for layer, entropy in maps.items()}
         if epoch == 0:
-            add("entropy before training", torch.tensor(list(means.values()), device="cpu"))
+            add("entropy before training", list(means.values()))
         columns |= means
         for layer in _correlated(model):
             rms, histogram = measures.correlation_summary(losses.find_layer(model, layer).weight)
@@ -592,30 +555,21 @@ def measure(
         phi = measures.channel_points(predict(model.trunk, data.train.images[:CCA_IMAGES])).cpu()
         if epoch < len(CCA_STARTS) and CCA_STARTS[epoch] in run.cca:
             starts[CCA_STARTS[epoch]] = phi
-        if epoch in run.cca_epochs():
-            for start in starts:
-                found = measures.similarities(starts[start], phi)
-                # sequences of one length: where a channel is dead, or depends on others, the last
-                # coefficients are missing
-                missing = len(phi) - len(found.cca.coefficients)
-                add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
-                dropped = [found.cca.dropped_x, found.cca.dropped_y]
-                add(f"cca dropped {start}", torch.tensor(dropped, device="cpu"))
-                for name in ("mean_cca", "svcca", "pwcca"):
-                    columns[f"{name} {start}"] = getattr(found, name)
-                add(f"cca epochs {start}", torch.tensor(epoch, device="cpu"))
+        for start in starts if epoch in run.cca_epochs() else ():
+            found = measures.similarities(starts[start], phi)
+            # where a channel is dead, or depends on others, the last coefficients are missing
+            missing = len(phi) - len(found.cca.coefficients)
+            add(f"cca {start}", F.pad(found.cca.coefficients, (0, missing), value=math.nan))
+            add(f"cca dropped {start}", [found.cca.dropped_x, found.cca.dropped_y])
+            add(f"cca epochs {start}", epoch)
+            columns |= {f"{name} {start}": getattr(found, name) for name in SIMILARITIES}
     return columns
 
 
 def final_arrays(model: nn.Module, data: Bundle, run: Run) -> dict[str, np.ndarray]:
-    """What the run asks for of the trained network itself.
-
-    That is: `trunk <parameter>` and `predictions` int16 [N_train].
-    """
-    found = {}
-    if run.keep_trunk:
-        for name, value in model.trunk.state_dict().items():
-            found[f"trunk {name}"] = value.cpu().numpy()
+    """Of the trained network, if asked for: `trunk <parameter>`, `predictions` int16 [N_train]."""
+    kept = model.trunk.state_dict() if run.keep_trunk else {}
+    found = {f"trunk {name}": value.cpu().numpy() for name, value in kept.items()}
     if run.predictions:
         classes = predict(model, data.train.images).argmax(1)
         found["predictions"] = classes.cpu().numpy().astype(np.int16)
@@ -645,9 +599,9 @@ def _ablate(model: nn.Module, data: Bundle, run: Run, epoch: int) -> dict[str, T
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Outputs for images [N, C, H, W] in eval mode, which it leaves the network in, batch by batch.
+    """Outputs for images [N, C, H, W] in eval mode, in which the network stays, batch by batch.
 
-    Penalties that are attached to the network take no notice.
+    Penalties that are attached to it take no notice.
     """
     model.eval()
     batches = images.split(EVAL_BATCHES.get(images.device.type, 500))
@@ -657,15 +611,8 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 def metric_names(
     run: Run, data: Bundle, model: nn.Module, penalty_metrics: Sequence[str]
 ) -> list[str]:
-    """Columns of the run's metrics, in their order.
-
-    Args:
-        run, data, model: of the training.
-        penalty_metrics: of the run's penalties, `TrainStep.metrics`.
-    """
-    names = list(METRICS)
-    if run.al2:
-        names.append("lambda")
+    """Columns of the run's metrics, in their order; those of penalties by `TrainStep.metrics`."""
+    names = [*METRICS, "lambda"] if run.al2 else [*METRICS]
     names += [name for name in penalty_metrics if name not in names]
     if len(data.validation):
         names += ["validation_accuracy", "validation_cross_entropy"]
@@ -673,15 +620,12 @@ def metric_names(
         names += [f"entropy {layer}" for layer in measures.hidden_layers(model)]
         names += [f"correlation {layer}" for layer in _correlated(model)]
     for start in run.cca:
-        names += [f"{scalar} {start}" for scalar in ("mean_cca", "svcca", "pwcca")]
+        names += [f"{name} {start}" for name in SIMILARITIES]
     return names + [_area_column(spec) for spec in run.ablations]
 
 
 def _correlated(model: nn.Module) -> list[str]:
-    """Hidden layers whose filters' correlations are measured.
-
-    All of the ConvNets', but not AlexNet's 4,096 units.
-    """
+    """Hidden layers whose filters' correlations are measured: not AlexNet's 4,096 units."""
     return [
         name
         for name in measures.hidden_layers(model)
@@ -698,10 +642,7 @@ def _area_column(spec: str) -> str:
 
 
 def default_device() -> str:
-    """`$DEVICE` if set, else "cuda" where there is a GPU, else "cpu".
-
-    A ValueError if `$DEVICE` is not there.
-    """
+    """`$DEVICE` if set (a ValueError if it is not there), else "cuda" or, without a GPU, "cpu"."""
     if asked := os.environ.get("DEVICE"):
         return checked_device(asked)
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -729,10 +670,7 @@ def checked_device(asked: str | torch.device) -> str:
 
 
 def default_precision(asked: str | None = None) -> str:
-    """The precision asked for, else `$PRECISION`, else "float32".
-
-    A ValueError for one that is not in PRECISIONS.
-    """
+    """That one, else `$PRECISION`, else "float32"; a ValueError for one not in PRECISIONS."""
     precision = asked or os.environ.get("PRECISION") or PRECISIONS[0]
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
@@ -771,10 +709,7 @@ def products(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def device_name(device: str | torch.device | None = None) -> str:
-    """The name of a device (None: the default one) in a run's record.
-
-    That is the GPU's model, or the processor's kind.
-    """
+    """A device (None: the default one) in a run's record: the GPU's model, the processor's kind."""
     device = torch.device(device or default_device())
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
@@ -833,10 +768,9 @@ reproducible = _ProcessSettings().hold
 
 
 def commit() -> str:
-    """The code's version, read before the first training.
+    """The code's version: git's, else `$COMMIT`, else the project's file COMMIT, else "unknown".
 
-    Git's; without git, that in the environment variable `COMMIT` or else in the project's file of
-    that name, for machines that the code is only copied to; "unknown" without any of them.
+    The latter are for machines that the code is only copied to.
     """
     with contextlib.suppress(OSError):
         command = ["git", "describe", "--always", "--dirty"]
@@ -850,11 +784,8 @@ def commit() -> str:
     return "unknown"
 
 
-def _environment(device: torch.device, version: str) -> dict[str, Any]:
-    """Versions, device, processor and commit, for a run's record.
-
-    Threads are those of the training.
-    """
+def _environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, processor and commit, for a run's record."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -862,5 +793,5 @@ def _environment(device: torch.device, version: str) -> dict[str, Any]:
         "processor": machine.processor(),
         "instruction_sets": machine.instruction_sets(),
         "threads": torch.get_num_threads(),
-        "commit": version,
+        "commit": commit(),
     }

@@ -23,6 +23,8 @@ from lib.study import campaign
 
 SHORT = dict(image_size=16, n_train=100, n_validation=20, test_images=40, epochs=3)
 SHORT = Run("digits", **SHORT, learning_rate=0.1, batch_size=32)
+TEACHER = replace(SHORT, predictions=True)
+STUDENT = replace(SHORT, relabelled_by=TEACHER.id)
 FOUR = [replace(SHORT, seed=seed, epochs=150, al2=True) for seed in range(4)]
 DEADLINE = 120  # seconds for a state to be reached; a failure, not a measurement
 
@@ -32,8 +34,7 @@ def metrics(run):
 
 
 def test_any_executor_of_the_standard_library_will_do():
-    student = replace(SHORT, relabelled_by=replace(SHORT, predictions=True).id)
-    runs = [student, replace(SHORT, predictions=True), replace(SHORT, seed=1)]
+    runs = [STUDENT, TEACHER, replace(SHORT, seed=1)]
     with ThreadPoolExecutor(3) as threads:
         store.ensure(runs, executor=threads)
     assert store.available(runs) == runs
@@ -58,31 +59,30 @@ def test_a_run_that_another_process_trains_is_waited_for():
         assert threads.submit(engine.work, task).result().busy == (SHORT,)
 
 
-def test_where_files_cannot_be_locked_it_is_said(monkeypatch):
+ANOTHER_S = rf"{SHORT.id} cannot be locked \(Permission denied\): it is another user's; .*chmod"
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "said"),
+    [
+        (NotImplementedError("no flock"), OSError, "cannot be locked .*set RESULTS_DIR"),
+        (PermissionError(errno.EACCES, "Permission denied"), PermissionError, ANOTHER_S),
+    ],
+    ids=["a file system without locks", "another user's lock"],
+)
+def test_where_files_cannot_be_locked_it_is_said(problem, kind, said, monkeypatch):
     def refuse(self, **_):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+        raise problem
 
     monkeypatch.setattr(engine.FileLock, "acquire", refuse)
-    with pytest.raises(OSError, match=r"cannot be locked .*set RESULTS_DIR"):
-        store.ensure([SHORT])
-
-
-def test_another_user_s_lock_is_said(monkeypatch):
-    def refuse(self, **_):
-        raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
-
-    monkeypatch.setattr(engine.FileLock, "acquire", refuse)
-    said = rf"{SHORT.id} cannot be locked \(Permission denied\): it is another user's; .*chmod"
-    with pytest.raises(PermissionError, match=said):
+    with pytest.raises(kind, match=said):
         store.ensure([SHORT])
 
 
 def test_a_worker_that_does_not_share_the_results_sends_them_back(monkeypatch, tmp_path):
     """Teachers go the other way: it could not relabel without them."""
-    teacher = replace(SHORT, predictions=True)
-    student = replace(SHORT, relabelled_by=teacher.id)
-    store.ensure([teacher, student], profile="alone")
-    expected = metrics(student)
+    store.ensure([TEACHER, STUDENT], profile="alone")
+    expected = metrics(STUDENT)
     (paths.results_dir() / "alone").rename(tmp_path / "kept")
     own = paths.results_dir()
 
@@ -102,9 +102,9 @@ def test_a_worker_that_does_not_share_the_results_sends_them_back(monkeypatch, t
             return future
 
     with Elsewhere(1) as executor:
-        store.ensure([teacher, student], executor=executor)
-    assert store.find(student).is_relative_to(own) and metrics(student) == expected
-    assert (tmp_path / "elsewhere" / "own" / "digits" / student.name / "metrics.csv").exists()
+        store.ensure([TEACHER, STUDENT], executor=executor)
+    assert store.find(STUDENT).is_relative_to(own) and metrics(STUDENT) == expected
+    assert (tmp_path / "elsewhere" / "own" / "digits" / STUDENT.name / "metrics.csv").exists()
 
 
 # ---- GPUs
@@ -190,15 +190,10 @@ def cluster(tmp_path_factory):
 
     def start(kind, *arguments, **more):
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
-        process = subprocess.Popen(
-            [*command, "--no-dashboard"],
-            env=environment | more,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        started.append(process)
-        return process
+        command += ["--no-dashboard"]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started.append(subprocess.Popen(command, env=environment | more, cwd=folder, **quiet))
+        return started[-1]
 
     start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(said))
     until(lambda: said.exists() and said.read_text().endswith("}"))
@@ -216,17 +211,26 @@ def cluster(tmp_path_factory):
         process.wait()
 
 
+@contextlib.contextmanager
+def at_work(cluster, *names, **more):
+    """Workers of these names, and the executor."""
+    processes = [cluster(name, **more) for name in names]
+    executor = campaign.scheduler(cluster.address)
+    try:
+        until(lambda: len(executor._client.scheduler_info()["workers"]) == len(names))
+        yield processes, executor
+    finally:
+        executor._client.close()
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture
 def workers(cluster):
     """Two workers that share the results folder, and the executor."""
-    both = [cluster(name) for name in ("one", "two")]
-    executor = campaign.scheduler(cluster.address)
-    until(lambda: len(executor._client.scheduler_info()["workers"]) == 2)
-    yield both, executor
-    executor._client.close()
-    for process in both:
-        process.kill()
-        process.wait()
+    with at_work(cluster, "one", "two") as both:
+        yield both
 
 
 def until(reached):
@@ -237,7 +241,9 @@ def until(reached):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_trained_twice(workers, tmp_path):
+def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_trained_twice(
+    workers, tmp_path, monkeypatch
+):
     both, executor = workers
     own = paths.results_dir()
     with ThreadPoolExecutor(1) as beside:
@@ -246,22 +252,17 @@ def test_a_worker_that_is_killed_loses_nothing_and_nothing_is_trained_twice(work
         both[0].kill()
         training.result(timeout=DEADLINE)
     assert store.available(FOUR) == FOUR
-    found = {run.id: metrics(run) for run in FOUR}
-    before = {run.id: (store.find(run) / "metrics.csv").stat().st_mtime_ns for run in FOUR}
-    store.ensure(FOUR, executor=executor)  # nothing is left to do
-    assert before == {run.id: (store.find(run) / "metrics.csv").stat().st_mtime_ns for run in FOUR}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESULTS_DIR", str(tmp_path / "alone"))
-        store.ensure(FOUR)
-        assert found == {run.id: metrics(run) for run in FOUR}
+    found = [metrics(run) for run in FOUR]
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "alone"))
+    store.ensure(FOUR)
+    assert found == [metrics(run) for run in FOUR]
 
 
 @pytest.mark.slow
 def test_two_campaigns_on_one_store_train_each_run_once(workers):
     _, executor = workers
     with ThreadPoolExecutor(2) as beside:
-        asked = [beside.submit(store.ensure, FOUR, executor=executor)]
-        asked += [beside.submit(store.ensure, FOUR)]
+        asked = [beside.submit(store.ensure, FOUR, executor=e) for e in (executor, None)]
         for training in asked:
             training.result(timeout=DEADLINE)
     assert store.available(FOUR) == FOUR and len(list(paths.results_dir().glob("own/*/*"))) == 4
@@ -286,18 +287,13 @@ def test_a_worker_without_the_data_set_says_so(cluster, tmp_path, monkeypatch):
     here, nothing = tmp_path / "here", tmp_path / "nothing"
     image_folder(here / "my_pictures", "a", "b")
     monkeypatch.setenv("DATA_DIR", str(here))
-    process = cluster("poor", DATA_DIR=str(nothing), CACHE_DIR=str(nothing))
-    executor = campaign.scheduler(cluster.address)
-    try:
-        run = Run("my_pictures", epochs=2, batch_size=4)
+    run = Run("my_pictures", epochs=2, batch_size=4)
+    poor = {"DATA_DIR": str(nothing), "CACHE_DIR": str(nothing)}
+    with at_work(cluster, "poor", **poor) as (_, executor):
         with pytest.raises(ValueError, match="unknown data set 'my_pictures'") as caught:
             store.ensure([run], executor=executor)
         assert "In a training process" in caught.value.__notes__[0]
         assert run_dir.find(run.dataset, run.id) is None
-    finally:
-        executor._client.close()
-        process.kill()
-        process.wait()
 
 
 def test_a_scheduler_that_is_not_there_is_said(monkeypatch):

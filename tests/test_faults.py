@@ -16,7 +16,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -74,21 +73,18 @@ def folder_of(run, results=None):
     return (results or paths.results_dir()) / "own" / run.dataset / run.name
 
 
-def contents(run, results=None):
-    """What a finished run says, less its wall time."""
-    folder = folder_of(run, results)
+def contents(folder):
+    """What a finished run says, less its wall time, to the last bit."""
     weights = torch.load(folder / "weights.pt", weights_only=True)
     arrays = run_dir.read_arrays(folder) | {f"weights {k}": v.numpy() for k, v in weights.items()}
-    texts = {name: (folder / name).read_text() for name in ("metrics.csv", "config.json")}
-    labels = json.loads((folder / "env.json").read_text())["labels"]
-    return texts | {"labels": labels}, arrays
+    found = {name: (value.dtype, value.shape, value.tobytes()) for name, value in arrays.items()}
+    found |= {name: (folder / name).read_text() for name in ("metrics.csv", "config.json")}
+    return found | {"labels": run_dir.read_environment(folder)["labels"]}
 
 
 @pytest.fixture(scope="module")
 def in_one_go(tmp_path_factory):
-    """Gives the results folder of a run that was trained without interruption; once for this
-    module.
-    """
+    """Gives the results folder of a run that was trained without interruption."""
     results = tmp_path_factory.mktemp("in-one-go")
 
     def train(run):
@@ -105,12 +101,9 @@ def in_one_go(tmp_path_factory):
 def assert_equal_to_the_last_bit(run, results):
     """The stored run equals that of another results folder."""
     assert run_dir.is_finished(folder_of(run))
-    texts, arrays = contents(run, results)
-    found_texts, found_arrays = contents(run)
-    assert found_texts == texts
-    assert found_arrays.keys() == arrays.keys()
-    for name in arrays:
-        np.testing.assert_array_equal(found_arrays[name], arrays[name], err_msg=name)
+    found, expected = contents(folder_of(run)), contents(folder_of(run, results))
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
 
 
 class Stop(Exception):
@@ -119,9 +112,7 @@ class Stop(Exception):
 
 @contextlib.contextmanager
 def stopped_at(epoch, monkeypatch):
-    """Trainings in the block checkpoint at every epoch and end at this one, before its
-    checkpoint.
-    """
+    """Trainings in the block keep a checkpoint an epoch and end in this one, before its own."""
     fit = trainer.fit
 
     def stopping(runs, folders, callback, **more):
@@ -138,7 +129,7 @@ def stopped_at(epoch, monkeypatch):
 
 
 def leftovers():
-    return [f for f in paths.results_dir().rglob("*") if f.name.endswith(".part")]
+    return list(paths.results_dir().rglob("*.part"))
 
 
 # ---- interrupted
@@ -182,7 +173,7 @@ def test_a_run_killed_while_its_results_were_written_is_trained_and_nothing_is_l
 
 @pytest.fixture
 def no_training(monkeypatch):
-    """Training anything in this block, or from its call on, fails the test."""
+    """Training anything in this block fails the test."""
 
     @contextlib.contextmanager
     def forbidden():
@@ -213,10 +204,6 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def without_the_last_row(path):
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
 def of_another_run(path):
     run_dir._write_config(path.parent, replace(SHORT, seed=5))
 
@@ -225,14 +212,11 @@ def holding(content):
     return lambda path: path.write_bytes(content)
 
 
+# in how many ways each may be damaged: test_run_dir.py
 DAMAGE = {
     "metrics.csv truncated": truncate,
-    "metrics.csv empty": holding(b""),
-    "metrics.csv without its last row": without_the_last_row,
-    "metrics.csv no table": holding(bytes(range(256))),
     "config.json garbage": holding(b"{garbage"),
     "config.json binary": holding(b"\xff\xfe\x00"),
-    "config.json a list": holding(b"[]"),
     "config.json a number": holding(b'{"id": 1, "run": 3, "measures": 4}'),
     "config.json missing": Path.unlink,
     "config.json of another run": of_another_run,
@@ -257,22 +241,11 @@ def test_a_damaged_finished_run_is_named_before_anything_trains_and_when_it_is_l
     assert store.find(SHORT) is None
 
 
-def saving(change):
-    """Damage that replaces a checkpoint by what `change` makes of its state."""
-    return lambda path: torch.save(change(torch.load(path, weights_only=True)), path)
-
-
-CHECKPOINTS = {
-    "truncated": truncate,
-    "empty": holding(b""),
-    "text": holding(b"not a checkpoint"),
-    "a tensor": saving(lambda state: torch.zeros(3)),
-    "no weights": saving(lambda state: {k: v for k, v in state.items() if k != "model"}),
-    "of another run": saving(lambda state: state | {"id": "0123456789"}),
-}
-
-
-@pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, lambda path: torch.save(torch.zeros(3), path)],
+    ids=["truncated", "a tensor"],
+)
 def test_a_damaged_checkpoint_is_named_before_anything_trains(damage, monkeypatch, no_training):
     with stopped_at(4, monkeypatch):
         store.ensure([SHORT])
@@ -360,9 +333,7 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, in_one_go):
-    """A real failure of the write itself: the system refuses files above a size, as it refuses them
-    on a full disk.
-    """
+    """A real failure of the write itself: the system refuses files above a size."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
@@ -383,9 +354,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_an_oserror(monkeypatch, i
 
 
 def wait_until(reached, running=lambda: True):
-    """Poll until something is so; fails where what should bring it about has ended, or the deadline
-    has passed.
-    """
+    """Poll until something is so; fails where what should bring it about has ended."""
     end = time.monotonic() + DEADLINE
     while not reached():
         assert running() or reached(), "the training ended before it was to be killed"
@@ -395,9 +364,7 @@ def wait_until(reached, running=lambda: True):
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    """A process that imports the library once and never trains: it forks one that does for each
-    line it is sent.
-    """
+    """A process that imports the library once, and forks one that trains for each line sent."""
     script = tmp_path_factory.mktemp("driver") / "driver.py"
     script.write_text(DRIVER)
     with subprocess.Popen(
@@ -409,9 +376,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def start(driver, tmp_path):
-    """Starts processes that call `store.ensure`; whatever a test leaves running is killed at its
-    end.
-    """
+    """Starts processes that call `store.ensure`; what a test leaves running is killed."""
     started = []
 
     def start(runs, jobs=1):
@@ -441,9 +406,7 @@ def trained(tmp_path):
 
 
 def is_running(pid):
-    """Whether a process is there; a dead one whose parent has died, and that nobody has asked after
-    yet, is not.
-    """
+    """Whether a process is there, and no dead one that nobody has asked after yet."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -457,6 +420,12 @@ def wait_for_end(pid, tmp_path):
     """Until a started process is gone; it has to have returned from `ensure`."""
     wait_until(lambda: not is_running(pid))
     assert (tmp_path / f"done-{pid}").exists(), "ensure failed, see the captured stderr"
+
+
+def assert_free(runs):
+    for run in runs:
+        with engine.lock(run, block=False) as held:
+            assert held
 
 
 def checkpoint_version(run):
@@ -514,9 +483,8 @@ def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
     else:
         os.kill(parent, signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, {parent, *workers})))
+    assert_free(runs)
     for run in runs:
-        with engine.lock(run, block=False) as held:
-            assert held
         assert run_dir.load_checkpoint(folder_of(run), run)["rows"]
         assert not run_dir.is_finished(folder_of(run))
 
@@ -556,6 +524,4 @@ def test_a_failing_worker_ends_the_others_and_its_error_is_raised():
     folder_of(runs[0]).write_text("a file where the run's folder has to be")
     with pytest.raises((OSError, run_dir.RecordError), match=runs[0].name):
         store.ensure(runs, jobs=2)
-    for run in runs:
-        with engine.lock(run, block=False) as held:
-            assert held
+    assert_free(runs)

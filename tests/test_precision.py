@@ -51,31 +51,32 @@ def test_the_penalties_train_in_bfloat16_too():
         pd.testing.assert_series_equal(one[name], other[name], rtol=0.05)
 
 
-def test_the_environment_variable_chooses_and_the_record_says_which(monkeypatch):
-    trainer.fit([SHORT], [folder_of(SHORT)])
+def test_the_environment_variable_chooses_unless_it_is_said_and_the_record_says_which(monkeypatch):
+    store.ensure([SHORT])
     monkeypatch.setenv("PRECISION", "bfloat16")
+    store.ensure([SHORT])  # what is there stays
     trainer.fit([SHORT], [folder_of(SHORT, "other")])
     trainer.fit([SHORT], [folder_of(SHORT, "third")], precision="float32")
     profiles = {"own": "float32", "other": "bfloat16", "third": "float32"}
-    assert {profile: said(SHORT, profile) for profile in profiles} == profiles
-    own, other, third = (run_dir.read_metrics(folder_of(SHORT, p))[0] for p in profiles)
+    found = {profile: store.collect(profile) for profile in profiles}
+    assert {p: set(frame.precision) for p, frame in found.items()} == {
+        profile: {precision} for profile, precision in profiles.items()
+    }
+    own, other, third = (frame.cross_entropy for frame in found.values())
     assert own.equals(third) and not own.equals(other)
 
 
-def test_the_frame_says_which(monkeypatch):
-    store.ensure([SHORT])
-    monkeypatch.setenv("PRECISION", "bfloat16")
-    runs = [SHORT, replace(SHORT, seed=1)]
-    store.ensure(runs)  # what is there stays
-    found = store.load(runs).groupby("seed").precision.unique()
-    assert found.map(list).tolist() == [["float32"], ["bfloat16"]]
+def begun(run, **more):
+    """What is stored of a run that was stopped after its first epoch."""
+    with pytest.raises(trainer.OutOfTime):
+        trainer.fit([run], [folder_of(run)], deadline=0.0, **more)
+    return run_dir.load_checkpoint(folder_of(run), run)
 
 
 def test_a_checkpoint_goes_on_in_the_precision_that_it_was_begun_in():
     run = replace(SHORT, dropout=0.5, al2=True)
     trainer.fit([run], [folder_of(run, "whole")], precision="bfloat16")
-    with pytest.raises(trainer.OutOfTime):
-        trainer.fit([run], [folder_of(run)], precision="bfloat16", deadline=0.0)
+    begun(run, precision="bfloat16")
     trainer.fit([run], [folder_of(run)], precision="float32")
     assert said(run) == "bfloat16"
     files = [folder_of(run, profile) / "metrics.csv" for profile in ("own", "whole")]
@@ -83,9 +84,7 @@ def test_a_checkpoint_goes_on_in_the_precision_that_it_was_begun_in():
 
 
 def test_a_checkpoint_that_does_not_say_is_of_float32(monkeypatch):
-    with pytest.raises(trainer.OutOfTime):
-        trainer.fit([SHORT], [folder_of(SHORT)], deadline=0.0)
-    state = run_dir.load_checkpoint(folder_of(SHORT), SHORT)
+    state = begun(SHORT)
     state.pop("precision")
     run_dir.save_checkpoint(folder_of(SHORT), state)
     monkeypatch.setenv("PRECISION", "bfloat16")
@@ -93,11 +92,11 @@ def test_a_checkpoint_that_does_not_say_is_of_float32(monkeypatch):
     assert said(SHORT) == "float32"
 
 
-@pytest.mark.parametrize("how", ["argument", "variable"])
-def test_an_unknown_precision_is_refused_before_anything_is_written(how, monkeypatch):
-    monkeypatch.setenv("PRECISION", "half" if how == "variable" else "")
-    with pytest.raises(ValueError, match="precision is 'half'; allowed: float32, bfloat16, tf32"):
-        trainer.fit([SHORT], [folder_of(SHORT)], precision="half" if how == "argument" else None)
+def test_an_unknown_precision_is_refused_before_anything_is_written(monkeypatch):
+    monkeypatch.setenv("PRECISION", "quarter")
+    for argument, said in (("half", "half"), (None, "quarter")):
+        with pytest.raises(ValueError, match=f"precision is '{said}'; allowed: float32, bfloat16"):
+            trainer.fit([SHORT], [folder_of(SHORT)], precision=argument)
     assert not folder_of(SHORT).exists()
 
 
@@ -105,10 +104,7 @@ def test_tf32_is_refused_where_the_device_has_none():
     with pytest.raises(ValueError, match=r"^precision is 'tf32', which .* does not have.*Ampere"):
         trainer.fit([SHORT], [folder_of(SHORT)], precision="tf32")
     assert not folder_of(SHORT).exists()
-    with pytest.raises(trainer.OutOfTime):
-        trainer.fit([SHORT], [folder_of(SHORT)], deadline=0.0)
-    state = run_dir.load_checkpoint(folder_of(SHORT), SHORT)
-    run_dir.save_checkpoint(folder_of(SHORT), state | {"precision": "tf32"})
+    run_dir.save_checkpoint(folder_of(SHORT), begun(SHORT) | {"precision": "tf32"})
     with pytest.raises(ValueError, match=f"^the checkpoint of {SHORT.name}: precision is 'tf32'"):
         trainer.fit([SHORT], [folder_of(SHORT)])
 
@@ -174,10 +170,11 @@ def test_spreads_are_root_mean_squares_over_epochs():
     assert row["within"]
 
 
-@pytest.mark.parametrize("differ", [(5.0, -5.0), (3.0, 3.0)], ids=["far apart", "shifted"])
-def test_what_is_further_than_a_seed_is_not_within(differ):
-    shifted = made(differ, seeds=(0.0, 1.0)) if differ[1] > 0 else made(differ)
-    assert not bench_precision.spreads(shifted).within.any()
+@pytest.mark.parametrize(
+    "curves", [made((5.0, -5.0)), made((3.0, 3.0), (0.0, 1.0))], ids=["far apart", "shifted"]
+)
+def test_what_is_further_than_a_seed_is_not_within(curves):
+    assert not bench_precision.spreads(curves).within.any()
 
 
 def test_one_seed_has_no_spread():

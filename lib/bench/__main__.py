@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from lib import trainer
+from lib import machine, trainer
 from lib.bench import cpu, gpu, record, tables
 
 SECONDS = {"cpu": 5.0, "cuda": 2.0}
@@ -19,7 +19,7 @@ ROUNDS = 5
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = record.parser("lib.bench", "Time the trainer, plain loops and the floor.")
-    most = record.cores_here()
+    most = machine.cores()
     add = parser.add_argument
     add("--device", choices=SECONDS, help="default: cuda where there is a GPU")
     add("--seconds", type=float, help="of a row: 5 on a CPU, over all rounds; 2 on a GPU")

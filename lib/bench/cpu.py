@@ -63,26 +63,15 @@ class Row:
     kept: bool = False
     size: str = "mnist"
 
-    @property
-    def cores(self) -> int:
-        """Cores that train; a DataLoader's workers come on top."""
-        return self.processes * self.threads
-
 
 def rows(cores: int, tiny: bool = False) -> list[Row]:
-    """What is measured, for a machine of so many cores.
-
-    `tiny`: a row of each kind, on small images.
-    """
+    """What is measured on so many cores; `tiny`: a row of each kind, on small images."""
     apart = {"processes": cores, "networks": cores}
-    together = {"threads": cores}
-    table = []
-    for n in PRODUCTS:
-        table.append(Row("floor", f"sgemm {n}", **apart, batch=0, kept=True))
+    ways_to_share = {"threads": cores}, apart
+    table = [Row("floor", f"sgemm {n}", **apart, batch=0, kept=True) for n in PRODUCTS]
     for workers in range(3):
-        for how in (together, apart):
-            table.append(Row("DataLoader", "DataLoader", workers=workers, **how))
-    table += [Row("tensors", "tensors", **how) for how in (together, apart)]
+        table += [Row("DataLoader", "DataLoader", workers=workers, **how) for how in ways_to_share]
+    table += [Row("tensors", "tensors", **how) for how in ways_to_share]
     table += [Row("tensors", name, **apart, kept="memory kept" in name) for name in LADDER]
     table += [Row("ours", name, **apart, kept=True) for name in ("ours, bare", OURS, HALF)]
     if tiny:
@@ -104,26 +93,25 @@ def measure(
             rates[row].append(sum(call(row.kept, row.processes, rate, row, seconds / rounds)))
         passed = time.monotonic() - begun
         print(f"round {number + 1} of {rounds}: {len(todo)} rows, {passed:.0f} s", flush=True)
-    side = ways.SIDES[todo[0].size]
-    model = trainer.build_network(RUN, 1, side, ways.CLASSES)
-    layers = ways.arithmetic(model, (1, side, side))
-    flop = sum(map(sum, layers.values()))
-    parts = [tables.derive(rates, flop)]
+    size = todo[0].size
+    side = ways.SIDES[size]
+    layers = ways.arithmetic(trainer.build_network(RUN, 1, side, ways.CLASSES), (1, side, side))
+    parts = [tables.derive(rates, flop=sum(map(sum, layers.values())))]
     for name, counts in layers.items():
         for way, count in zip(("forward", "backward"), counts, strict=True):
             about = {"part": "arithmetic", "what": f"{name}, {way}"}
             parts.append(tables.tidy(about, [count / 1e6], "MFLOP/image"))
-    return pd.concat(parts, ignore_index=True)[tables.COLUMNS], profiles(todo[0].size)
+    return pd.concat(parts, ignore_index=True)[tables.COLUMNS], profiles(size)
 
 
 def profiles(size: str) -> pd.DataFrame:
     """The operators of a step before and after, on one thread."""
     table = []
+    batch, steps = (BATCH, PROFILED) if size == "mnist" else (8, 2)
     for what in ("DataLoader", "tensors", OURS, HALF, *CONVNETS):
         part = what if what in tables.PARTS else "ours"
-        batch = BATCH if size == "mnist" else 8
         row = Row(part, what, batch=batch, kept=part == "ours", size=size)
-        (found,) = call(row.kept, 1, profiled, row, PROFILED if size == "mnist" else 2)
+        (found,) = call(row.kept, 1, profiled, row, steps)
         table += [{"step": what, "operator": name, "ms": ms} for name, ms in found.items()]
     return pd.DataFrame(table)
 
@@ -132,9 +120,7 @@ def profiles(size: str) -> pd.DataFrame:
 
 
 def call(kept: bool, n: int, function: Callable, *arguments) -> list:
-    """What n new processes answer that call a function of this module.
-
-    They begin together, and each times itself.
+    """What n new processes answer that call a function of this module, all at once.
 
     New ones each time: what a loop leaves behind in a process (the C library's thresholds, threads,
     compiled kernels) would speed up the next. They are forked from a server that has imported
@@ -175,10 +161,7 @@ def call(kept: bool, n: int, function: Callable, *arguments) -> list:
 
 
 def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> None:
-    """A measuring process: calls a function of this module.
-
-    It sends what the function gives, or what went wrong.
-    """
+    """A measuring process: sends what the function gives, or what went wrong."""
     # a DataLoader starts its workers as it would in anybody's script
     multiprocessing.set_start_method(None, force=True)
     if kept:
@@ -190,21 +173,14 @@ def answer(pipe, barrier, kept: bool, function: Callable, arguments: tuple) -> N
         pipe.send((None, f"{type(problem).__name__}: {problem}"))
 
 
-def data(size: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, S, S] and labels int64 [N] of a size."""
-    return ways.pixels(ways.SIDES[size], IMAGES if size == "mnist" else 96)
-
-
 def workload(
     row: Row, images_a_call: int = CALL, loaded: Callable[[Iterable], Iterable] = iter
 ) -> Iterator[float]:
     """Train in a row's way, on so many images a call where it is the trainer's.
 
-    `loaded` may watch what a DataLoader gives.
-
-    After each call of `next` what it has done: images × networks, or operations of sgemm.
+    Gives what each call has done: images, or operations of sgemm. `loaded` may watch a DataLoader.
     """
-    drawn, labels = data(row.size)
+    drawn, labels = ways.pixels(ways.SIDES[row.size], IMAGES if row.size == "mnist" else 96)
     if row.part == "floor":
         n = int(row.what.split()[-1])
         a, b, product = (torch.randn(n, n) for _ in range(3))
@@ -227,10 +203,9 @@ def workload(
         if "channels_last" in row.what:
             model = model.to(memory_format=torch.channels_last)
         images = drawn if row.part == "DataLoader" else ways.as_tensor(drawn)
+        watched = loaded if row.part == "DataLoader" else iter
         while True:
-            found = batches(row, images, labels)
-            found = loaded(found) if row.part == "DataLoader" else found
-            for _ in ways.train(model, RUN, found):
+            for _ in ways.train(model, RUN, watched(batches(row, images, labels))):
                 yield row.batch
 
 
@@ -244,10 +219,7 @@ def batches(row: Row, images: Tensor, labels: Tensor):
 
 
 def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
-    """What a row does in a second in this process: images × networks, or operations.
-
-    `start` waits for the others.
-    """
+    """What a row does in a second in this process; `start` waits for the others."""
     torch.set_num_threads(row.threads)
     with closing(workload(row)) as work:
         # first steps; the batches that workers had ready
@@ -264,8 +236,8 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
 class Operators(TorchDispatchMode):
     """The processor's milliseconds by operator, of this thread, while it is entered.
 
-    Other programs do not count, nor does what an operator calls itself apart from it. What happens
-    inside the DataLoader is one entry.
+    Other programs do not count. An operator counts with all that it calls; what happens inside the
+    DataLoader is one entry.
     """
 
     def __init__(self) -> None:

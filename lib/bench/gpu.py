@@ -61,15 +61,12 @@ class Workload:
 
 def rows(tiny: bool = False) -> list[Row]:
     """What is measured, in this order."""
+    loops = [f"DataLoader, {workers} workers" for workers in ((0,) if tiny else WORKERS)]
+    ours = [("al2", "ours", k) for k in ((2,) if tiny else TOGETHER)]
+    ours += [("sparsity", "vanillaNet", 1), ("sparsity", "sr3Net", 1)]
     table = [Row("floor", "matrix product", precision=name) for name in trainer.PRECISIONS]
-    for workers in (0,) if tiny else WORKERS:
-        table.append(Row("al2", f"DataLoader, {workers} workers"))
-    table.append(Row("al2", "tensors"))
-    for k in (2,) if tiny else TOGETHER:
-        table += [Row("al2", "ours", k, name) for name in trainer.PRECISIONS]
-    for network in ("vanillaNet", "sr3Net"):
-        table += [Row("sparsity", network, 1, name) for name in trainer.PRECISIONS]
-    return table
+    table += [Row("al2", loop) for loop in (*loops, "tensors")]
+    return table + [Row(*row, name) for row in ours for name in trainer.PRECISIONS]
 
 
 def measure(
@@ -126,11 +123,7 @@ def took(work: Workload, calls: int, device: torch.device) -> float:
 
 
 def derived(table: pd.DataFrame) -> pd.DataFrame:
-    """With what follows from the rates.
-
-    The floor is that of the row's precision; the overhead of the penalties is against the same
-    network without them.
-    """
+    """With what follows from the rates, each against rows of its own precision."""
     floors = table[table.part == "floor"].set_index("precision").tflops.to_dict()
     loops = table[table.name.str.startswith("DataLoader")].network_steps_per_s
     table["study_minutes"] = STUDY_STEPS / table.network_steps_per_s / 60

@@ -8,6 +8,7 @@ Written is `precision.csv`: network, seed, precision, epoch and the curves, with
 lite profile; `machine.json` says where. About fifteen minutes on two cores.
 """
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -27,53 +28,34 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
 PRECISIONS = ("float32", "bfloat16")
-AL2 = Run(
-    "mnist",
-    n_train=2000,
-    epochs=80,
-    learning_rate=0.005,
-    momentum=0.9,
-    al2=True,
-    speed=6.15,
-    test_images=2000,
-    ablations=(),
-)
-CONVNET = Run(
-    "cifar10",
-    network="convnet_s",
-    **SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False},
-)
-CONVNET = replace(CONVNET, learning_rate=0.01, test_images=2000)
+AL2 = dict(n_train=2000, epochs=80, learning_rate=0.005, momentum=0.9, al2=True, speed=6.15)
+AL2 = Run("mnist", **AL2, test_images=2000, ablations=())
+CONVNET = SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False}
+CONVNET |= {"learning_rate": 0.01, "test_images": 2000}
+CONVNET = Run("cifar10", network="convnet_s", **CONVNET)
+SR3 = dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS["sr3Net"], strict=True))
 NETWORKS = {
     "bare": replace(AL2, al2=False),
     "bare + AL2": AL2,
     "batch norm + AL2": replace(AL2, batch_norm=True),
     "dropout": replace(AL2, al2=False, dropout=0.5),
     "vanillaNet": CONVNET,
-    "sr3Net": replace(
-        CONVNET,
-        **dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS["sr3Net"], strict=True)),
-    ),
+    "sr3Net": replace(CONVNET, **SR3),
 }
 
 
 def trained(job: tuple[str, Run, str]) -> pd.DataFrame:
     """The curves of one training, a row an epoch."""
     name, run, precision = job
-    curves = trainer.fit([run], precision=precision)[["epoch", *CURVES]]
-    return pd.DataFrame(
-        {"network": name, "seed": run.seed, "precision": precision}, index=curves.index
-    ).join(curves)
+    curves = trainer.fit([run], precision=precision)
+    curves = curves.assign(network=name, seed=run.seed, precision=precision)
+    return curves[["network", "seed", "precision", "epoch", *CURVES]]
 
 
 def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.DataFrame:
     """The curves of every network, seed and precision, trained in so many processes."""
-    work = [
-        (n, replace(run, seed=seed), p)
-        for n, run in networks.items()
-        for seed in seeds
-        for p in PRECISIONS
-    ]
+    every = itertools.product(networks.items(), seeds, PRECISIONS)
+    work = [(name, replace(run, seed=seed), precision) for (name, run), seed, precision in every]
     if jobs == 1:
         return pd.concat(map(trained, tqdm(work, unit="run", disable=None)), ignore_index=True)
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:

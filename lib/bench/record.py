@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 
 from lib import paths, trainer
-from lib.machine import processor
+from lib.machine import cores, processor
 
 # Instructions that the speed of products hangs on.
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "sve", "bf16")
@@ -27,19 +26,19 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
 
 def machine(device: str) -> dict[str, Any]:
     """What was measured on, as the operating system and PyTorch give it."""
-    found = {"processor": processor(), "architecture": platform.machine()}
-    found |= {"cores": cores_here(), "torch": torch.__version__}
-    found |= {"python": platform.python_version(), "commit": trainer.commit()}
     can = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
-    found |= {"instructions": [name for name in INSTRUCTIONS if can.get(name)]}
+    found = {
+        "processor": processor(),
+        "architecture": platform.machine(),
+        "cores": cores(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": trainer.commit(),
+        "instructions": [name for name in INSTRUCTIONS if can.get(name)],
+    }
     if device == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found
-
-
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write(table: pd.DataFrame, path: Path, digits: int = 4) -> None:

@@ -3,7 +3,8 @@
 Pandas alone, so that who reads them does not import what measures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -36,16 +37,18 @@ def tidy(about: Mapping[str, Any], values: Sequence[float], unit: str) -> pd.Dat
 def derive(rates: Rates, flop: float) -> pd.DataFrame:
     """Rates as a table: images, epochs, share of the floor, factor of the best DataLoader loop.
 
-    All go by rounds. The floor is the fastest matrix product, measured in the same round, divided
-    by the operations of an image (`flop`). The best DataLoader loop is the one of the largest
-    median.
+    All go by rounds. The floor is the fastest matrix product, divided by the operations of an image
+    (`flop`): the images it would suffice for. Fastest and best are those of the largest median.
 
     Args:
         rates: images × networks a second of each round; of the floor's rows operations a second.
     """
-    speeds = images_per_second(rates, flop)
-    floor = fastest(speeds, lambda row: row.part == "floor")
-    best = fastest(speeds, lambda row: row.part == "DataLoader")
+    speeds = {
+        row: [value / (flop if row.part == "floor" else 1) for value in found]
+        for row, found in rates.items()
+    }
+    floor = fastest(speeds, "floor")
+    best = fastest(speeds, "DataLoader")
     parts = []
     for row, found in speeds.items():
         about = {name: getattr(row, name) for name in KEY}
@@ -58,17 +61,9 @@ def derive(rates: Rates, flop: float) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def images_per_second(rates: Rates, flop: float) -> dict[Any, list[float]]:
-    """Rates, but of the floor's rows the images that their operations would suffice for."""
-    return {
-        row: [value / (flop if row.part == "floor" else 1) for value in found]
-        for row, found in rates.items()
-    }
-
-
-def fastest(rates: Rates, chosen: Callable[[Any], bool]) -> Any:
-    """The row of the largest median among the chosen ones."""
-    return max(filter(chosen, rates), key=lambda row: pd.Series(rates[row]).median())
+def fastest(rates: Rates, part: str) -> Any:
+    """The row of the largest median in a part."""
+    return max((row for row in rates if row.part == part), key=lambda row: median(rates[row]))
 
 
 def ratios(values: Sequence[float], others: Sequence[float], times: float = 1) -> list[float]:
@@ -128,10 +123,9 @@ def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
         apart = wide["bfloat16"] - single
         n = single.shape[1]
         # twice the variance is the mean square of the difference of two seeds
-        row = {"seeds": (2 * single.var(axis=1)).mean() ** 0.5}
+        row = {"network": network, "seeds": (2 * single.var(axis=1)).mean() ** 0.5}
         row |= {"precisions": apart.pow(2).mean(axis=1).mean() ** 0.5}
         row |= {"last": apart.iloc[-1].mean(), "last_sd": single.iloc[-1].std(), "n": n}
         unbiased = abs(row["last"]) <= 2 * row["last_sd"] * (2 / n) ** 0.5
-        within = row["precisions"] < row["seeds"] and unbiased
-        rows.append({"network": network, **row, "within": within})
+        rows.append(row | {"within": row["precisions"] < row["seeds"] and unbiased})
     return pd.DataFrame(rows)

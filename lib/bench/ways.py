@@ -33,10 +33,7 @@ def pixels(side: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def as_tensor(pixels: Tensor) -> Tensor:
-    """All pictures at once: uint8 [N, S, S] → float [N, 1, S, S].
-
-    They are as `Images` gives them one by one.
-    """
+    """All pictures, as `Images` gives them one by one: uint8 [N, S, S] → float [N, 1, S, S]."""
     return (pixels[:, None] / 255 - MEAN) / STD
 
 
@@ -56,10 +53,7 @@ def ours(
 
 
 def arithmetic(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, tuple[float, float]]:
-    """Operations of each layer, forward and backward, for one image [C, S, S].
-
-    Multiplications and additions count; penalties are apart.
-    """
+    """Multiplications and additions of each layer, forward and backward, for an image [C, S, S]."""
     parameters = list(model.parameters())
     image = torch.zeros(1, *shape, device=parameters[0].device)
 
@@ -89,13 +83,10 @@ def flops(model: nn.Module, shape: tuple[int, int, int]) -> float:
 
 
 class PlainCNN(nn.Module):
-    """The bare AL2 network as a tutorial writes it: [N, 1, S, S] → [N, K].
-
-    Each pool comes after its ReLU.
+    """The bare AL2 network as a tutorial writes it, each pool after its ReLU.
 
     Args:
-        pool_first: the pools before their ReLUs, as `models.AL2CNN` has them: one of the steps from
-            there to here.
+        pool_first: the pools before their ReLUs, as `models.AL2CNN` has them.
     """
 
     def __init__(self, side: int = 28, pool_first: bool = False) -> None:
@@ -107,7 +98,7 @@ class PlainCNN(nn.Module):
         self.fc2 = nn.Linear(500, CLASSES)
         self.pool_first = pool_first
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [N, 1, S, S] → [N, K]
         for convolution in (self.conv1, self.conv2):
             x = convolution(x)
             x = F.relu(F.max_pool2d(x, 2)) if self.pool_first else F.max_pool2d(F.relu(x), 2)
@@ -115,9 +106,7 @@ class PlainCNN(nn.Module):
 
 
 class Images(Dataset):
-    """Pictures kept as bytes, as torchvision's MNIST has them.
-
-    Each is opened and transformed when it is asked for.
+    """Pictures kept as bytes, as torchvision's MNIST has them; each is transformed when asked for.
 
     Args:
         pixels: uint8 [N, S, S].
@@ -131,8 +120,8 @@ class Images(Dataset):
         from lib.data.vision import torchvision
 
         transforms = torchvision.transforms
-        steps = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
-        self.transform = transforms.Compose(steps)
+        scaled = transforms.Normalize((MEAN,), (STD,))
+        self.transform = transforms.Compose([transforms.ToTensor(), scaled])
         self.open = Image.fromarray
         self.pixels = pixels
         self.labels = labels
@@ -157,10 +146,7 @@ def plain_network(run: Run, side: int, pool_first: bool = False) -> PlainCNN:
 def loaded(
     images: Images, order: Sequence[int], batch: int, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches of a DataLoader, in a given order so that another loop can take the same.
-
-    Where there is a GPU they lie in memory that it can copy from by itself.
-    """
+    """Batches of a DataLoader, in a given order; in memory that a GPU, if any, can copy from."""
     return DataLoader(
         images,
         batch_size=batch,
