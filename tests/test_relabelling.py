@@ -331,7 +331,7 @@ def test_a_student_without_labels_is_neither_done_nor_left_to_do(monkeypatch):
     runs = [LOST, replace(BARE, relabelled_by=LOST.id), BARE]
     name = "relabelling"
     entry = campaign.Entry(name, ("14_al2_relabel",), {})
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: runs)
+    monkeypatch.setattr(campaign.Entry, "runs", runs)
     assert not entry.is_done()
     said = f"{name}: 0 of 3 runs done, 9 epochs left"
     assert campaign.progress([entry]) == [said]
