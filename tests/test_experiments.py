@@ -1,13 +1,11 @@
 """The papers' experiments as lists of runs."""
 
-import pandas as pd
 import pytest
-from made import stored
 
 from lib import measures, trainer
 from lib.run import SCREENING_SEED, Run
 from lib.schedules import SCHEDULES, schedule
-from lib.study import campaign, evidence, tables
+from lib.study import campaign, evidence
 from lib.study.experiments import (
     EXPERIMENTS,
     READINGS,
@@ -22,6 +20,7 @@ from lib.study.experiments import (
     penalty_readings,
     reading_of,
     relabelling,
+    representations,
     schedules,
     sensitivity,
     sparsity_networks,
@@ -49,37 +48,31 @@ def values(runs, *names):
 OPTIONS = dict(epochs=50, speed=3.4)
 #: What an experiment is called with beside the setting that it refuses.
 CALLED = {"schedules": OPTIONS, "sensitivity": OPTIONS, "combined": {"clean_dataset": "digits"}}
+#: By experiment what its networks differ in.
+FIXED = {
+    label_randomization: "al2 batch_norm seed",
+    representations: "al2 dropout seed",
+    schedules: "al2 rate schedule seed weight_decay",
+    sensitivity: "al2 batch_norm bn_gamma corruption_law schedule seed weight_decay",
+    relabelling: "al2 predictions relabelled_by seed",
+    sparsity_networks: "batch_norm decorrelation network seed sparsity sparsity_batch",
+    lenet_alexnet: "network seed sparsity sparsity_batch",
+    penalty_readings: "decorrelation sparsity_batch",
+    combined: "al2 clean_al2 clean_networks clean_seed clean_sparsity networks seed sparsity",
+}
 SUM = {"chosen": "own/abs/sum"}
 REFUSED = [
+    *((experiment, {"epoch": 3}, "'epoch'; did you mean") for experiment in EXPERIMENTS.values()),
     # what would make two of an experiment's networks one
-    (label_randomization, {"al2": True}, "al2 cannot be set"),
-    (label_randomization, {"batch_norm": True}, "batch_norm cannot be set"),
+    *(
+        (experiment, dict.fromkeys(fixed.split(), 1), f"^{fixed.replace(' ', ', ')} cannot be set")
+        for experiment, fixed in FIXED.items()
+    ),
     (label_randomization, {"dropout": 0}, "dropout is 0"),
     (label_randomization, {"weight_decay": 0}, "weight_decay 0"),
-    (schedules, {"al2": True}, "al2 cannot be set"),
-    (schedules, {"schedule": "linear", "rate": 0.5}, "rate, schedule cannot .*kinds, totals, weig"),
-    (schedules, {"weight_decay": 5e-4}, "weight_decay cannot be set"),
-    (schedules, {"seed": 3}, "seed cannot be set"),
-    (sensitivity, {"corruption_law": "exact", "al2": True}, "al2, corruption_law cannot be set"),
-    (sensitivity, {"bn_gamma": "ones"}, "bn_gamma cannot be set"),
-    (sensitivity, {"weight_decay": 5e-4}, "weight_decay cannot be set"),
-    (sensitivity, {"seed": 3}, "seed cannot be set"),
+    (representations, {"dropouts": [0.5, 0.5]}, "each of them once"),
     (relabelling, {"corruption": 0}, "corruption is 0; there has to be something to repair"),
-    (relabelling, {"al2": True, "seed": 3}, "al2, seed cannot be set"),
-    (relabelling, {"relabelled_by": "0123456789"}, "relabelled_by cannot be set"),
-    (relabelling, {"predictions": True}, "predictions cannot be set"),
     (sparsity_networks, {"dropout": 0.0}, "dropout is 0.0"),
-    (sparsity_networks, {"batch_norm": True}, "batch_norm cannot be set"),
-    (sparsity_networks, {"sparsity": ("conv1",)}, "sparsity cannot be set"),
-    (sparsity_networks, {"decorrelation": ("conv1",)}, "decorrelation cannot be set"),
-    (sparsity_networks, {"network": "lenet", "seed": 3}, "network, seed cannot be set"),
-    (lenet_alexnet, {"sparsity": ("fc1",)}, "sparsity cannot be set"),
-    (lenet_alexnet, {"network": "lenet", "seed": 3}, "network, seed cannot be set"),
-    (penalty_readings, {"decorrelation": ("conv1",)}, "decorrelation cannot be set"),
-    (penalty_readings, {"sparsity_batch": "sum"}, "sparsity_batch cannot be set"),
-    (combined, {"al2": True}, "al2 cannot be set"),
-    (combined, {"clean_al2": True}, "clean_al2 cannot be set"),
-    (combined, {"sparsity": ("fc1",), "clean_networks": ["dropNet"]}, "clean_networks, sparsity c"),
     (combined, {"corruption": 0.0}, "corruption is 0.0"),
     (combined, {"sparsity_weight": 0.0}, "sparsity_weight 0.0"),
     # what does not exist
@@ -101,6 +94,7 @@ REFUSED = [
     (sparsity_networks, {"learning_rate": 0.0}, "learning_rate is 0.0; it has to be a positive"),
     (sparsity_networks, {"long_networks": ["sr2Net"]}, "long_networks needs long_epochs"),
     (sparsity_networks, {"long_networks": ["sr9Net"], "long_epochs": 4}, "long_networks holds sr9"),
+    (sparsity_networks, {"sparsity_batches": ["sum", "sum"]}, "each of them once"),
     (lenet_alexnet, {"networks": ["lenet", "vgg"]}, "networks holds vgg; allowed: lenet, alexnet"),
     (lenet_alexnet, {"layers": "some"}, "layers is 'some'; allowed: all, targeted"),
     (lenet_alexnet, {"batch_norm": True}, "lenet has neither batch norm nor dropout"),
@@ -120,7 +114,6 @@ REFUSED = [
     # seeds of the tables
     (penalty_readings, {"screen_seed": 3}, "screen_seed is 3; seeds below 100 are the tables'"),
     (calibration, {"seeds": [3, 100]}, "seeds holds 3; those below 100 are the tables'"),
-    *((experiment, {"epoch": 3}, "'epoch'; did you mean") for experiment in EXPERIMENTS.values()),
 ]
 
 
@@ -151,13 +144,6 @@ def test_label_randomization_is_eight_networks_a_seed_in_pairs_that_differ_in_al
     assert values(runs, "dropout", "weight_decay") == {(0, 0), (0.2, 0), (0, 0.1)}
 
 
-@pytest.mark.parametrize("setting", [{"speed": 8.75}, {"schedule": "geometric"}])
-def test_networks_without_al2_are_the_same_runs_whatever_the_schedule(setting):
-    """So that baselines are trained once for all schedules."""
-    plain, other = ids(label_randomization("mnist")), ids(label_randomization("mnist", **setting))
-    assert plain[::2] == other[::2] and not {*plain[1::2]} & {*other[1::2]}
-
-
 def test_schedules_are_bare_weight_decays_and_each_kind_at_each_total():
     settings = {"totals": [0.3, 1.0], "weight_decays": [1e-3, 5e-4], "speed": 6.15, "n_train": 50}
     runs = schedules("mnist", seeds=(0, 7), epochs=80, **settings)
@@ -171,18 +157,6 @@ def test_schedules_are_bare_weight_decays_and_each_kind_at_each_total():
     whole = schedule("al2", 80, 6.15).sum()
     found = [schedule(r.schedule, 80, r.speed, r.rate).sum() / whole for r in runs if r.al2]
     assert found == pytest.approx([0.3, 1.0] * 8, rel=4e-3)
-
-
-def test_schedules_shares_bare_the_paper_s_decay_and_bare_with_al2_with_label_randomization():
-    settings = OPTIONS | {"seeds": (0, 1), "learning_rate": 0.03, "n_validation": 143}
-    eight = ids(label_randomization("digits", **settings))
-    runs = schedules("digits", **settings, totals=[0.1, 1], weight_decays=[5e-4, 0.02])
-    shared = [run for run in runs if run.id in eight]
-    assert [(run.seed, run.baseline, run.al2) for run in shared] == [
-        (seed, baseline, al2)
-        for seed in (0, 1)
-        for baseline, al2 in (("bare", False), ("weight_decay", False), ("bare", True))
-    ]
 
 
 SMALL = dict(epochs=80, speed=6.15, n_train=300)
@@ -287,15 +261,6 @@ def test_sparsity_networks_are_table_2_s_six_with_section_4_s_settings(size):
     wanted = [Run(**PAPER, network=f"convnet_{size}", **own) for own in SIX.values()]
     assert ids(runs) == ids(wanted)
     assert values(runs, "entropy", "sparsity_weight", "decorrelation_weight") == {(True, 0.001, 1)}
-
-
-def test_the_six_differ_in_what_their_names_say_and_nothing_else():
-    runs = sparsity_networks("digits", n_measure=100, sparsity_weight=0.5)
-    for run in runs[1:]:
-        own = set(SIX[run.variant])
-        assert differing(runs[0], run) == own | (
-            {"sparsity_weight"} if "sparsity" in own else set()
-        )
 
 
 def test_adam_has_a_learning_rate_of_its_own_and_no_momentum():
@@ -482,12 +447,6 @@ def test_settings_reach_their_own_test():
     assert values(runs[:5], "batch_size", "network") == {(16, "al2_cnn")}
     assert values(runs[5:], "batch_size", "network") == {(32, "convnet_m")}
     assert {run.sparsity_weight for run in runs if run.sparsity} == {0.1}
-
-
-def test_of_both_penalties_runs_the_papers_tables_read_vanillanet_and_sr2net_alone():
-    runs = combined("mnist", clean_dataset="digits", **SHORT)
-    frame = pd.concat([stored(run, test_accuracy=50.0) for run in runs], ignore_index=True)
-    assert set(tables.sparsity_runs(frame).variant) == {"vanillaNet", "sr2Net"}
 
 
 # ---- calibration, and what a profile takes over

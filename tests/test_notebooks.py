@@ -153,15 +153,6 @@ def test_canonical_correlations_are_taken_of_the_runs_of_the_tables(profile):
     assert own and own <= ids_of(profile, "label_randomization")
 
 
-def test_a_text_where_a_number_belongs_is_refused_before_anything_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    entry = "{notebooks: [10_al2_label_randomization], entries: [{learning_rate: 1e-4}]}"
-    (tmp_path / "text.yaml").write_text(f"all: {{}}\nexperiments: {{label_randomization: {entry}}}")
-    (entry,) = campaign.plan("text")
-    with pytest.raises(TypeError, match="learning_rate"):
-        _ = entry.runs
-
-
 def test_data_that_are_not_there_are_named_and_nothing_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
     entries = campaign.plan("lite")[:2]

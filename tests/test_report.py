@@ -154,17 +154,6 @@ def test_the_index_shows_what_notebooks_saved_and_the_rest_goes(planned):
     assert "make experiment NAME=sparsity_networks PROFILE=lite" in page
 
 
-def test_the_report_is_the_same_whichever_data_sets_lie_here(planned, tmp_path, monkeypatch):
-    written = []
-    for name in ("without", "with"):
-        monkeypatch.setenv("DATA_DIR", str(tmp_path / name))
-        (tmp_path / "with" / "my_pictures" / "train").mkdir(parents=True, exist_ok=True)
-        report.write(report.gather(["lite"]))
-        files = sorted(evidence.folder().rglob("*.*"))
-        written.append([(file.name, file.read_bytes()) for file in files])
-    assert written[0] == written[1]
-
-
 def test_quoting_needs_the_marks(tmp_path):
     evidence.folder().mkdir(parents=True)
     (evidence.folder() / "headline.md").write_text("new\n")
