@@ -43,19 +43,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book") / "html"
-    options = [
-        "-q",
-        "-W",
-        "--keep-going",
-        "-b",
-        "html",
-        "-c",
-        "notebooks/book",
-        "-d",
-        folder.parent / "trees",
-    ]
+    words = [sys.executable, *"-m sphinx -q -W --keep-going -b html -c notebooks/book -d".split()]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *options, ".", folder],
+        [*words, folder.parent / "trees", ".", folder],
         cwd=paths.ROOT,
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
         capture_output=True,
@@ -71,10 +61,15 @@ def pages(book):
     return {path: Page(path) for path in sorted(book.rglob("*.html"))}
 
 
+def elsewhere(address):
+    parts = urlsplit(address)
+    return bool(parts.scheme or parts.netloc)
+
+
 def broken(path, address, pages):
     """Whether an address within the book leads to no file, or to no place on its page."""
     parts = urlsplit(address)
-    if parts.scheme or parts.netloc:
+    if elsewhere(address):
         return False
     target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
     if not target.is_file():
@@ -84,13 +79,8 @@ def broken(path, address, pages):
 
 
 def test_every_internal_link_leads_somewhere(pages):
-    found = {
-        f"{path.name}: {address}"
-        for path, page in pages.items()
-        for address in page.links + page.loads
-        if broken(path, address, pages)
-    }
-    assert not found
+    for path, page in pages.items():
+        assert not [a for a in page.links + page.loads if broken(path, a, pages)], path
     # and the test sees one that does not
     path = next(path for path in pages if path.name == "glossary.html")
     assert broken(path, "#no-such-word", pages) and broken(path, "no_such_page.html", pages)
@@ -98,7 +88,7 @@ def test_every_internal_link_leads_somewhere(pages):
 
 def test_nothing_is_loaded_from_elsewhere(book, pages):
     for path, page in pages.items():
-        assert not [a for a in page.loads if urlsplit(a).scheme or urlsplit(a).netloc], path
+        assert not any(map(elsewhere, page.loads)), path
     for path in book.rglob("*.css"):
         style = path.read_text(encoding="utf-8")
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", style), path
@@ -111,9 +101,8 @@ def test_formulas_come_with_what_typesets_them(book, pages):
         page = pages[book / notebook.relative_to(paths.ROOT).with_suffix(".html")]
         assert page.text.count('<div class="math notranslate') == text.count("$$") / 2, notebook
     with_formulas = [page for page in pages.values() if 'class="math' in page.text]
-    assert with_formulas
-    for page in with_formulas:
-        assert any("_static/tex-svg" in address for address in page.loads)
+    loaded = [any("_static/tex-svg" in address for address in p.loads) for p in with_formulas]
+    assert loaded and all(loaded)
 
 
 def test_every_page_that_the_readme_links_is_in_the_book(book, pages):
@@ -130,18 +119,13 @@ def test_every_page_that_the_readme_links_is_in_the_book(book, pages):
 
 def test_the_public_surface_has_its_entries(book, pages):
     api = book / "notebooks" / "book" / "api"
-    described = {path: pages[path] for path in pages if path.parent == api}
-    anchors = set().union(*(page.anchors for page in described.values()))
+    anchors = set().union(*(pages[path].anchors for path in pages if path.parent == api))
     core = {path.stem for path in (paths.ROOT / "lib").glob("[a-z]*.py")} | {"data"}
     assert core >= INTERNAL
     for name in sorted(core - INTERNAL):
         module = importlib.import_module(f"lib.{name}")
-        public = [
-            f"lib.{name}.{key}"
-            for key, value in vars(module).items()
-            if (inspect.isfunction(value) or inspect.isclass(value))
-            and not key.startswith("_")
-            and value.__module__ == module.__name__
-        ]
-        assert public and not set(public) - anchors
+        found = inspect.getmembers(module, lambda v: inspect.isfunction(v) or inspect.isclass(v))
+        own = [key for key, value in found if value.__module__ == module.__name__]
+        public = {f"lib.{name}.{key}" for key in own if not key.startswith("_")}
+        assert public and public <= anchors
     assert not [a for a in anchors for name in INTERNAL if a.startswith(f"lib.{name}.")]

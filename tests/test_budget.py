@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,19 +15,8 @@ from lib import engine, paths, run_dir, store, trainer
 from lib.run import Run
 from lib.study import budget, campaign
 
-AL2 = Run(
-    dataset="digits",
-    image_size=16,
-    n_train=64,
-    n_validation=20,
-    test_images=40,
-    epochs=3,
-    learning_rate=0.1,
-    batch_size=32,
-    dropout=0.5,
-    al2=True,
-    speed=8.0,
-)
+AL2 = Run("digits", image_size=16, n_train=64, n_validation=20, test_images=40, epochs=3)
+AL2 = replace(AL2, learning_rate=0.1, batch_size=32, dropout=0.5, al2=True, speed=8.0)
 CONV = replace(AL2, network="convnet_s", al2=False, corruption=0.0, image_size=8, dropout=0.0)
 HERE = trainer.device_name("cpu")
 
@@ -40,16 +30,13 @@ def written(folder):
     return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "env.json"}
 
 
-def remember(run, seconds, device=HERE):
+def remember(run, seconds):
     """Put a finished run into the store that took so many seconds an epoch."""
     folder = folder_of(run, "earlier")
     run_dir.begin(folder, run)
-    (folder / "env.json").write_text(
-        json.dumps({"seconds": seconds * run.epochs, "device": device})
-    )
-    (folder / "metrics.csv").write_text(
-        "epoch\n" + "".join(f"{e}\n" for e in range(1, run.epochs + 1))
-    )
+    environment = {"seconds": seconds * run.epochs, "device": HERE}
+    (folder / "env.json").write_text(json.dumps(environment))
+    (folder / "metrics.csv").write_text("\n".join(map(str, ["epoch", *range(1, run.epochs + 1)])))
 
 
 @pytest.fixture
@@ -63,7 +50,7 @@ def always(monkeypatch):
 def entries(monkeypatch):
     """A profile of two entries that state AL2 and CONV."""
     stated = {"schedules": [AL2], "combined": [AL2, CONV]}
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: stated[self.experiment])
+    monkeypatch.setattr(campaign.Entry, "runs", property(lambda self: stated[self.experiment]))
     plan = [campaign.Entry(name, ("10_one",), {}) for name in stated]
     monkeypatch.setattr(campaign, "plan", lambda profile, experiment: plan)
     return plan
@@ -86,13 +73,10 @@ def test_a_run_stopped_after_each_epoch_ends_with_the_bytes_of_one_that_never_wa
         assert {f.name for f in folder_of(AL2).iterdir()} == {"config.json", "checkpoint.pt"}
     # nothing is left after the last epoch: the run is finished
     trainer.fit([AL2], [folder_of(AL2)], deadline=0.0)
-    assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
-
-
-def test_a_deadline_that_does_not_come_changes_nothing():
-    trainer.fit([AL2], [folder_of(AL2, "whole")])
-    trainer.fit([AL2], [folder_of(AL2)], deadline=time.monotonic() + 1e6)
-    assert written(folder_of(AL2)) == written(folder_of(AL2, "whole"))
+    # a deadline that does not come changes nothing
+    trainer.fit([AL2], [folder_of(AL2, "in time")], deadline=time.monotonic() + 1e6)
+    for profile in ("own", "in time"):
+        assert written(folder_of(AL2, profile)) == written(folder_of(AL2, "whole"))
 
 
 def test_the_store_stops_at_the_deadline_and_goes_on_later(always):
@@ -108,9 +92,7 @@ def test_a_run_that_gains_a_measure_in_slices_stays_readable(always):
     store.ensure([AL2])
     more = replace(AL2, ablations=("shared/test",))
     store.ensure([more], deadline=0.0, may_begin=always)
-    assert (
-        store.epochs_left(AL2) == 0 and store.epochs_left(more) == 2 and len(store.load([AL2])) == 3
-    )
+    assert (store.epochs_left(AL2), store.epochs_left(more), len(store.load([AL2]))) == (0, 2, 3)
     store.ensure([more])
     assert store.epochs_left(more) == 0
 
@@ -148,36 +130,32 @@ def test_folders_that_cannot_be_read_have_no_pace():
     assert budget.paces() == []
 
 
+def pace(run, seconds, device=HERE):
+    return budget.SecondsPerEpoch(run, device, seconds)
+
+
 def test_a_pace_is_that_of_the_same_variant_else_the_slowest_of_the_kind():
-    known = [
-        budget.SecondsPerEpoch(replace(CONV, seed=k), HERE, s)
-        for k, s in enumerate((1.0, 2.0, 9.0))
-    ]
-    known += [budget.SecondsPerEpoch(replace(CONV, batch_norm=True), HERE, 20.0)]
+    known = [pace(replace(CONV, seed=k), seconds) for k, seconds in enumerate((1.0, 2.0, 9.0))]
+    known += [pace(replace(CONV, batch_norm=True), 20.0)]
     assert budget.seconds_per_epoch(replace(CONV, seed=7), known, HERE) == 2.0
     assert budget.seconds_per_epoch(replace(CONV, dropout=0.5), known, HERE) == 20.0
-    for other in (
-        replace(CONV, network="convnet_m"),
-        replace(CONV, n_train=65),
-        replace(CONV, image_size=16),
-    ):
-        assert budget.seconds_per_epoch(other, known, HERE) is None
+    for other in ({"network": "convnet_m"}, {"n_train": 65}, {"image_size": 16}):
+        assert budget.seconds_per_epoch(replace(CONV, **other), known, HERE) is None
     assert budget.seconds_per_epoch(CONV, known, "a GPU") is None
 
 
 def test_a_run_is_begun_only_if_it_ends_in_time_unless_it_goes_on_in_slices():
-    known = [budget.SecondsPerEpoch(run, HERE, 2.0) for run in (CONV, AL2)]
+    known = [pace(CONV, 2.0), pace(AL2, 2.0)]
     assert budget.fits(CONV, 3, 6.0, known) and not budget.fits(CONV, 3, 5.9, known)
     assert budget.fits(AL2, 3, 0.1, known) and not budget.fits(AL2, 3, 0.0, known)
     assert budget.fits(CONV, 3, 0.1, []), "nothing tells how long it takes"
-    assert budget.fits(CONV, 3, 0.1, [budget.SecondsPerEpoch(CONV, "a GPU", 2.0)]), (
-        "nor does another device"
-    )
+    assert budget.fits(CONV, 3, 0.1, [pace(CONV, 2.0, "a GPU")]), "nor does another device"
 
 
 def test_a_run_that_does_not_fit_is_passed_over_and_the_next_one_is_trained():
     remember(replace(CONV, seed=9), 1e7)
-    store.ensure([CONV, AL2], deadline=time.monotonic() + 1e6, may_begin=budget.fits)
+    may_begin = partial(budget.fits, known=budget.paces())
+    store.ensure([CONV, AL2], deadline=time.monotonic() + 1e6, may_begin=may_begin)
     assert store.available([CONV, AL2]) == [AL2] and store.find(CONV) is None
 
 
@@ -190,7 +168,7 @@ def test_the_list_gives_runs_and_epochs_for_each_entry(entries, monkeypatch, cap
 
     def measure(run, jobs):
         asked.append((run, jobs))
-        return budget.SecondsPerEpoch(run, HERE, 20.0)
+        return pace(run, 20.0)
 
     monkeypatch.setattr(budget, "measure", measure)
     call(monkeypatch, "--list")
@@ -219,8 +197,8 @@ def test_a_kind_whose_images_are_not_here_has_no_time(monkeypatch):
 
 @pytest.mark.parametrize("run", [AL2, replace(CONV, entropy=True, n_measure=10, optimizer="adam")])
 def test_a_few_steps_say_how_long_an_epoch_takes_and_leave_nothing(run, epochs_trained):
-    pace = budget.measure(run, jobs=4)
-    assert pace.seconds > 0 and (pace.run, pace.device) == (run, HERE) and epochs_trained == [1]
+    found = budget.measure(run, jobs=4)
+    assert found == pace(run, found.seconds) and found.seconds > 0 and epochs_trained == [1]
     assert not paths.results_dir().exists()
 
 
@@ -230,15 +208,10 @@ def test_a_budget_trains_in_order_renders_nothing_and_says_what_remains(
     remember(replace(CONV, seed=9), 1e7)
     monkeypatch.setattr(campaign, "render_all", lambda *_: pytest.fail("rendered"))
     call(monkeypatch, "--budget", "1000")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
-        "schedules: 1 of 1 runs done",
-        "combined: 1 of 2 runs done, 3 epochs left",
-    ]
-    assert (
-        lines[-1]
-        == "1 runs would each take longer than a budget of 1000 s: they need a longer one, or none"
-    )
+    first, second, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "schedules: 1 of 1 runs done"
+    assert second == "combined: 1 of 2 runs done, 3 epochs left"
+    assert last.startswith("1 runs would each take longer than a budget of 1000 s: ")
 
 
 def test_a_budget_that_ends_leaves_a_checkpoint_and_ends_well(entries, monkeypatch, capsys, always):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 
 import pytest
 from test_data import WNIDS, tiny, write
@@ -58,19 +59,14 @@ def test_an_entry_s_values_go_before_its_experiment_s_and_those_before_all(plan)
         ("sparsity_networks", 1),
         ("00_zero", None),
     ]
-    assert all(entry.parameters["profile"] == "mine" for entry in entries)
+    assert all(entry.profile == "mine" for entry in entries)
     # 11_two has no dropout; 10_one, whose settings these are, too, has
     assert "dropout" not in entries[2].parameters
-
-
-def test_an_entry_is_rendered_by_its_own_notebooks_under_names_that_set_it_apart(plan):
-    entries = plan(TEXT)
+    # each is rendered by its own notebooks under names that set it apart
     assert entries[0].rendered() == {"10_one": "10_one"}
     assert entries[1].rendered() == {"10_one-mnist": "10_one", "11_two-mnist": "11_two"}
-    assert entries[-1].rendered() == {"00_zero": "00_zero"} and entries[-1].runs() == []
-
-
-def test_one_experiment_s_entries_can_be_asked_for_by_its_name(plan):
+    assert entries[-1].rendered() == {"00_zero": "00_zero"} and entries[-1].runs == []
+    # one experiment's can be asked for
     assert [entry.name for entry in plan(TEXT, "schedules")] == ["schedules-mnist-0.5"]
     with pytest.raises(ValueError, match="no experiment 'schedule'; there are calibration, lab"):
         plan(TEXT, "schedule")
@@ -102,79 +98,75 @@ def test_what_a_profile_cannot_mean_is_refused(plan, text, message):
         plan(text)
 
 
-@pytest.mark.parametrize("name", sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
-def test_a_committed_profile_states_valid_runs_of_known_experiments(name):
-    entries = campaign.plan(name)
-    for entry in entries:
-        runs = entry.runs()
-        assert all(isinstance(run, Run) for run in runs) and bool(runs) == bool(entry.experiment)
-        assert entry.experiment in {"", *EXPERIMENTS}
-
-
-def test_the_quick_profile_states_every_experiment():
-    """Each with its notebooks' own defaults: a notebook with a parameter that its experiment does
-    not know, or the other way round, would fail at its first cell.
+def test_the_committed_profiles_state_valid_runs_and_the_quick_one_those_of_every_experiment():
+    """Quick's each with its notebooks' own defaults: a notebook with a parameter that its
+    experiment does not know, or the other way round, would fail at its first cell.
     """
+    for file in paths.PARAMS.glob("*.yaml"):
+        for entry in campaign.plan(file.stem):
+            assert bool(entry.runs) == bool(entry.experiment)
     entries = [entry for entry in campaign.plan("quick") if entry.experiment]
     assert {entry.experiment for entry in entries} == set(EXPERIMENTS)
     for entry in entries:
         assert entry.parameters == {"profile": "quick"}
-        for notebook in entry.notebooks:
-            assert campaign.Entry(entry.experiment, (notebook,), {}).runs()
+        assert all(campaign.Entry(entry.experiment, (n,), {}).runs for n in entry.notebooks)
 
 
-def entries_of(monkeypatch, *lists):
-    """Entries that state these lists of runs, all that their profile has."""
-    entries = [campaign.Entry("schedules", (f"{k}",), {"size": k}) for k in range(len(lists))]
-    monkeypatch.setattr(campaign, "plan", lambda profile: entries)
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: lists[self.parameters["size"]])
-    return entries
+@pytest.fixture
+def entries_of(monkeypatch):
+    """Makes entries that state these lists of runs, all that their profile has; and what the store
+    is asked to train: a profile and runs each time.
+    """
+    asked = []
+
+    def made(*lists):
+        entries = [campaign.Entry("schedules", (f"{k}",), {"size": k}) for k in range(len(lists))]
+        stated = property(lambda self: lists[self.parameters["size"]])
+        monkeypatch.setattr(campaign, "plan", lambda profile: entries)
+        monkeypatch.setattr(campaign.Entry, "runs", stated)
+        return entries, asked
+
+    def ensure(runs, profile, **_):
+        asked.append((profile, runs))
+
+    monkeypatch.setattr(campaign.store, "ensure", ensure)
+    return made
 
 
-def test_a_run_that_two_entries_state_is_asked_for_once_with_the_measures_of_both(monkeypatch):
+def test_a_run_that_two_entries_state_is_asked_for_once_with_the_measures_of_both(entries_of):
     """Or a training of hours would be made again for a measure that a later notebook wants."""
     plain = Run("digits", epochs=2)
     more = Run("digits", epochs=2, predictions=True)
     own = Run("digits", epochs=3)
-    entries = entries_of(monkeypatch, [plain], [more, own])
-    asked = []
-    monkeypatch.setattr(campaign.store, "ensure", lambda runs, **_: asked.append(runs))
+    entries, asked = entries_of([plain], [more, own])
     assert campaign.train(iter(entries), "quick", jobs=1)
-    # neighbours on one data set in one go
-    assert [[(run.id, run.predictions) for run in runs] for runs in asked] == [
-        [(plain.id, True), (plain.id, True), (own.id, False)]
-    ]
+    ((_, runs),) = asked  # neighbours on one data set in one go
+    both = (plain.id, True)
+    assert [(run.id, run.predictions) for run in runs] == [both, both, (own.id, False)]
     assert campaign.progress(iter(entries))[-1] == "together: 0 of 2 runs done, 5 epochs left"
     # also where a part of the profile is trained, as by `make experiment`
     for entry in entries:
         entry.parameters["profile"] = "quick"
     assert campaign.train(entries[:1], "quick", jobs=1)
-    assert [(run.id, run.predictions) for run in asked[1]] == [(plain.id, True)]
+    assert [(run.id, run.predictions) for run in asked[1][1]] == [both]
 
 
-def test_runs_that_a_profile_takes_over_from_another_are_trained_as_that_one_s(monkeypatch):
-    entries = entries_of(monkeypatch, [Run("digits", epochs=2)], [Run("digits", epochs=3)])
+def test_runs_that_a_profile_takes_over_from_another_are_trained_as_that_one_s(entries_of):
+    runs = [Run("digits", epochs=2)], [Run("digits", epochs=3)]
+    entries, asked = entries_of(*runs)
     entries[1].parameters["profile"] = "paper"
-    asked = []
-    monkeypatch.setattr(
-        campaign.store, "ensure", lambda runs, profile, **_: asked.append((profile, len(runs)))
-    )
     campaign.train(entries, "lite", jobs=1)
-    assert asked == [("lite", 1), ("paper", 1)]
+    assert asked == [("lite", runs[0]), ("paper", runs[1])]
 
 
 def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_on(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, entries_of
 ):
     write(tmp_path / "tiny-imagenet-200-part1.zip", tiny(WNIDS[:2]))
-    sets = ("tiny_imagenet", "digits")
-    entries = entries_of(monkeypatch, *([Run(name, epochs=2)] for name in sets))
-    trained = []
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        campaign.store, "ensure", lambda runs, **_: trained.extend(run.dataset for run in runs)
-    )
-    assert campaign.train(entries, "quick", jobs=1) and trained == ["digits"]
+    there = [Run("digits", epochs=2)]
+    entries, asked = entries_of([Run("tiny_imagenet", epochs=2)], there)
+    assert campaign.train(entries, "quick", jobs=1) and asked == [("quick", there)]
     said = "not run: schedules-0: data set not reachable: tiny_imagenet: classes=200 were asked for"
     assert capsys.readouterr().err.startswith(said)
 
@@ -194,11 +186,8 @@ def test_a_parameter_that_papermill_injects_and_no_notebook_has_is_refused(
     shell = types.SimpleNamespace(user_ns={"In": ["", "profile = 'quick'", injected]})
     module = types.SimpleNamespace(get_ipython=lambda: shell)
     monkeypatch.setitem(sys.modules, "IPython", module)
-    if said is None:
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
         campaign.refuse_unknown_parameters("10_al2_label_randomization")
-    else:
-        with pytest.raises(ValueError, match=said):
-            campaign.refuse_unknown_parameters("10_al2_label_randomization")
 
 
 def test_profiles_are_read_in_any_locale():

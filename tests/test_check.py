@@ -29,26 +29,19 @@ def test_all_is_well_here(capsys, monkeypatch, tmp_path):
         assert [line for line in lines if line[6:].startswith(f"{what}: ")], what
 
 
-def test_anything_that_fails_gives_1_and_is_counted(capsys, monkeypatch):
-    bad = check.Line(check.FAIL, "x", "is wrong", "mend it")
-    good = check.Line(check.OK, "y", "fine")
-    failing = [bad, good]
-    monkeypatch.setattr(check, "CHECKS", (lambda: iter(failing), lambda: iter(failing)))
-    assert check.main() == 1
-    told = ["FAIL  x: is wrong → mend it", "OK    y: fine"]
-    assert capsys.readouterr().out.splitlines() == [*told, *told, "2 FAIL, see above"]
-
-
-def test_a_check_that_lacks_a_package_says_so_and_the_others_go_on(capsys, monkeypatch):
+def test_what_fails_is_counted_and_gives_1_and_the_other_checks_go_on(capsys, monkeypatch):
     def lacking():
         raise ModuleNotFoundError("No module named 'torch'")
         yield
 
-    monkeypatch.setattr(check, "CHECKS", (lacking, check.python))
+    bad = check.Line(check.FAIL, "x", "is wrong", "mend it")
+    good = check.Line(check.OK, "y", "fine")
+    monkeypatch.setattr(check, "CHECKS", (lambda: iter([bad, good]), lacking, lambda: iter([bad])))
     assert check.main() == 1
-    first, second, _ = capsys.readouterr().out.splitlines()
-    assert first.startswith("FAIL  lacking: No module named 'torch' → ")
-    assert second.startswith("OK    Python: ")
+    *told, lacks, again, last = capsys.readouterr().out.splitlines()
+    assert told == ["FAIL  x: is wrong → mend it", "OK    y: fine"] and again == told[0]
+    assert lacks.startswith("FAIL  lacking: No module named 'torch' → ")
+    assert last == "3 FAIL, see above"
 
 
 def test_an_old_python_fails(monkeypatch):
@@ -58,34 +51,36 @@ def test_an_old_python_fails(monkeypatch):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project folder with these pins and this lock; numpy is installed, no-such-thing is not."""
+def packages_of(tmp_path, monkeypatch):
+    """What is said in a project with these pins and this lock; numpy is installed, no-such-thing is
+    not.
+    """
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    numpy = check.importlib.metadata.version("numpy")
 
-    def write(pins, lock):
+    def said(pins, lock):
         pinned = "".join(f"      - {pin}\n" for pin in pins)
         (tmp_path / "environment.yml").write_text(f"dependencies:\n  - python=3.11\n{pinned}")
-        (tmp_path / "requirements.lock").write_text("# all\n" + "".join(f"{x}\n" for x in lock))
+        (tmp_path / "requirements.lock").write_text("\n".join(["# all", *lock]))
         return list(check.packages())
 
-    return write, numpy
+    return said
 
 
-def test_packages_are_compared_with_the_pins(project):
-    write, numpy = project
-    lines = write(["numpy==0.0.1", "no-such-thing==1.0", "pytest==" + pytest.__version__], [])
-    assert states(lines)["numpy"] == states(lines)["no-such-thing"] == check.FAIL
-    assert lines[0].found == f"{numpy}, pinned is 0.0.1" and "make clean setup" in lines[0].advice
-    assert lines[1].found == "not installed, pinned is 1.0"
-    assert len(lines) == 3  # no word of packages being as pinned
+NUMPY = check.importlib.metadata.version("numpy")
 
 
-def test_the_lock_is_compared_and_a_difference_is_no_failure(project):
-    write, numpy = project
-    found = states(write([f"numpy=={numpy}"], [f"numpy=={numpy}", "no-such-thing==1.0"]))
+def test_packages_are_compared_with_the_pins(packages_of):
+    numpy, other, lock = packages_of(["numpy==0.0.1", "no-such-thing==1.0"], [])
+    assert numpy.state == other.state == check.FAIL
+    assert numpy.found == f"{NUMPY}, pinned is 0.0.1" and "make clean setup" in numpy.advice
+    assert other.found == "not installed, pinned is 1.0" and lock.what == "requirements.lock"
+
+
+def test_the_lock_is_compared_and_a_difference_is_no_failure(packages_of):
+    own = [f"numpy=={NUMPY}"]
+    found = states(packages_of(own, [*own, "no-such-thing==1.0"]))
     assert found == {"packages": check.OK, "requirements.lock": check.INFO}
-    assert states(write([], [f"numpy=={numpy}"]))["requirements.lock"] == check.OK
+    assert states(packages_of([], own))["requirements.lock"] == check.OK
 
 
 def test_a_build_s_local_suffix_is_no_difference(monkeypatch):
@@ -97,24 +92,26 @@ def test_a_build_s_local_suffix_is_no_difference(monkeypatch):
 def test_the_committed_lock_holds_every_pin():
     pins = check.PIN.findall((paths.ROOT / "environment.yml").read_text())
     locked = check.LOCKED.findall((paths.ROOT / "requirements.lock").read_text())
-    assert len(pins) > 20
-    assert set(pins) <= {(name.lower(), version) for name, version in locked}
+    assert len(pins) > 20 and {*pins} <= {(name.lower(), version) for name, version in locked}
 
 
-@pytest.mark.parametrize("quick, precision, state", [
-    (True, "bfloat16", check.OK), (False, "float32", check.OK), (False, "bfloat16", check.FAIL),
-])  # fmt: skip
-def test_a_precision_that_is_slow_here_fails(monkeypatch, quick, precision, state):
+@pytest.mark.parametrize("quick, precision", [(1, "bfloat16"), (0, "float32"), (0, "bfloat16")])
+def test_a_precision_that_is_slow_here_fails(monkeypatch, quick, precision):
     monkeypatch.setattr(machine, "has_bfloat16", lambda device: quick)
     monkeypatch.setenv("PRECISION", precision)
+    state = check.OK if quick or precision == "float32" else check.FAIL
     assert states(check.device()) == {"processor": check.INFO, "device": state}
 
 
-WRONG = [("DEVICE", "gpu", "'gpu'.*allowed"), ("PRECISION", "half", "'half'.*allowed")]
-WRONG += [("DEVICE", "cuda", "PyTorch finds no GPU here"), ("PRECISION", "tf32", "not have")]
-
-
-@pytest.mark.parametrize("variable, value, said", WRONG)
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("DEVICE", "gpu", "'gpu'.*allowed"),
+        ("DEVICE", "cuda", "PyTorch finds no GPU here"),
+        ("PRECISION", "half", "'half'.*allowed"),
+        ("PRECISION", "tf32", "not have"),
+    ],
+)
 def test_a_wrong_setting_of_the_machine_fails(monkeypatch, variable, value, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(variable, value)
@@ -143,7 +140,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk_fail(tmp_path, monkeypa
     results, cache = check.disk()
     assert results.state == cache.state == check.FAIL
     assert "cannot be written" in results.found and "RESULTS_DIR" in results.advice
-    assert "1.0 GB free" in cache.found and "2 GB are needed" in cache.advice
+    assert "1.0 GB free, 2 GB are needed" in cache.found and "CACHE_DIR" in cache.advice
 
 
 def test_the_state_of_the_code_is_told(monkeypatch):

@@ -21,7 +21,8 @@ from lib import paths
 
 OWN = {"dataset": "own", "image_size": None, "n_train": None, "batch_size": 16, "jobs": 1}
 DIGITS = {"n_train": 100, "n_validation": 20, "test_images": 40, "jobs": 1}
-FEW = {"totals": [3.0], "weight_decays": [5e-4]}
+FEW = DIGITS | {"totals": [3.0], "weight_decays": [5e-4]}
+SETS = OWN | {"n_measure": 6, "screen_epochs": 1}
 AL2 = {
     "own data, one epoch, another ablation": OWN
     | {"n_validation": 6, "seeds": [7], "epochs": 1, "ablations": ["channel/test"]}
@@ -29,57 +30,37 @@ AL2 = {
     "true labels, nothing ablated or held out": DIGITS
     | {"seeds": [7], "epochs": 3, "corruption": 0.0, "ablations": [], "n_validation": 0}
     | {"totals": [], "weight_decays": []},
-    "all labels wrong, a seed twice": DIGITS
-    | FEW
+    "all labels wrong, a seed twice": FEW
     | {"seeds": [0, 0], "epochs": 2, "corruption": 1.0, "dropouts": [0.0]},
-    "all diverge": DIGITS | FEW | {"seeds": [7], "epochs": 3, "learning_rate": 1e6},
-    "some diverge": DIGITS | FEW | {"seeds": [0, 1], "epochs": 6, "learning_rate": 1.5},
+    "all diverge": FEW | {"seeds": [7], "epochs": 3, "learning_rate": 1e6},
+    "some diverge": FEW | {"seeds": [0, 1], "epochs": 6, "learning_rate": 1.5},
 }
 CONVNETS = {
-    "own data, one epoch, one network": OWN
-    | {"seeds": [7], "epochs": 1, "n_measure": 6, "networks": ["vanillaNet"]}
-    | {"screen_epochs": 1, "chosen": None, "trained": [], "strengths": []},
-    "a seed twice, Adam": OWN
-    | {"seeds": [1, 1], "epochs": 2, "n_measure": 6, "screen_epochs": 1}
-    | {"optimizer": "adam", "learning_rate": None},
-    "all diverge": OWN
-    | {"seeds": [7], "epochs": 3, "n_measure": 6, "screen_epochs": 1, "learning_rate": 1e7},
-    "some diverge": OWN
-    | {"seeds": [1, 2], "epochs": 6, "n_measure": 6, "screen_epochs": 1, "learning_rate": 1.5},
+    "own data, one epoch, one network": SETS
+    | {"seeds": [7], "epochs": 1, "networks": ["vanillaNet"]}
+    | {"chosen": None, "trained": [], "strengths": []},
+    "a seed twice, Adam": SETS
+    | {"seeds": [1, 1], "epochs": 2, "optimizer": "adam", "learning_rate": None},
+    "all diverge": SETS | {"seeds": [7], "epochs": 3, "learning_rate": 1e7},
+    "some diverge": SETS | {"seeds": [1, 2], "epochs": 6, "learning_rate": 1.5},
 }
-CLEAN = {"clean_dataset": "own", "clean_image_size": None, "clean_n_train": None}
-CLEAN |= {"clean_n_measure": 6, "clean_batch_size": 16, "n_validation": 6, "n_measure": 6}
+TWO = OWN | {"clean_dataset": "own", "clean_image_size": None, "clean_n_train": None}
+TWO |= {"clean_n_measure": 6, "clean_batch_size": 16, "n_validation": 6, "n_measure": 6}
 BOTH = {
-    "own data, one epoch": OWN | CLEAN | {"seeds": [7], "epochs": 1, "clean_epochs": 1},
-    "a seed twice, no second test": OWN
-    | CLEAN
-    | {"seeds": [3, 3], "epochs": 2, "clean_dataset": None},
-    "all diverge": OWN
-    | CLEAN
+    "own data, one epoch": TWO | {"seeds": [7], "epochs": 1, "clean_epochs": 1},
+    "a seed twice, no second test": TWO | {"seeds": [3, 3], "epochs": 2, "clean_dataset": None},
+    "all diverge": TWO
     | {"epochs": 3, "clean_epochs": 3, "learning_rate": 1e6, "clean_learning_rate": 1e7},
-    "some diverge": OWN
-    | CLEAN
-    | {"seeds": [0, 1], "epochs": 6, "clean_epochs": 6, "learning_rate": 1.5},
+    "some diverge": TWO | {"seeds": [0, 1], "epochs": 6, "clean_epochs": 6, "learning_rate": 1.5},
 }
-NOTEBOOKS = {
-    name: AL2
-    for name in (
-        "10_al2_label_randomization",
-        "11_al2_ablation",
-        "12_al2_cca",
-        "13_al2_schedules",
-        "14_al2_relabel",
-        "15_al2_options",
-        "16_al2_norm_scale",
-    )
-}
+NOTEBOOKS = dict.fromkeys(["10_al2_label_randomization", "11_al2_ablation", "12_al2_cca"], AL2)
+NOTEBOOKS |= dict.fromkeys(["13_al2_schedules", "15_al2_options", "16_al2_norm_scale"], AL2)
 # there is nothing to relabel where no label is wrong
 NOTEBOOKS["14_al2_relabel"] = {k: v for k, v in AL2.items() if not k.startswith("true labels")}
 # a calibration's seeds are those of no table
 NOTEBOOKS["17_al2_miniature"] = {k: v | {"seeds": [107]} for k, v in AL2.items()}
-NOTEBOOKS |= dict.fromkeys(
-    ("20_sparsity_monitor", "21_sparsity_networks", "23_penalty_readings"), CONVNETS
-)
+of_convnets = ["20_sparsity_monitor", "21_sparsity_networks", "23_penalty_readings"]
+NOTEBOOKS |= dict.fromkeys(of_convnets, CONVNETS)
 NOTEBOOKS["22_sparsity_lenet_alexnet"] = {
     k: v | {"networks": ["lenet"], "learning_rate": v.get("learning_rate") or 0.01}
     for k, v in CONVNETS.items()
@@ -107,7 +88,7 @@ NOTEBOOKS["02_your_own"] = {
 ABOUT_STORED_RUNS = {"23_penalty_readings"}
 
 
-def errors(notebook, values):
+def errors(notebook, values, results):
     """Execute a notebook's cells with other parameters, and go on after an error.
 
     A line an error: which cell, what, and where in the project it arose.
@@ -119,7 +100,7 @@ def errors(notebook, values):
 
     if notebook not in ABOUT_STORED_RUNS:
         paths.EVIDENCE = ()
-    os.environ["PROGRESS"] = "0"
+    os.environ |= {"PROGRESS": "0", "RESULTS_DIR": results}
     shell = InteractiveShell.instance()
     shell.reset(new_session=False)
     cells = nbformat.read(paths.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
@@ -149,11 +130,5 @@ def test_notebooks_render_with_any_parameters_that_their_runs_accept(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         for name, values in NOTEBOOKS[notebook].items():
-            monkeypatch.setenv("RESULTS_DIR", str(tmp_path / name))
-            found[name] = pool.submit(_with_results, tmp_path / name, notebook, values).result()
+            found[name] = pool.submit(errors, notebook, values, str(tmp_path / name)).result()
     assert not any(found.values()), json.dumps(found, indent=1, ensure_ascii=False)
-
-
-def _with_results(folder, notebook, values):
-    os.environ["RESULTS_DIR"] = str(folder)
-    return errors(notebook, values)

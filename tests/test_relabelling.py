@@ -322,7 +322,7 @@ def test_a_student_without_labels_is_neither_done_nor_left_to_do(monkeypatch):
     """Or a campaign would say for ever that epochs are left, and never render the notebook."""
     runs = [LOST, replace(BARE, relabelled_by=LOST.id), BARE]
     entry = campaign.Entry("relabelling", ("14_al2_relabel",), {})
-    monkeypatch.setattr(campaign.Entry, "runs", lambda self: runs)
+    monkeypatch.setattr(campaign.Entry, "runs", runs)
     assert not entry.is_done()
     assert campaign.progress([entry]) == ["relabelling: 0 of 3 runs done, 9 epochs left"]
     store.ensure([LOST])

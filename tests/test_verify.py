@@ -11,18 +11,8 @@ from lib import paths, run_dir, trainer
 from lib.run import Run
 from lib.study import verify
 
-RUN = Run(
-    "digits",
-    image_size=16,
-    n_train=1000,
-    batch_size=32,
-    test_images=200,
-    al2=True,
-    speed=6.24,
-    learning_rate=0.005,
-    momentum=0.9,
-    epochs=30,
-)
+RUN = Run("digits", image_size=16, n_train=1000, batch_size=32, test_images=200, al2=True)
+RUN = dataclasses.replace(RUN, speed=6.24, learning_rate=0.005, momentum=0.9, epochs=30)
 pytestmark = pytest.mark.slow  # each trains a network of 1,000 images
 ONLY = ["--only", "bare + AL2"]
 COLUMNS = ["test_accuracy", "cross_entropy", "activation_l2", "lambda"]
@@ -54,8 +44,7 @@ def test_first_epochs_are_those_of_the_whole_training(stored):
     again = verify.retrained(RUN, 3)
     old, _ = run_dir.read_metrics(stored)
     assert list(again["test_images"]) == list(old["test_images"][:3]) == [200] * 3
-    for name in COLUMNS:
-        np.testing.assert_allclose(again[name], old[name][:3], rtol=1e-5)
+    np.testing.assert_allclose(again[COLUMNS], old[COLUMNS][:3], rtol=1e-5)
 
 
 def test_a_run_shorter_than_what_is_asked_for_is_trained_whole(epochs_trained):
@@ -68,8 +57,7 @@ def test_what_agrees_is_ok_and_gives_0(stored, capsys):
     assert verify.main(ONLY) == 0
     *_, line, last = capsys.readouterr().out.splitlines()
     assert line.startswith("AL2 CNN, bare + AL2, digits, 3 epochs: ok, ")
-    assert str(verify.SAME) in line
-    assert last == "1 of 1 agree"
+    assert str(verify.SAME) in line and last == "1 of 1 agree"
     assert sorted(path.stat().st_mtime_ns for path in stored.iterdir()) == before
 
 
@@ -89,8 +77,7 @@ def test_curves_of_another_setting_differ(wrong, stored, capsys):
 def test_other_labels_differ_before_anything_is_trained(stored, capsys, epochs_trained):
     replace_environment(stored, labels="0" * 64)
     assert verify.main(ONLY) == 1
-    assert "DIFFERS, trained on other labels" in capsys.readouterr().out
-    assert not epochs_trained
+    assert "DIFFERS, trained on other labels" in capsys.readouterr().out and not epochs_trained
 
 
 def test_a_loss_that_becomes_nan_differs(stored, capsys, monkeypatch):

@@ -1,5 +1,5 @@
-"""How long trainings take, from the measured seconds of those that are stored, and whether one fits
-the time that is left. Where none is stored a few steps are measured.
+"""How long trainings take, by the seconds of those that are stored, else by a few steps, and
+whether one fits the time that is left.
 """
 
 import time
@@ -32,10 +32,8 @@ class SecondsPerEpoch:
 def paces() -> list[SecondsPerEpoch]:
     """Those of all stored runs, of every profile. Folders that cannot be read say nothing here."""
     found = []
-    files = [
-        *paths.results_dir().glob("*/*/*/env.json"),
-        *paths.results_dir().glob("*/*/*/checkpoint.pt"),
-    ]
+    names = ("env.json", "checkpoint.pt")
+    files = [file for name in names for file in paths.results_dir().glob(f"*/*/*/{name}")]
     for folder in sorted({file.parent for file in files}):
         try:
             seconds, device = run_dir.read_pace(folder)
@@ -54,15 +52,12 @@ def seconds_per_epoch(run: Run, known: Iterable[SecondsPerEpoch], device: str) -
     slowest's; None without any.
     """
     alike = [pace for pace in known if pace.device == device and kind(pace.run) == kind(run)]
-    same = [
-        pace.seconds
-        for pace in alike
-        if (pace.run.variant, pace.run.baseline) == (run.variant, run.baseline)
-    ]
+    variant = (run.variant, run.baseline)
+    same = [p.seconds for p in alike if (p.run.variant, p.run.baseline) == variant]
     return median(same) if same else max((pace.seconds for pace in alike), default=None)
 
 
-def measure(run: Run, jobs: int, loaded: bundle.Loaded | None = None) -> SecondsPerEpoch:
+def measure(run: Run, jobs: int) -> SecondsPerEpoch:
     """The pace of a run by a few of its steps, of which nothing is kept.
 
     On a GPU so many networks make them side by side; on a CPU the seconds are a core's own,
@@ -74,7 +69,7 @@ def measure(run: Run, jobs: int, loaded: bundle.Loaded | None = None) -> Seconds
     device = torch.device(trainer.default_device())
     precision = trainer.default_precision()
     trainer.check_precision(precision, device)
-    found = bundle.prepare(replace(run, relabelled_by=None), device, loaded)
+    found = bundle.prepare(replace(run, relabelled_by=None), device)
     together = 1 if device.type == "cpu" else jobs
     with trainer.reproducible(device, precision):
         steps = [_few_steps(run, found, precision) for _ in range(together)]
@@ -136,9 +131,7 @@ class Forecast:
             if seconds_per_epoch(run, self.known, _here()) is None:
                 strange.setdefault(kind(run), []).append(run)
         for alike in strange.values():
-            most = max(
-                alike, key=lambda run: (len(run.sparsity) + len(run.terms()), run.batch_norm)
-            )
+            most = max(alike, key=lambda r: (len(r.sparsity) + len(r.terms()), r.batch_norm))
             name = f"{most.network} on {most.dataset}"
             try:
                 pace = measure(most, min(jobs, len(alike)))
@@ -163,7 +156,7 @@ class Forecast:
         return [by, *self.said]
 
 
-def fits(run: Run, epochs: int, seconds: float, known: list[SecondsPerEpoch] | None = None) -> bool:
+def fits(run: Run, epochs: int, seconds: float, known: Iterable[SecondsPerEpoch]) -> bool:
     """Whether so many epochs of a run may be begun with so many seconds left.
 
     The AL2 paper's long trainings go on in slices; any other is begun only if it ends in time, so
@@ -174,5 +167,5 @@ def fits(run: Run, epochs: int, seconds: float, known: list[SecondsPerEpoch] | N
         return False
     if run.network == "al2_cnn":
         return True
-    pace = seconds_per_epoch(run, paces() if known is None else known, _here())
+    pace = seconds_per_epoch(run, known, _here())
     return pace is None or epochs * pace <= seconds

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Entry:
         """The stem of each rendered notebook, and the notebook it is made of."""
         return {self._named(notebook): notebook for notebook in self.notebooks}
 
+    @cached_property
     def runs(self) -> list[Run]:
         """The runs that the entry states."""
         return EXPERIMENTS[self.experiment](**self.arguments()) if self.experiment else []
@@ -86,11 +87,20 @@ class Entry:
         return {name: v for name, v in values.items() if name not in NOT_OF_THE_RUNS}
 
     def is_done(self) -> bool:
-        """Whether its runs are finished; those that can never be trained
-        (`store.is_without_labels`) are not waited for.
+        """Whether its runs are finished, but for those that can never be trained
+        (`store.is_without_labels`).
         """
-        there = {run.id for run in store.available(self.runs())}
-        return all(run.id in there or store.is_without_labels(run) for run in self.runs())
+        there = {run.id for run in store.available(self.runs)}
+        return all(run.id in there or store.is_without_labels(run) for run in self.runs)
+
+
+def _refuse_unknown(what: str, name: str, known: Iterable[str], where: str = "") -> None:
+    if name not in known:
+        raise ValueError(f"{where}there is no {what} {name!r}; there are {', '.join(known)}")
+
+
+def _stems(folder: Path, ending: str) -> list[str]:
+    return sorted(file.stem for file in folder.glob(f"*.{ending}"))
 
 
 @lru_cache
@@ -101,9 +111,7 @@ def notebook_parameters(notebook: str) -> dict[str, Any]:
         ValueError: for an unknown notebook; the message lists those there are.
     """
     folder = paths.ROOT / "notebooks"
-    if not (folder / f"{notebook}.ipynb").exists():
-        known = ", ".join(sorted(f.stem for f in folder.glob("*.ipynb")))
-        raise ValueError(f"there is no notebook {notebook!r}; there are {known}")
+    _refuse_unknown("notebook", notebook, _stems(folder, "ipynb"))
     cells = json.loads((folder / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
     lines = ast.parse("".join(next(tagged, []))).body
@@ -124,86 +132,84 @@ def refuse_unknown_parameters(notebook: str) -> None:
         if not source.startswith("# Parameters\n"):
             continue
         known = notebook_parameters(notebook)
-        for line in ast.parse(source).body:
-            names = [target.id for target in getattr(line, "targets", ())]
-            for name in (name for name in names if name not in known):
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                raise ValueError(
-                    f"the notebook {notebook} has no parameter {name}{hint} It has "
-                    f"{', '.join(known)}"
-                )
+        lines = ast.parse(source).body
+        names = [target.id for line in lines for target in getattr(line, "targets", ())]
+        if unknown := [name for name in names if name not in known]:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(
+                f"the notebook {notebook} has no parameter {unknown[0]}{hint} It has "
+                f"{', '.join(known)}"
+            )
 
 
 def plan(profile: str, experiment: str | None = None) -> list[Entry]:
-    """Every entry of a profile, checked: every key is a parameter that its notebook has.
-
-    Args:
-        profile: its name.
-        experiment: the entries of this one alone.
+    """Every entry of a profile, or those of one experiment, checked: every key is a parameter that
+    its notebook has.
 
     Raises:
         ValueError: for an unknown profile, experiment, notebook or parameter, naming what there is,
             and for two renderings of one name.
     """
-    path = paths.PARAMS / f"{profile}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(f.stem for f in paths.PARAMS.glob("*.yaml")))
-        raise ValueError(f"there is no profile {profile!r}; there are {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from error
-    shaped = isinstance(content, dict) and isinstance(content.get("experiments"), dict)
-    if not shaped or not isinstance(content.get("all"), dict):
-        raise ValueError(f"{path.name} has to hold two mappings, `all` and `experiments`")
-    if strange := content.keys() - {"all", "settings", "experiments", "notebooks"}:
-        raise ValueError(
-            f"{path.name} holds {', '.join(map(str, strange))}; allowed are all, settings, "
-            "experiments, notebooks"
-        )
-    if experiment is not None and experiment not in EXPERIMENTS:
-        raise ValueError(
-            f"there is no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}"
-        )
+    _refuse_unknown("profile", profile, _stems(paths.PARAMS, "yaml"))
+    if experiment is not None:
+        _refuse_unknown("experiment", experiment, EXPERIMENTS)
+    file = f"{profile}.yaml"
+    content = _content(file)
     entries: list[Entry] = []
-    unused = _Unused(path.name)
+    # by group of values, those that no notebook takes: a misspelt parameter must not be passed over
+    # in silence; a YAML alias is the same object
+    unused: dict[int, set[str]] = {}
     for name, said in content["experiments"].items():
-        _check_experiment(path.name, name, said)
+        _check_experiment(file, name, said)
         for own in said["entries"]:
             notebooks = tuple(own.get("notebooks", said.get("notebooks", ())))
             own = {key: value for key, value in own.items() if key != "notebooks"}
             if not notebooks:
-                raise ValueError(f"{path.name}: an entry of {name} names no notebook that shows it")
+                raise ValueError(f"{file}: an entry of {name} names no notebook that shows it")
             known = notebook_parameters(notebooks[0])
             if unknown := own.keys() - known.keys():
                 raise ValueError(
-                    f"{path.name}: {notebooks[0]} has no parameter {', '.join(sorted(unknown))}; "
+                    f"{file}: {notebooks[0]} has no parameter {', '.join(sorted(unknown))}; "
                     f"it has {', '.join(known)}"
                 )
             shared = {}
             for group in (content["all"], said.get("settings", {})):
-                unused.note(group, known)
+                unused[id(group)] = unused.get(id(group), set(group)) - known.keys()
                 shared |= {key: value for key, value in group.items() if key in known}
             entries.append(Entry(name, notebooks, {"profile": profile} | shared | own))
-    unused.check()
+    if strange := sorted(map(str, set().union(*unused.values()))):
+        raise ValueError(f"{file}: no notebook that it is for has a parameter {', '.join(strange)}")
     for notebook in content.get("notebooks", ()):
         known = notebook_parameters(notebook)
         entries.append(Entry("", (notebook,), {"profile": profile} if "profile" in known else {}))
     stems = Counter(stem for entry in entries for stem in entry.rendered())
     if twice := sorted(stem for stem, count in stems.items() if count > 1):
         raise ValueError(
-            f"{path.name}: several executions are called {', '.join(twice)} and would overwrite "
+            f"{file}: several executions are called {', '.join(twice)} and would overwrite "
             f"each other; one notebook's have to differ in {', '.join(MARKS)}"
         )
     return [entry for entry in entries if experiment in (None, entry.experiment)]
 
 
-def _check_experiment(file: str, name: str, said: Any) -> None:
-    if name not in EXPERIMENTS:
+def _content(file: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load((paths.PARAMS / file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    needed = ("all", "experiments")
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), dict) for k in needed):
+        raise ValueError(f"{file} has to hold two mappings, `all` and `experiments`")
+    if strange := content.keys() - {*needed, "settings", "notebooks"}:
         raise ValueError(
-            f"{file}: there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}"
+            f"{file} holds {', '.join(map(str, strange))}; allowed are all, settings, "
+            "experiments, notebooks"
         )
+    return content
+
+
+def _check_experiment(file: str, name: str, said: Any) -> None:
+    _refuse_unknown("experiment", name, EXPERIMENTS, f"{file}: ")
     shaped = isinstance(said, dict) and isinstance(said.get("settings", {}), dict)
     shaped = shaped and said.keys() <= {"settings", "notebooks", "entries"}
     entries = said.get("entries") if shaped else None
@@ -214,24 +220,6 @@ def _check_experiment(file: str, name: str, said: Any) -> None:
         )
 
 
-class _Unused:
-    """Values that no notebook takes: a misspelt parameter must not be passed over in silence."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.groups: dict[int, set[str]] = {}  # a YAML alias is the same object
-
-    def note(self, group: dict[str, Any], known: Iterable[str]) -> None:
-        left = self.groups.setdefault(id(group), set(map(str, group)))
-        left -= set(known)
-
-    def check(self) -> None:
-        if strange := sorted(set().union(*self.groups.values())):
-            raise ValueError(
-                f"{self.file}: no notebook that it is for has a parameter {', '.join(strange)}"
-            )
-
-
 def train(
     entries: Iterable[Entry],
     profile: str,
@@ -240,16 +228,14 @@ def train(
     executor: Executor | None = None,
 ) -> bool:
     """Train what the entries lack, in their order, until a value of `time.monotonic()` (None: to
-    the end).
+    the end). Returns whether any entry could be trained.
 
     A run that several entries state is trained once, with the measures that any entry of their
     profiles asks for, so that to train a part first costs nothing later. Entries whose data set is
     not there are named first and passed over; all others are trained in one go. At the deadline
     runs under way end their epoch and are left with a checkpoint.
-
-    Returns whether any entry could be trained.
     """
-    entries = [entry for entry in entries if entry.runs()]
+    entries = [entry for entry in entries if entry.runs]
     wanted = _wanted(entries)
     reached = []
     absent: dict[tuple, DataNotFoundError | None] = {}
@@ -257,21 +243,13 @@ def train(
         if (error := _not_reachable(entry, absent)) is None:
             reached.append(entry)
         else:
-            said = f"not run: {entry.name}: data set not reachable: {error}"
-            print(said, file=sys.stderr)
+            print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
     # what was trained before says how long these take
     known = budget.paces() if deadline is not None else []
-    may_begin = partial(budget.fits, known=known)
+    ends = {"deadline": deadline, "may_begin": partial(budget.fits, known=known)}
     for own in dict.fromkeys(entry.profile for entry in reached):
-        runs = [wanted[run.id] for e in reached if e.profile == own for run in e.runs()]
-        store.ensure(
-            runs,
-            profile=own or profile,
-            jobs=jobs,
-            executor=executor,
-            deadline=deadline,
-            may_begin=may_begin,
-        )
+        runs = [wanted[run.id] for e in reached if e.profile == own for run in e.runs]
+        store.ensure(runs, profile=own or profile, jobs=jobs, executor=executor, **ends)
     return bool(reached)
 
 
@@ -279,10 +257,10 @@ def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
     """The runs of some entries by id, with the measures that any entry of their profiles asks
     for.
     """
-    own = [run for entry in entries for run in entry.runs()]
+    own = [run for entry in entries for run in entry.runs]
     ids = {run.id for run in own}
     profiles = dict.fromkeys(entry.profile for entry in entries if entry.profile)
-    stated = (run for name in profiles for entry in plan(name) for run in entry.runs())
+    stated = (run for name in profiles for entry in plan(name) for run in entry.runs)
     return store.merged([*own, *(run for run in stated if run.id in ids)])
 
 
@@ -292,7 +270,7 @@ def _not_reachable(
     """Why the images of an entry cannot be read, if they cannot; `absent` is what is known of
     others.
     """
-    for run in entry.runs():
+    for run in entry.runs:
         key = run.dataset, run.image_size, run.classes
         if key not in absent and not engine.is_done(run):
             absent[key] = None
@@ -316,9 +294,8 @@ def scheduler(address: str) -> Executor:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ValueError(
-            "a scheduler needs the package distributed: pip install distributed"
-        ) from error
+        needed = "a scheduler needs the package distributed: pip install distributed"
+        raise ValueError(needed) from error
     try:
         return Client(address, timeout=CONNECT_SECONDS).get_executor()
     except (OSError, ValueError, TimeoutError) as error:
@@ -337,9 +314,9 @@ def progress(
     counted apart. With a budget in seconds, last how many runs it will never suffice for. With
     jobs, how long each entry takes with so many runs at a time, and by what that is known.
     """
-    entries = [entry for entry in entries if entry.runs()]
+    entries = [entry for entry in entries if entry.runs]
     wanted = _wanted(entries)
-    groups = [(entry.name, [run.id for run in entry.runs()]) for entry in entries]
+    groups = [(entry.name, [run.id for run in entry.runs]) for entry in entries]
     left = {i: store.epochs_left(run) for i, run in wanted.items()}
     absent = {i for i, n in left.items() if n == 0 and not store.available([wanted[i]])}
     if len(groups) > 1:
@@ -353,8 +330,7 @@ def progress(
         rest = [left[i] for i in dict.fromkeys(ids)]
         never = len(absent & set(ids))
         line = f"{name}: {rest.count(0) - never} of {len(rest)} runs done"
-        if never:
-            line += f", {never} not run: what relabels them diverged"
+        line += f", {never} not run: what relabels them diverged" if never else ""
         if any(rest):
             line += f", {sum(rest)} epochs left"
             line += f", {forecast.text({wanted[i]: left[i] for i in ids})}" if forecast else ""
@@ -385,7 +361,7 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
     made_from = [source, *paths.PARAMS.glob("*.yaml"), *paths.PUBLISHED.iterdir()]
     made_from += (paths.ROOT / "lib").rglob("*.py")
     made_from += (paths.ROOT / "results" / "bench").rglob("*.csv")
-    made_from += [store.find(run) / "metrics.csv" for run in store.available(entry.runs())]
+    made_from += [store.find(run) / "metrics.csv" for run in store.available(entry.runs)]
     made_from += [file for folder in paths.EVIDENCE for file in folder.glob("*/*/metrics.csv")]
     if target.exists() and target.stat().st_mtime > max(f.stat().st_mtime for f in made_from):
         return target
@@ -410,8 +386,7 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
 def render_all(entries: Iterable[Entry], profile: str, jobs: int) -> None:
     """Render the notebooks of the entries whose runs are finished, so many at a time."""
     asked = [(entry, stem) for entry in entries if entry.is_done() for stem in entry.rendered()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         rendering = [pool.submit(render, entry, stem, profile) for entry, stem in asked]
         for done, future in enumerate(rendering, 1):
             path = os.path.relpath(future.result())
@@ -432,18 +407,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a profile's runs and render its notebooks.")
     parser.add_argument("--profile", required=True, help="quick, lite or paper")
     parser.add_argument("--experiment", help="this one alone, by its name")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        help="runs at a time: processes on a CPU (default: all cores), networks side by side on "
-        "each GPU (default: by its memory)",
-    )
+    told = "runs at a time: processes on a CPU (default: all cores), networks side by side on "
+    told += "each GPU (default: by its memory)"
+    parser.add_argument("--jobs", type=int, help=told)
     parser.add_argument("--only", default="", help="only entries whose name holds this text")
-    parser.add_argument(
-        "--budget",
-        type=_seconds,
-        help="train for so many seconds, render nothing; a later call goes on",
-    )
+    told = "train for so many seconds, render nothing; a later call goes on"
+    parser.add_argument("--budget", type=_seconds, help=told)
     parser.add_argument("--list", action="store_true", help="show what there is to do and stop")
     parser.add_argument("--train-only", action="store_true", help="train, render nothing")
     parser.add_argument("--scheduler", help="of Dask, which trains instead: tcp://host:8786")
@@ -453,13 +422,12 @@ def main() -> None:
         entries = [entry for entry in entries if arguments.only in entry.name]
         if not entries:
             sys.exit(f"error: the profile {arguments.profile} states no such entry: see --list")
+        jobs = arguments.jobs or engine.default_jobs()
         if arguments.list:
-            jobs = arguments.jobs or engine.default_jobs()
             print(*progress(entries, jobs=jobs), sep="\n")
             return
         deadline = None if arguments.budget is None else began + arguments.budget
         executor = scheduler(arguments.scheduler) if arguments.scheduler else None
-        jobs = arguments.jobs or engine.default_jobs()
         if not train(entries, arguments.profile, jobs, deadline, executor):
             sys.exit(f"error: nothing of {arguments.profile} could be run, see above")
         if arguments.budget is not None:

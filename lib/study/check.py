@@ -1,9 +1,7 @@
 """`make check`, or `python -m lib.study.check`: is all here that is needed?
 
-It says OK or FAIL, and what to do.
-
-What can only be told, such as which data sets are not here, is a line that begins with `info`. The
-exit code is 1 if anything fails.
+A line each: OK, FAIL and what to do, or `info` where something can only be told, such as which data
+sets are not here. The exit code is 1 if anything fails.
 """
 
 import importlib.metadata
@@ -43,17 +41,14 @@ def python() -> Iterator[Line]:
     """Its version."""
     version = ".".join(map(str, sys.version_info[:3]))
     oldest = ".".join(map(str, OLDEST_PYTHON))
-    if sys.version_info >= OLDEST_PYTHON:
-        yield Line(OK, "Python", version)
-    else:
-        advice = f"{oldest} or newer is needed: make PYTHON=python{oldest} ..."
-        yield Line(FAIL, "Python", version, advice)
+    advice = f"{oldest} or newer is needed: make PYTHON=python{oldest} ..."
+    old = sys.version_info < OLDEST_PYTHON
+    yield Line(FAIL, "Python", version, advice) if old else Line(OK, "Python", version)
 
 
 def packages() -> Iterator[Line]:
-    """Those installed against the pins of `environment.yml`, and all that came with them.
-
-    What came with them may differ on other systems and Pythons, which is told and is no failure.
+    """Those installed against the pins of `environment.yml`, and what came with them, which may
+    differ on other systems and Pythons: that is told and is no failure.
     """
     pins = dict(PIN.findall((paths.ROOT / "environment.yml").read_text(encoding="utf-8")))
     wrong = differing(pins)
@@ -136,18 +131,18 @@ def disk() -> Iterator[Line]:
     """Whether results and caches can be written, and the room there."""
     folders = {"RESULTS_DIR": paths.results_dir(), "CACHE_DIR": paths.cache_dir()}
     for variable, folder in folders.items():
+        advice = f"free some, or set {variable} to another folder"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"room?")
             free = shutil.disk_usage(folder).free / 1e9
         except OSError as error:
-            advice = f"free it, or set {variable} to another folder"
             yield Line(FAIL, variable, f"{folder} cannot be written ({error.strerror})", advice)
             continue
         if free < NEEDED_GB:
-            advice = f"{NEEDED_GB:g} GB are needed: free some, or set {variable} to another folder"
-            yield Line(FAIL, variable, f"{folder}, {free:.1f} GB free", advice)
+            found = f"{folder}, {free:.1f} GB free, {NEEDED_GB:g} GB are needed"
+            yield Line(FAIL, variable, found, advice)
         else:
             yield Line(OK, variable, f"{folder} can be written, {free:.0f} GB free")
 

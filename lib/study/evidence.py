@@ -40,7 +40,7 @@ def stated(experiment: str, profiles: Iterable[str] = PROFILES) -> dict[str, lis
     for profile in profiles:
         # what a profile takes over from another one is that one's
         entries = [e for e in campaign.plan(profile, experiment) if e.profile in ("", profile)]
-        found[profile] = list(store.merged(run for e in entries for run in e.runs()).values())
+        found[profile] = list(store.merged(run for e in entries for run in e.runs).values())
     return found
 
 
@@ -55,14 +55,13 @@ def load(*experiments: str, profiles: Iterable[str] = PROFILES) -> pd.DataFrame:
     `profile` is the one that states a run, whichever trained it. A run of several experiments is
     there once.
     """
+    done = [finished(experiment, profiles) for experiment in experiments]
     frames = []
     for profile in profiles:
-        runs = {}
-        for experiment in experiments:
-            runs |= {run.id: run for run in finished(experiment, [profile])[profile]}
-        frames.append(store.load(list(runs.values())).assign(profile=profile))
-    full = [frame for frame in frames if len(frame)]
-    return pd.concat(full, ignore_index=True) if full else store.load([])
+        # each run once, see `store.load`
+        runs = [run for found in done for run in found[profile]]
+        frames.append(store.load(runs).assign(profile=profile))
+    return _together(frames, store.load([]))
 
 
 def to_judge(*experiments: str, profiles: Iterable[str] = PROFILES) -> dict[str, pd.DataFrame]:
@@ -86,10 +85,14 @@ def with_unfinished(
             for run in runs
             if (profile, run.id) not in done
         ]
-        parts = [frame, pd.DataFrame(missing).reindex(columns=frame.columns)]
-        full = [part for part in parts if len(part)]
-        frames[experiment] = pd.concat(full, ignore_index=True) if full else frame
+        rows = pd.DataFrame(missing).reindex(columns=frame.columns)
+        frames[experiment] = _together([frame, rows], frame)
     return frames
+
+
+def _together(frames: Iterable[pd.DataFrame], none: pd.DataFrame) -> pd.DataFrame:
+    full = [frame for frame in frames if len(frame)]
+    return pd.concat(full, ignore_index=True) if full else none
 
 
 class Report:
@@ -141,7 +144,7 @@ class Report:
         if show:
             display(plots.small_png(fig))
         if self.save:
-            self._write(self.folder / "figures" / f"{name}.png", plots.png(fig))
+            write(self.folder / "figures" / f"{name}.png", plots.png(fig))
             self.figures[name] = caption
             self.note()
         plt.close(fig)
@@ -150,7 +153,7 @@ class Report:
         """Write a table as CSV under its name, where the report is saved."""
         if self.save:
             text = table.to_csv(index=False, float_format="%.6g")
-            self._write(self.folder / "tables" / f"{name}.csv", text.encode())
+            write(self.folder / "tables" / f"{name}.csv", text)
             self.tables[name] = caption
             self.note()
 
@@ -161,20 +164,17 @@ class Report:
             for name, module in list(sys.modules.items())
             if name.startswith("lib.") and getattr(module, "__file__", None)
         }
-        said = {
-            "experiments": sorted(_read),
-            "figures": self.figures,
-            "modules": sorted(modules),
-            "tables": self.tables,
-        }
+        said = {"experiments": sorted(_read), "figures": self.figures}
+        said |= {"modules": sorted(modules), "tables": self.tables}
         text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        self._write(self.folder / "saved" / f"{self.notebook}.json", text.encode())
+        write(self.folder / "saved" / f"{self.notebook}.json", text)
 
-    @staticmethod
-    def _write(path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with paths.replacing(path) as part:
-            part.write_bytes(content)
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none; texts as UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with paths.replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def folder() -> Path:

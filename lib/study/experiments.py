@@ -1,6 +1,7 @@
-"""The papers' experiments as lists of runs.
+"""The papers' experiments as lists of runs: what a notebook trains, its parameters as arguments.
 
-What a notebook trains, with its parameters as arguments.
+Of each, `seeds` are those of the runs and `settings` fields of `Run` for all of them. A ValueError
+says which setting is unknown, or cannot be set since the runs differ in it.
 """
 
 import dataclasses
@@ -14,15 +15,10 @@ from lib.run import SCREENING_SEED, SPARSITY_NETWORKS, Run
 from lib.schedules import SCHEDULES, schedule, schedule_of_total
 
 # How the targeted-sparsity paper trains (section 4; scale of the images: the protocol).
-SPARSITY_DEFAULTS = {
-    "corruption": 0.0,
-    "normalize": "unit",
-    "momentum": 0.0,
-    "epochs": 100,
-    "n_measure": 1000,
-    "entropy": True,
-}
+SPARSITY_DEFAULTS = {"corruption": 0.0, "normalize": "unit", "momentum": 0.0, "epochs": 100}
+SPARSITY_DEFAULTS |= {"n_measure": 1000, "entropy": True}
 VARIANTS = ("vanillaNet", "dropNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
+WITHOUT_AND_WITH = ({"al2": False}, {"al2": True})
 
 
 def label_randomization(
@@ -35,14 +31,15 @@ def label_randomization(
     penalties: Sequence[Mapping[str, Any]] = (),
     **settings: Any,
 ) -> list[Run]:
-    """The eight networks of Table 1 for each seed.
+    """The eight networks of AL2's Table 1: bare, batch norm, dropout, weight decay, each without
+    and with AL2.
 
-    They are bare, batch norm, dropout, weight decay, each without and with AL2.
-
-    `dropout` and `weight_decay` are the strengths of their own baselines; `settings` are fields of
-    `Run`. `dropout_epochs` is a length of its own for the dropout networks, whose training Figure 1
-    follows for longer; the tables read the first part. Each of `penalties`, a mapping as
-    `Run.penalties` takes them, adds four networks: a regulariser of one's own beside AL2.
+    Args:
+        dropout, weight_decay: strengths of their own baselines; > 0.
+        dropout_epochs: length of the dropout networks, which Figure 1 follows for longer; the
+            tables read the first part.
+        penalties: each, as `Run.penalties` takes it, adds four networks: a regulariser of one's own
+            beside AL2.
     """
     _refuse(settings, "al2 batch_norm seed", "what the eight networks differ in (seeds: a list)")
     if not (dropout > 0 and weight_decay > 0):
@@ -51,17 +48,12 @@ def label_randomization(
             "positive"
         )
     longer = {} if dropout_epochs is None else {"epochs": dropout_epochs}
-    baselines = [
-        {},
-        {"batch_norm": True},
-        {"dropout": dropout} | longer,
-        {"weight_decay": weight_decay},
-    ]
-    regularisers = [{"al2": False}, {"al2": True}]
-    regularisers += [{"al2": False, "penalties": [penalty]} for penalty in penalties]
+    baselines = [{}, {"batch_norm": True}, {"dropout": dropout} | longer]
+    baselines.append({"weight_decay": weight_decay})
+    own = [{"al2": False, "penalties": [penalty]} for penalty in penalties]
     return [
         Run.from_dict({"dataset": dataset, "seed": seed, **settings, **baseline, **regulariser})
-        for seed, baseline, regulariser in product(seeds, baselines, regularisers)
+        for seed, baseline, regulariser in product(seeds, baselines, [*WITHOUT_AND_WITH, *own])
     ]
 
 
@@ -75,10 +67,7 @@ def calibration(
     """The four networks with AL2 of `label_randomization`, at several speeds of λ.
 
     A miniature's speed is chosen by them, from accuracies on held-out noisy labels alone
-    (`lib.study.tables.alive`), on seeds that no result has.
-
-    Raises:
-        ValueError: for a seed that tables read, and a setting in which the networks differ.
+    (`lib.study.tables.alive`). ValueError for seeds that tables read, too.
     """
     if low := [seed for seed in seeds if seed < SCREENING_SEED]:
         raise ValueError(
@@ -98,30 +87,20 @@ def representations(
     dropouts: Sequence[float] = (0.5, 0.0),
     **settings: Any,
 ) -> list[Run]:
-    """Networks whose φ is compared with its own start (AL2, section 5.1, Figure 1).
-
-    There is each dropout, without and with AL2.
+    """Networks whose φ is compared with its own start (AL2, section 5.1, Figure 1): each dropout
+    (0.5 is the paper's, 0 the bare network; none twice), without and with AL2.
 
     They measure canonical correlations against the initial network and keep the weights of their
     trunk, so that networks can be compared with each other. Two seeds at least serve as a control:
     what any second training would show.
-
-    Args:
-        dataset: where to train.
-        seeds: of the runs.
-        dropouts: 0.5 is the paper's Fig. 1; 0 the bare network.
-        settings: fields of `Run` for all of them.
-
-    Raises:
-        ValueError: for a setting in which the runs differ, and a dropout given twice.
     """
     _refuse(settings, "al2 dropout seed", "what the runs differ in (seeds, dropouts: lists)")
     if len(set(dropouts)) < len(dropouts):
         raise ValueError(f"dropouts is {list(dropouts)}; each of them once")
     shared = {"dataset": dataset, "cca": ["init"], "keep_trunk": True} | settings
     return [
-        Run.from_dict(shared | {"seed": seed, "dropout": dropout, "al2": al2})
-        for seed, dropout, al2 in product(seeds, dropouts, (False, True))
+        Run.from_dict(shared | {"seed": seed, "dropout": dropout} | al2)
+        for seed, dropout, al2 in product(seeds, dropouts, WITHOUT_AND_WITH)
     ]
 
 
@@ -136,40 +115,26 @@ def schedules(
     speed: float = 1.0,
     **settings: Any,
 ) -> list[Run]:
-    """The bare network, with several weight decays, and with AL2 on several schedules.
-
-    See AL2, section 4, and claim A7.
+    """The bare network, with several weight decays, and with AL2 on several schedules (AL2,
+    section 4; claim A7).
 
     Args:
-        dataset: where to train.
-        seeds: of the runs.
-        kinds: schedules, see `lib.schedules.schedule`.
-        totals: Σ λ_e of each kind, as a multiple of that of the schedule `al2` at `speed`.
+        kinds: of `lib.schedules.SCHEDULES`.
+        totals: Σ λ_e of each kind, as a multiple of that of the schedule `al2` at `speed`;
+            ValueError for one that it cannot have.
         weight_decays: strengths of the weight-decay baseline.
-        epochs: length of all trainings.
         speed: of the schedule `al2` at total 1, see `Run`.
-        settings: fields of `Run` for all of them.
-
-    Raises:
-        ValueError: for an unknown schedule, a total that one cannot have, and a setting in which
-            the runs differ.
     """
-    _refuse(
-        settings,
-        "al2 rate schedule seed weight_decay",
-        "what the runs differ in (seeds, kinds, totals, weight_decays)",
-    )
+    varied_by = "what the runs differ in (seeds, kinds, totals, weight_decays)"
+    _refuse(settings, "al2 rate schedule seed weight_decay", varied_by)
     shared = {"dataset": dataset, "epochs": epochs, **settings}
     whole = schedule("al2", epochs, speed).sum()
     varied: list[dict[str, Any]] = [{}, *({"weight_decay": strength} for strength in weight_decays)]
-    for kind in kinds:
-        for total in totals:
-            exact = (
-                {"speed": speed}
-                if (kind, total) == ("al2", 1)
-                else schedule_of_total(kind, epochs, total * whole, speed)
-            )
-            varied.append({"al2": True, "schedule": kind, "speed": speed} | exact)
+    for kind, total in product(kinds, totals):
+        series = {"al2": True, "schedule": kind, "speed": speed}
+        if (kind, total) != ("al2", 1):
+            series |= schedule_of_total(kind, epochs, total * whole, speed)
+        varied.append(series)
     return [Run.from_dict(shared | {"seed": seed} | own) for seed in seeds for own in varied]
 
 
@@ -194,57 +159,44 @@ def options(
     no runs.
 
     Args:
-        dataset: where to train.
-        seeds, baselines: of the runs.
-        totals: Σ λ_e of weaker, or stronger, series of AL2, as multiples of that at `speed`.
-        longer: how many times the epochs, along the same λ to the same last one; None: none is
+        totals: Σ λ_e of weaker, or stronger, series of AL2, as multiples (not 1) of that at
+            `speed`; ValueError for one that no series has.
+        longer: how many times the epochs, ≥ 2, along the same λ to the same last one; None: none is
             longer.
         epochs, dropout_epochs, speed, dropout: as in `label_randomization`; with an option all
             train for `epochs`.
-        settings: fields of `Run` for all of them.
-
-    Raises:
-        ValueError: for a setting in which the runs differ, another baseline, total 1 or one no
-            series has, a `longer` below 2.
     """
     fixed = "al2 batch_norm bn_gamma corruption_law schedule seed weight_decay"
     _refuse(settings, fixed, "what the runs differ in, or what none of them has")
-    if unknown := set(baselines) - {"bare", "batchnorm", "dropout"}:
-        raise ValueError(
-            f"baselines holds {', '.join(sorted(unknown))}; allowed: bare, batchnorm, dropout"
-        )
+    _only("baselines", baselines, ("bare", "batchnorm", "dropout"))
     if 1 in totals or (longer is not None and longer < 2):
         raise ValueError(
             f"totals is {list(totals)}, longer {longer}: no total may be 1; longer is None or a "
             "whole number ≥ 2"
         )
     settings |= {"dataset": dataset, "epochs": epochs, "speed": speed}
+    lengths = {"dropout": dropout, "dropout_epochs": dropout_epochs}
+    runs = {"default": label_randomization(**settings, seeds=seeds, **lengths)}
     norm = {"batch_norm": True}
     drop = {"dropout": dropout}
     exact = {"corruption_law": "exact"}
-    without_and_with = [{"al2": False}, {"al2": True}]
     tried = {
-        "exact law": list(product([exact, drop | exact], without_and_with)),
-        "γ ~ U(0, 1)": list(product([norm | {"bn_gamma": "uniform"}], without_and_with)),
+        "exact law": ([exact, drop | exact], WITHOUT_AND_WITH),
+        "γ ~ U(0, 1)": ([norm | {"bn_gamma": "uniform"}], WITHOUT_AND_WITH),
     }
     whole = schedule("al2", epochs, speed).sum()
     for total in sorted(totals):
         series = {"al2": True} | schedule_of_total("al2", epochs, total * whole, speed)
-        tried[f"Σλ × {total:g}"] = list(product([norm, drop], [series]))
+        tried[f"Σλ × {total:g}"] = ([norm, drop], [series])
     if longer:
-        # the speed is rounded, as it is stated
-        slow = {
-            "epochs": longer * epochs,
-            "speed": float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}"),
-        }
-        tried[f"epochs × {longer}"] = list(product([slow, drop | slow], without_and_with))
-    lengths = {"dropout": dropout, "dropout_epochs": dropout_epochs}
-    runs = {"default": label_randomization(**settings, seeds=seeds, **lengths)}
-    for name, networks in tried.items():
-        stated = (
-            settings | {"seed": seed} | network | own for seed in seeds for network, own in networks
-        )
-        runs[name] = [Run.from_dict(fields) for fields in stated]
+        slower = float(f"{speed * (epochs - 1) / (longer * epochs - 1):.6g}")  # as it is stated
+        slow = {"epochs": longer * epochs, "speed": slower}
+        tried[f"epochs × {longer}"] = ([slow, drop | slow], WITHOUT_AND_WITH)
+    for name, varied in tried.items():
+        runs[name] = [
+            Run.from_dict(settings | {"seed": seed} | network | own)
+            for seed, network, own in product(seeds, *varied)
+        ]
     return {name: [run for run in own if run.baseline in baselines] for name, own in runs.items()}
 
 
@@ -255,9 +207,8 @@ def sensitivity(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -
 
 
 def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -> list[Run]:
-    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1).
-
-    The latter is as PyTorch drew it up to 1.1. The runs are among those of `sensitivity`.
+    """Batch norm without and with AL2, its scale γ beginning at 1, and at U(0, 1), as PyTorch drew
+    it up to 1.1. The runs are among those of `sensitivity`.
     """
     return sensitivity(dataset, seeds=seeds, baselines=["batchnorm"], **settings)
 
@@ -265,32 +216,23 @@ def norm_scales(dataset: str, *, seeds: Sequence[int] = (0,), **settings: Any) -
 def relabelling(
     dataset: str, *, seeds: Iterable[int] = (0,), corruption: float = 0.75, **settings: Any
 ) -> list[Run]:
-    """A training set relabelled by the AL2 network, and a bare network trained on the labels.
+    """A training set relabelled by the AL2 network, and a bare network trained on the labels (AL2,
+    section 4; claim A9).
 
-    See AL2, section 4, and claim A9.
-
-    For each seed: bare and bare+AL2 on the corrupted labels, which predict the training images at
-    their last epoch; bare trained on the predictions of each (those of bare itself are the
-    control); and bare on clean labels.
-
-    Raises:
-        ValueError: for a setting in which the runs differ, and for labels that are not corrupted.
+    For each seed: bare and bare+AL2 on the corrupted labels (`corruption` > 0), which predict the
+    training images at their last epoch; bare trained on the predictions of each (those of bare
+    itself are the control); and bare on clean labels.
     """
-    _refuse(
-        settings, "al2 predictions relabelled_by seed", "what the runs differ in (seeds: a list)"
-    )
+    fixed = "al2 predictions relabelled_by seed"
+    _refuse(settings, fixed, "what the runs differ in (seeds: a list)")
     if not corruption > 0:
         raise ValueError(f"corruption is {corruption}; there has to be something to repair")
     runs = []
     for seed in seeds:
         shared = {"dataset": dataset, "seed": seed, "corruption": corruption, **settings}
-        teachers = [
-            Run.from_dict(shared | {"al2": al2, "predictions": True}) for al2 in (False, True)
-        ]
-        runs += [
-            *teachers,
-            *(Run.from_dict(shared | {"relabelled_by": teacher.id}) for teacher in teachers),
-        ]
+        teachers = [Run.from_dict(shared | al2 | {"predictions": True}) for al2 in WITHOUT_AND_WITH]
+        runs += teachers
+        runs += [Run.from_dict(shared | {"relabelled_by": teacher.id}) for teacher in teachers]
         runs.append(Run.from_dict(shared | {"corruption": 0.0}))
     return runs
 
@@ -311,13 +253,9 @@ def sparsity_networks(
 ) -> list[Run]:
     """ConvNets of Table 2 of the targeted-sparsity paper, on clean labels.
 
-    They are vanilla, drop, norm, sr1, sr2, sr3 for each seed.
-
     Args:
-        dataset: where to train.
         networks: those of `VARIANTS` that are wanted.
         size: "s", "m" or "xxl".
-        seeds: of the runs.
         dropout: of dropNet, which alone has it; > 0.
         sparsity_batches: how SparsityReg joins a batch, "mean", "sum" or both: sr1, sr2, sr3 are
             trained with each.
@@ -325,61 +263,36 @@ def sparsity_networks(
         learning_rate: None: 0.01 for SGD, 0.001 for Adam.
         long_networks: those that train for `long_epochs`, to see whether they overfit later (Fig.
             6). The first epochs of a long training are the short one, so tables read both.
-        settings: fields of `Run` for all of them.
-
-    Raises:
-        ValueError: for an unknown network or size, and a setting in which the networks differ.
     """
-    own_fields = "batch_norm decorrelation network seed sparsity sparsity_batch"
-    _refuse(
-        settings,
-        own_fields,
-        "what the networks differ in (size, seeds, sparsity_batches: arguments)",
-    )
-    _checked_batches(sparsity_batches)
+    fixed = "batch_norm decorrelation network seed sparsity sparsity_batch"
+    differing = "what the networks differ in (size, seeds, sparsity_batches: arguments)"
+    _refuse(settings, fixed, differing)
+    _check_batches(sparsity_batches)
     if not dropout > 0:
         raise ValueError(f"dropout is {dropout}; dropNet needs it positive")
-    for name, given in (("networks", networks), ("long_networks", long_networks)):
-        if unknown := [network for network in given if network not in VARIANTS]:
-            raise ValueError(f"{name} holds {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
+    _only("networks", networks, VARIANTS)
+    _only("long_networks", long_networks, VARIANTS)
     if long_networks and not long_epochs:
         raise ValueError("long_networks needs long_epochs, a whole number ≥ 1")
+    if learning_rate is None:
+        learning_rate = 0.001 if optimizer == "adam" else 0.01
+    shared = SPARSITY_DEFAULTS | {"dataset": dataset, "network": f"convnet_{size}"} | settings
+    shared |= {"optimizer": optimizer, "learning_rate": learning_rate}
     own = {"dropNet": {"dropout": dropout}, "normNet": {"batch_norm": True}}
-    shared = (
-        SPARSITY_DEFAULTS
-        | {"dataset": dataset, "network": f"convnet_{size}", "optimizer": optimizer}
-        | settings
-    )
-    shared["learning_rate"] = (
-        (0.001 if optimizer == "adam" else 0.01) if learning_rate is None else learning_rate
-    )
     runs = []
-    for seed in seeds:
-        for name in networks:
-            layers = dict(
-                zip(
-                    ("sparsity", "decorrelation"),
-                    SPARSITY_NETWORKS.get(name, ((), ())),
-                    strict=True,
-                )
-            )
-            longer = {"epochs": long_epochs} if name in long_networks else {}
-            network = shared | {"seed": seed} | layers | own.get(name, {}) | longer
-            batches = sparsity_batches if layers["sparsity"] else BATCHES[:1]
-            runs += [Run.from_dict(network | {"sparsity_batch": batch}) for batch in batches]
+    for seed, name in product(seeds, networks):
+        sparsity, decorrelation = SPARSITY_NETWORKS.get(name, ((), ()))
+        network = shared | {"seed": seed, "sparsity": sparsity, "decorrelation": decorrelation}
+        network |= own.get(name, {})
+        if name in long_networks:
+            network["epochs"] = long_epochs
+        batches = sparsity_batches if sparsity else BATCHES[:1]
+        runs += [Run.from_dict(network | {"sparsity_batch": batch}) for batch in batches]
     return runs
 
 
-def _checked_batches(batches: Sequence[str]) -> None:
-    if not batches or len(set(batches)) < len(batches) or set(batches) - set(BATCHES):
-        raise ValueError(
-            f"sparsity_batches is {list(batches)}; allowed: {', '.join(BATCHES)}, each of them once"
-        )
-
-
 # Layers that Table 3 regularises: the paper names none, so all but the last; or, as in the
-# ConvNets, the last two
-# convolutions and the first dense layer.
+# ConvNets, the last two convolutions and the first dense layer.
 REGULARISED = {
     "lenet": {"all": ("conv1", "conv2", "fc1", "fc2"), "targeted": ("conv1", "conv2", "fc1")},
     "alexnet": {
@@ -399,32 +312,17 @@ def lenet_alexnet(
     learning_rate: float = 0.01,
     **settings: Any,
 ) -> list[Run]:
-    """LeNet and AlexNet, each without and with SparsityReg, for each seed.
-
-    As in Table 3 of the targeted-sparsity paper.
+    """LeNet and AlexNet, each without and with SparsityReg (targeted sparsity, Table 3).
 
     Args:
-        dataset: where to train.
-        networks: "lenet", "alexnet", or both.
-        seeds: of the runs.
         layers: which are regularised, "all" but the last, or "targeted", see `REGULARISED`.
         sparsity_batches: as in `sparsity_networks`.
         learning_rate: of SGD.
-        settings: fields of `Run` for all of them.
-
-    Raises:
-        ValueError: for an unknown network or choice of layers, and a setting in which the runs
-            differ.
     """
-    own_fields = "network seed sparsity sparsity_batch"
-    _refuse(
-        settings,
-        own_fields,
-        "what the runs differ in (networks, seeds, layers, sparsity_batches: arguments)",
-    )
-    _checked_batches(sparsity_batches)
-    if unknown := [name for name in networks if name not in REGULARISED]:
-        raise ValueError(f"networks holds {', '.join(unknown)}; allowed: {', '.join(REGULARISED)}")
+    differing = "what the runs differ in (networks, seeds, layers, sparsity_batches: arguments)"
+    _refuse(settings, "network seed sparsity sparsity_batch", differing)
+    _check_batches(sparsity_batches)
+    _only("networks", networks, REGULARISED)
     if layers not in ("all", "targeted"):
         raise ValueError(f"layers is {layers!r}; allowed: all, targeted")
     shared = SPARSITY_DEFAULTS | {"dataset": dataset, "learning_rate": learning_rate} | settings
@@ -438,7 +336,7 @@ def lenet_alexnet(
 
 
 PAPER_SPARSITY_WEIGHT = 0.001  # λ (targeted sparsity, section 4)
-READINGS = tuple(f"{c}/{p}/{r}" for c in CENTRES for p in PAIRS for r in REDUCTIONS)
+READINGS = tuple(map("/".join, product(CENTRES, PAIRS, REDUCTIONS)))
 
 
 def penalty_readings(
@@ -470,26 +368,18 @@ def penalty_readings(
         chosen: the reading whose accuracy is compared with sr2Net's.
         seeds: on which.
         epochs: length of the full trainings.
-        strengths: λ of sr1Net and sr2Net, joined by the mean over the batch, as multiples of the
-            paper's.
+        strengths: λ of sr1Net and sr2Net, joined by the mean over the batch, as positive multiples
+            of the paper's.
         sparsity_batches, long_networks, long_epochs: as in `sparsity_networks`; of the trainings on
             `seeds`.
-        settings: as `sparsity_networks` takes them, for all.
-
-    Raises:
-        ValueError: for an unknown reading, a screening seed that tables read, and a strength that
-            is not positive.
+        settings: as `sparsity_networks` takes them.
     """
     if screen_seed < SCREENING_SEED:
         raise ValueError(
             f"screen_seed is {screen_seed}; seeds below {SCREENING_SEED} are the tables': take one "
             "from there on"
         )
-    asked = [*trained, chosen] if chosen else trained
-    if unknown := [reading for reading in asked if reading not in READINGS]:
-        raise ValueError(
-            f"trained or chosen holds {', '.join(unknown)}; allowed: {', '.join(READINGS)}"
-        )
+    _only("trained or chosen", [*trained, chosen] if chosen else trained, READINGS)
     if not all(0 < strength < math.inf for strength in strengths):
         raise ValueError(
             f"strengths is {list(strengths)}; each has to be a positive multiple of the paper's λ"
@@ -502,21 +392,13 @@ def penalty_readings(
         for reading in readings:
             runs += sparsity_networks(dataset, networks=("sr3Net",), **shared | reading_of(reading))
     if chosen:
-        own = {
-            "long_networks": long_networks,
-            "long_epochs": long_epochs,
-            "epochs": epochs,
-            "seeds": seeds,
-        }
-        own |= {"sparsity_batches": sparsity_batches} | reading_of(chosen)
+        own = {"long_networks": long_networks, "long_epochs": long_epochs, "epochs": epochs}
+        own |= {"seeds": seeds, "sparsity_batches": sparsity_batches} | reading_of(chosen)
         networks = ("vanillaNet", "sr1Net", "sr2Net", "sr3Net")
         runs += sparsity_networks(dataset, networks=networks, **settings | own)
     for strength in strengths:
-        own = {
-            "epochs": epochs,
-            "seeds": seeds[:1],
-            "sparsity_weight": PAPER_SPARSITY_WEIGHT * strength,
-        }
+        own = {"epochs": epochs, "seeds": seeds[:1]}
+        own["sparsity_weight"] = PAPER_SPARSITY_WEIGHT * strength
         runs += sparsity_networks(dataset, networks=("sr1Net", "sr2Net"), **settings | own)
     return runs
 
@@ -545,9 +427,8 @@ def combined(
     clean_long_epochs: int | None = None,
     **settings: Any,
 ) -> list[Run]:
-    """Both papers' penalties under both papers' tests (in neither paper).
-
-    None, AL2, SparsityReg, both, for each test and seed.
+    """Both papers' penalties under both papers' tests (in neither paper): none, AL2, SparsityReg,
+    both.
 
     First the AL2 CNN on corrupted labels (AL2's test), then a ConvNet on clean labels (targeted
     sparsity's). SparsityReg acts on `AL2_CNN_SPARSITY` and, in the ConvNet, on the layers of
@@ -557,7 +438,6 @@ def combined(
     Args:
         dataset: where the AL2 CNN is trained.
         clean_dataset: where the ConvNet is; None: the first test alone.
-        seeds: of both.
         corruption: of the AL2 CNN's labels; > 0.
         sparsity_weight: λ_i of SparsityReg's layers; > 0.
         clean_epochs: length of the ConvNets' trainings.
@@ -566,52 +446,38 @@ def combined(
             sr2Net are two of the four: with the same settings they are the same runs.
         settings: fields of `Run` for the AL2 CNN; with the prefix `clean_` what `sparsity_networks`
             takes for the ConvNet.
-
-    Raises:
-        ValueError: for a setting in which the four differ, labels that are not corrupted, and a
-            penalty of weight 0.
     """
-    own = "al2 network networks seed seeds sparsity"
-    _refuse(
-        settings,
-        f"{own} clean_{own.replace(' ', ' clean_')}",
-        "what the four networks differ in (seeds: a list)",
-    )
+    fixed = "al2 network networks seed seeds sparsity"
+    fixed = f"{fixed} clean_{fixed.replace(' ', ' clean_')}"
+    _refuse(settings, fixed, "what the four networks differ in (seeds: a list)")
     if not (corruption > 0 and sparsity_weight > 0):
         raise ValueError(
             f"corruption is {corruption} and sparsity_weight {sparsity_weight}; both have to be "
             "positive"
         )
-    clean = {
-        name.removeprefix("clean_"): value
-        for name, value in settings.items()
-        if name.startswith("clean_")
-    }
-    clean |= {
-        "networks": ("vanillaNet", "sr2Net"),
-        "sparsity_weight": sparsity_weight,
-        "epochs": clean_epochs,
-    }
-    longer = {"long_networks": clean_long_networks, "long_epochs": clean_long_epochs}
     noisy = {"dataset": dataset, "corruption": corruption, "n_measure": 1000, "entropy": True}
-    noisy |= {name: value for name, value in settings.items() if not name.startswith("clean_")}
+    clean = {}
+    for name, value in settings.items():
+        test = clean if name.startswith("clean_") else noisy
+        test[name.removeprefix("clean_")] = value
+    clean |= {"networks": ("vanillaNet", "sr2Net"), "epochs": clean_epochs}
+    clean["sparsity_weight"] = sparsity_weight
+    longer = {"long_networks": clean_long_networks, "long_epochs": clean_long_epochs}
     penalised = {"sparsity": AL2_CNN_SPARSITY, "sparsity_weight": sparsity_weight}
     memorising, overfitting = [], []
     for seed in seeds:
-        for own in ({}, penalised):
-            memorising += [
-                Run.from_dict(noisy | {"seed": seed, "al2": al2} | own) for al2 in (False, True)
-            ]
+        memorising += [
+            Run.from_dict(noisy | {"seed": seed} | penalty | al2)
+            for penalty, al2 in product(({}, penalised), WITHOUT_AND_WITH)
+        ]
         memorising.append(Run.from_dict(noisy | {"seed": seed, "corruption": 0.0}))
         if clean_dataset is None:
             continue
         plain = sparsity_networks(clean_dataset, seeds=(seed,), **clean, **longer)
         short = sparsity_networks(clean_dataset, seeds=(seed,), **clean)
         for without, as_long_as_the_rest in zip(plain, short, strict=True):
-            overfitting += [
-                without,
-                dataclasses.replace(as_long_as_the_rest, al2=True, speed=clean_speed),
-            ]
+            with_al2 = dataclasses.replace(as_long_as_the_rest, al2=True, speed=clean_speed)
+            overfitting += [without, with_al2]
     return memorising + overfitting
 
 
@@ -619,6 +485,19 @@ def _refuse(settings: dict[str, Any], fixed: str, why: str) -> None:
     """ValueError if a setting is given that a study fixes itself; their names apart by blanks."""
     if given := sorted({*fixed.split()} & settings.keys()):
         raise ValueError(f"{', '.join(given)} cannot be set: it is {why}")
+
+
+def _only(name: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """ValueError if anything is given that is not allowed."""
+    if unknown := [value for value in given if value not in allowed]:
+        raise ValueError(f"{name} holds {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+
+
+def _check_batches(batches: Sequence[str]) -> None:
+    if not batches or len(set(batches)) < len(batches) or set(batches) - set(BATCHES):
+        raise ValueError(
+            f"sparsity_batches is {list(batches)}; allowed: {', '.join(BATCHES)}, each of them once"
+        )
 
 
 # by the names that `notebooks/params` and the claims know them by

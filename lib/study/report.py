@@ -15,9 +15,10 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -56,10 +57,8 @@ class Report:
 
 
 def gather(profiles: Sequence[str]) -> Report:
-    """Read the runs that the profiles' experiments state, as far as they are finished.
-
-    A profile is judged by these alone. What it gives depends on stored runs and parameters, and not
-    on the data sets that lie on this machine.
+    """Read the runs that the profiles' experiments state, as far as they are finished: a profile is
+    judged by these alone, whatever data sets lie on this machine.
 
     Raises:
         ValueError: for an unknown profile.
@@ -69,7 +68,7 @@ def gather(profiles: Sequence[str]) -> Report:
     progress = []
     for profile in profiles:
         own = [entry for entry in campaign.plan(profile) if entry.profile in ("", profile)]
-        stated = store.merged(run for entry in own for run in entry.runs())
+        stated = store.merged(run for entry in own for run in entry.runs)
         done = {run.id for run in store.available(list(stated.values()))}
         for dataset in dict.fromkeys(run.dataset for run in stated.values()):
             own = [run.id for run in stated.values() if run.dataset == dataset]
@@ -77,36 +76,34 @@ def gather(profiles: Sequence[str]) -> Report:
     columns = ["profile", "dataset", "runs finished", "runs stated"]
     to_judge = evidence.with_unfinished(frames, profiles)
     cells = claims.cells(to_judge, profiles, only=claims.STATEMENTS)
-    judged = claims.verdicts_of(cells)
-    return Report(frames, pd.DataFrame(progress, columns=columns), cells, judged)
+    progress = pd.DataFrame(progress, columns=columns)
+    return Report(frames, progress, cells, claims.verdicts_of(cells))
 
 
 def write(report: Report) -> None:
-    """Write `claims/*.md`, the tables of claims and cells, `headline.md`, `matrix.md`, `report.md`.
-
-    Figures and tables that no notebook has saved go.
+    """Write `claims/*.md`, the tables of claims and cells, `headline.md`, `matrix.md`, `report.md`;
+    figures and tables that no notebook has saved go.
     """
     folder = evidence.folder()
     saved = evidence.saved().values()
-    figures = dict(sorted((k, v) for said in saved for k, v in said["figures"].items()))
-    written = dict(sorted((k, v) for said in saved for k, v in said["tables"].items()))
+    figures, written = (
+        dict(sorted(item for said in saved for item in said[kind].items()))
+        for kind in ("figures", "tables")
+    )
     for kind, names in (("figures", figures), ("tables", written)):
         for old in (folder / kind).glob("*.*"):
             if old.stem not in names:
                 old.unlink()
-    (folder / "claims").mkdir(parents=True, exist_ok=True)
     for claim in claims.STATEMENTS:
         page = claim_pages.page(claim, report.claims, report.cells, report.frames, figures, written)
-        _write(folder / "claims" / f"{claim}.md", page)
-    _write(folder / "claims.csv", report.claims.to_csv(index=False))
-    cells = report.cells.drop(columns="statement")
-    _write(folder / "claim_cells.csv", cells.to_csv(index=False, float_format="%.6g"))
-    _write(folder / "headline.md", headline(report))
-    _write(
-        folder / "matrix.md",
-        matrix(report.claims, "results/report/claims/") + f"\n{MATRIX_READ_AS}\n",
-    )
-    _write(folder / "report.md", _markdown(report, figures, written))
+        evidence.write(folder / "claims" / f"{claim}.md", page)
+    cells = report.cells.drop(columns="statement").to_csv(index=False, float_format="%.6g")
+    verdicts = matrix(report.claims, "results/report/claims/") + f"\n{MATRIX_READ_AS}\n"
+    evidence.write(folder / "claims.csv", report.claims.to_csv(index=False))
+    evidence.write(folder / "claim_cells.csv", cells)
+    evidence.write(folder / "headline.md", headline(report))
+    evidence.write(folder / "matrix.md", verdicts)
+    evidence.write(folder / "report.md", _markdown(report, figures, written))
 
 
 def marks(quoted: str) -> tuple[str, str]:
@@ -129,7 +126,7 @@ def quote(quoted: str, file: Path) -> None:
     content = (evidence.folder() / quoted).read_text(encoding="utf-8").strip()
     quoting = f"{before}{begin}\n{content}\n{end}{after}"
     if quoting != text:
-        _write(file, quoting)
+        evidence.write(file, quoting)
 
 
 def quote_all() -> None:
@@ -139,17 +136,14 @@ def quote_all() -> None:
 
 
 def headline(report: Report) -> str:
-    """Each paper's main table in short, published and measured.
-
-    They are Table 1 of AL2 at 75 % corruption, Table 2 of sparsity.
+    """Each paper's main table in short, published and measured: Table 1 of AL2 at 75 % corruption,
+    Table 2 of sparsity.
     """
     return "\n".join([_al2_headline(report), _sparsity_headline(report)])
 
 
 def matrix(judged: pd.DataFrame, links: str | None = None) -> str:
-    """The verdicts in short: a table a paper, a column a claim, a row where it was measured.
-
-    Rows in which nothing is run are left out.
+    """The verdicts in short: a table a paper, a column a claim, a row where any was measured.
 
     Args:
         judged: as `lib.study.claims.verdicts_of` gives it.
@@ -184,124 +178,99 @@ def _short(row: pd.Series) -> str:
 
 
 def _al2_headline(report: Report) -> str:
-    """Final test accuracy without → with AL2 at 75 % corruption.
-
-    The paper's MNIST row, then each profile and data set.
+    """Final test accuracy without → with AL2 at 75 % corruption: the paper's MNIST row, then each
+    profile and data set.
     """
     printed = tables.published("al2_table1").rename(columns={"value": "measured"})
     rows = [["published", "mnist", 1, "10,000", *_arrows(printed)]]
     every = report.frames["label_randomization"]
-    every = every[every.penalties == ""]
-    for (profile, dataset, corruption), runs in every.groupby(["profile", "dataset", "corruption"]):
-        if corruption == 0.75:
-            seeds = runs.groupby(["baseline", "al2"]).seed.nunique()
-            # "1–3" where some networks have fewer
-            n = "–".join(map(str, sorted({seeds.min(), seeds.max()})))
-            measured = tables.at_published_epochs(runs, ["test_accuracy"])
-            last = runs[runs.epoch == tables.epochs_read(runs)]
-            images = tables.images_text(last.test_images.dropna())
-            rows.append([f"measured, {profile}", dataset, n, images, *_arrows(measured)])
+    every = every[(every.penalties == "") & (every.corruption == 0.75)]
+    for (profile, dataset), runs in every.groupby(["profile", "dataset"]):
+        n = _seeds(runs.groupby(["baseline", "al2"]).seed.nunique())
+        last = runs[runs.epoch == tables.epochs_read(runs)]
+        images = tables.images_text(last.test_images.dropna())
+        measured = tables.at_published_epochs(runs, ["test_accuracy"])
+        rows.append([f"measured, {profile}", dataset, n, images, *_arrows(measured)])
     if len(rows) == 1:
         rows.append(["measured", "not run", "", "", *["not run"] * len(tables.BASELINES)])
-    columns = ["", "data set", "n", "test images", *tables.BASELINES.values()]
-    table = pd.DataFrame(rows, columns=columns)
-    return (
+    told = (
         "Test accuracy (%) after the last epoch, 75 % of the training labels corrupted, without → "
-        "with AL2 (mean over n seeds ± standard deviation):\n\n"
-        + table.to_markdown(index=False, disable_numparse=True)
-        + "\n"
+        "with AL2 (mean over n seeds ± standard deviation)"
     )
+    columns = ["", "data set", "n", "test images", *tables.BASELINES.values()]
+    return _headed(told, rows, columns)
 
 
 def _sparsity_headline(report: Report) -> str:
-    """Best accuracy of the six networks.
-
-    The paper's rows for 100 classes and SGD, then each cell that was measured.
+    """Best accuracy of the six networks: the paper's rows for 100 classes and SGD, then each cell
+    that was measured.
     """
     frame = report.frames["sparsity_networks"]
     table = tables.sparsity_beside_published("sparsity_table2", frame)
+    paper = table[table.published.notna() & (table.dataset == "cifar100")]
+    paper = paper[paper.optimizer == "sgd"].drop_duplicates(["size", "network"])
+    keys = ["profile", *tables.SPARSITY_CELL[:3]]
     rows = []
-    for (dataset, size, optimizer), cell in table[table.published.notna()].groupby(
-        tables.SPARSITY_CELL[:3], sort=False
-    ):
-        if dataset == "cifar100" and optimizer == "sgd":
-            values = (
-                cell.drop_duplicates("network").set_index("network").published.reindex(VARIANTS)
-            )
-            rows.append(
-                [
-                    "published",
-                    dataset,
-                    size,
-                    optimizer,
-                    1,
-                    *(tables.half_up(100 * v) for v in values),
-                ]
-            )
+    for size, cell in paper.groupby("size", sort=False):
+        values = 100 * cell.set_index("network").published.reindex(VARIANTS)
+        rows.append(["published", "cifar100", size, "sgd", 1, *map(tables.half_up, values)])
     measured = table[table.measured.notna()]
-    for (profile, dataset, size, optimizer), cell in measured.groupby(
-        ["profile", *tables.SPARSITY_CELL[:3]], sort=False
-    ):
+    for (profile, *where), cell in measured.groupby(keys, sort=False):
         for reading in tables.readings_in(cell):
             own = tables.of_reading(cell, reading)
-            printed = (
-                own.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
-            )
             name = ", ".join(filter(None, [f"measured, {profile}", reading]))
-            # "1–3" where some networks have fewer
-            n = "–".join(map(str, sorted({int(own.n.min()), int(own.n.max())})))
-            rows.append([name, dataset, size, optimizer, n, *printed])
-    for (profile, dataset, size, optimizer, epochs, reading), cell in _longer(frame):
-        printed = (
-            cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
-        )
+            rows.append([name, *where, _seeds(own.n), *_six(own)])
+    for (profile, *where, epochs, reading), cell in _longer(frame, keys):
         name = ", ".join(filter(None, [f"measured, {profile}", reading, f"{epochs} epochs"]))
-        rows.append([name, dataset, size, optimizer, int(cell.n.min()), *printed])
+        rows.append([name, *where, int(cell.n.min()), *_six(cell)])
+    both = on = ""
     if measured.empty:
         rows.append(["measured", "not run", "", "", "", *["not run"] * len(VARIANTS)])
-    table = pd.DataFrame(rows, columns=["", "data set", "size", "optimiser", "n", *VARIANTS])
-    on = (
-        f"; on {tables.images_text(frame.test_images.dropna())} test images"
-        if len(measured)
-        else ""
-    )
-    both = (
-        "; mean, sum: how SparsityReg joins a batch, which the paper does not say"
-        if len(measured)
-        else ""
-    )
-    return (
+    else:
+        both = "; mean, sum: how SparsityReg joins a batch, which the paper does not say"
+        on = f"; on {tables.images_text(frame.test_images.dropna())} test images"
+    told = (
         "Best validation accuracy (%) over the epochs read, targeted sparsity (mean over n seeds ± "
-        f"standard deviation{both}{on}):\n\n"
-        + table.to_markdown(index=False, disable_numparse=True)
-        + "\n"
+        f"standard deviation{both}{on})"
     )
+    return _headed(told, rows, ["", "data set", "size", "optimiser", "n", *VARIANTS])
 
 
-def _longer(frame: pd.DataFrame):
-    """Networks of the ConvNets trained longer than the table reads.
+def _headed(told: str, rows: list[list], columns: list[str]) -> str:
+    table = pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+    return f"{told}:\n\n{table}\n"
 
-    Best accuracy over all their epochs, by cell and length.
+
+def _seeds(n: pd.Series) -> str:
+    """How many; "1–3" where some networks have fewer."""
+    return "–".join(map(str, sorted({int(n.min()), int(n.max())})))
+
+
+def _longer(frame: pd.DataFrame, keys: list[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:
+    """Best accuracy of ConvNets over all their epochs, of those trained longer than the table
+    reads, by cell, length and reading.
     """
     runs = tables.sparsity_runs(frame)
     if runs.empty:
         return []
     longer = runs[(runs["size"] != "") & (runs.epochs > tables.sparsity_epochs_read(runs))]
-    keys = ["profile", *tables.SPARSITY_CELL[:3], "epochs"]
+    keys = [*keys, "epochs"]
     every = []
     for reading in tables.readings_in(longer):
         best = tables.of_reading(longer, reading).groupby([*keys, "network", "seed"])
         best = best.agg(best=("test_accuracy", "max"), diverged=("diverged", "max")).reset_index()
         best["best"] = best.best.mask(best.diverged.notna()) / 100
         cells = best.groupby([*keys, "network"]).best
-        found = cells.agg(
-            measured=lambda values: values.mean(skipna=False), sd="std", n="size"
-        ).reset_index()
-        found["measured"] = found.measured.astype(object).where(
-            found.measured.notna(), tables.DIVERGED
-        )
-        every.append(found.assign(reading=reading))
+        found = cells.agg(measured=lambda values: values.mean(skipna=False), sd="std", n="size")
+        finite = found.measured.notna()
+        found["measured"] = found.measured.astype(object).where(finite, tables.DIVERGED)
+        every.append(found.reset_index().assign(reading=reading))
     return pd.concat(every).groupby([*keys, "reading"], sort=False)
+
+
+def _six(cell: pd.DataFrame) -> pd.Series:
+    """The six networks' accuracies in a cell as they are printed."""
+    return cell.set_index("network").apply(_percent, axis=1).reindex(VARIANTS).fillna("not run")
 
 
 def _percent(row: pd.Series) -> str:
@@ -312,14 +281,10 @@ def _percent(row: pd.Series) -> str:
 
 def _arrows(measured: pd.DataFrame) -> list[str]:
     rows = measured[(measured.metric == "test_accuracy") & (measured.epoch == tables.PAPER_EPOCHS)]
-    printed = tables.as_printed(rows, "test_accuracy")
-    pairs = [
-        printed.loc[short, tables.PAPER_EPOCHS].replace(" / ", " → ")
-        for short in tables.BASELINES.values()
-    ]
-    return [
-        tables.NOT_RUN if pair == f"{tables.NOT_RUN} → {tables.NOT_RUN}" else pair for pair in pairs
-    ]
+    printed = tables.as_printed(rows, "test_accuracy")[tables.PAPER_EPOCHS]
+    pairs = [printed[short].replace(" / ", " → ") for short in tables.BASELINES.values()]
+    neither = f"{tables.NOT_RUN} → {tables.NOT_RUN}"
+    return [tables.NOT_RUN if pair == neither else pair for pair in pairs]
 
 
 def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) -> str:
@@ -343,7 +308,7 @@ def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) 
         f"{claims.RULE}.",
     ]
     for name, statement in claims.STATEMENTS.items():
-        parts += [f"### [{name}](claims/{name}.md): {statement}", f"{CLAIMS[name].text}"]
+        parts += [f"### [{name}](claims/{name}.md): {statement}", CLAIMS[name].text]
         links = [f"[{figure}](figures/{figure}.png)" for figure in shown[name]]
         parts += ["Figures: " + ", ".join(links)] if links else []
     parts += ["## Tables"]
@@ -353,28 +318,17 @@ def _markdown(report: Report, figures: dict[str, str], written: dict[str, str]) 
     return "\n\n".join(parts) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    with paths.replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def execute(notebook: str, *, in_place: bool) -> None:
-    """Execute a notebook's cells but those tagged `live`, with `save=True`.
-
-    Args:
-        notebook: its name.
-        in_place: whether their outputs are put into the notebook.
+    """Execute a notebook's cells but those tagged `live`, with `save=True`; in place, put their
+    outputs into it.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
     source = paths.ROOT / "notebooks" / f"{notebook}.ipynb"
     book = nbformat.read(source, as_version=4)
-    cells = book.cells
-    (parameters,) = [k for k, cell in enumerate(cells) if "parameters" in _tags(cell)]
-    book.cells = cells[: parameters + 1]
-    book.cells.append(nbformat.v4.new_code_cell("save = True"))
-    book.cells += cells[parameters + 1 :]
+    (parameters,) = [k for k, cell in enumerate(book.cells) if "parameters" in _tags(cell)]
+    book.cells.insert(parameters + 1, nbformat.v4.new_code_cell("save = True"))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     client = NotebookClient(
         book,
@@ -397,7 +351,7 @@ def execute(notebook: str, *, in_place: bool) -> None:
                     output.execution_count = count
     if in_place:
         del book.cells[parameters + 1]
-        _write(source, nbformat.writes(book) + "\n")
+        evidence.write(source, nbformat.writes(book) + "\n")
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
@@ -405,10 +359,9 @@ def _tags(cell: nbformat.NotebookNode) -> list[str]:
 
 
 def inputs(notebook: str) -> str:
-    """A hash of what a notebook's saved figures are made from.
-
-    Its code cells, the modules it imported, the settings of its experiments, the published numbers,
-    and the metrics of the stored runs that it read; "" where it has saved nothing yet.
+    """A hash of what a notebook's saved figures are made from: its code cells, the modules it
+    imported, the settings of its experiments, the published numbers, and the metrics of the stored
+    runs that it read; "" where it has saved nothing yet.
     """
     said = evidence.saved().get(notebook)
     if said is None:
@@ -429,17 +382,10 @@ def inputs(notebook: str) -> str:
     return seen.hexdigest()
 
 
-def _rendered(arguments: tuple[str, bool]) -> str:
-    notebook, in_place = arguments
-    execute(notebook, in_place=in_place)
-    return notebook
-
-
 def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
-    """Bring `results/report/` up to date, see the top of this module.
+    """Bring `results/report/` up to date, so many notebooks at a time; see the top of this module.
 
     Args:
-        jobs: notebooks at a time.
         in_place: whether the notebooks' outputs are brought up to date, too.
         every: all notebooks, whether their inputs changed or not.
     """
@@ -449,17 +395,15 @@ def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
     noted = evidence.folder() / "inputs.json"
     known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
     asked = [n for n in names if n != INDEX and (every or not known.get(n) == inputs(n) != "")]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        work = pool.map(_rendered, [(name, in_place) for name in asked])
-        for done, name in enumerate(work, 1):
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        work = pool.map(partial(execute, in_place=in_place), asked)
+        for done, (name, _) in enumerate(zip(asked, work, strict=True), 1):
             known[name] = inputs(name)
             print(f"{name} ({done} of {len(asked)})", flush=True)
     for gone in evidence.saved().keys() - set(names):
         (evidence.folder() / "saved" / f"{gone}.json").unlink()
     known = {name: known[name] for name in names if name in known}
-    evidence.folder().mkdir(parents=True, exist_ok=True)
-    _write(noted, json.dumps(known, indent=1) + "\n")
+    evidence.write(noted, json.dumps(known, indent=1) + "\n")
     execute(INDEX, in_place=in_place)
     print(os.path.relpath(evidence.folder() / "report.md"))
 

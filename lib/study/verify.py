@@ -210,20 +210,15 @@ def check(stored: Stored, found: list[Stored], epochs: int) -> tuple[bool, str]:
     apart = differences(old, new)
     agrees = in_units(apart, allowed) <= 1
     text = f"{'ok' if agrees else 'DIFFERS'}, {apart} (allowed: {allowed})"
-    seeds = [
-        in_units(differences(old, other.curves(epochs)), allowed)
-        for other in found
-        if other.run.seed != run.seed and dataclasses.replace(other.run, seed=run.seed) == run
-    ]
+    others = [o for o in found if o.run != run and dataclasses.replace(o.run, seed=run.seed) == run]
+    seeds = [in_units(differences(old, o.curves(epochs)), allowed) for o in others]
     return agrees, text + (f"; another seed: {min(seeds):.1f} times that" if seeds else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 if all that are trained again agree, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.study.verify",
-        description="Train the first epochs of stored runs again and compare.",
-    )
+    told = "Train the first epochs of stored runs again and compare."
+    parser = argparse.ArgumentParser(prog="python -m lib.study.verify", description=told)
     parser.add_argument("--epochs", type=int, help="of each run (default: 1 to 3 by its kind)")
     parser.add_argument("--only", default="", help="kinds whose name holds this text")
     options = parser.parse_args(arguments)
