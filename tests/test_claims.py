@@ -290,10 +290,10 @@ def test_a_set_without_75_percent_says_what_its_top_level_is():
 def test_a5_asks_for_more_area_than_the_accuracies_differ_by():
     made = frame()
     dropout = of(made, "dropout", True) & made.epoch.isin([30, 40])
-    assert states(made, "A5")["area − |accuracy|, DO at 300"] == "holds"
+    assert states(made, "A5")["area − absolute accuracy, DO at 300"] == "holds"
     made.loc[dropout, "ablation_auc"] -= 20
     found = states(made, "A5")
-    assert {found[f"area − |accuracy|, DO at {e}"] for e in (300, 400)} == {"fails"}
+    assert {found[f"area − absolute accuracy, DO at {e}"] for e in (300, 400)} == {"fails"}
     assert found["area, DO"] == "holds"
 
 

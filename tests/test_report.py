@@ -43,11 +43,13 @@ def test_the_headline_gives_mean_spread_and_n_of_al2():
     """How many seeds there are, and once what was not run."""
     made = al2_frame(seeds=(0, 1, 2))
     published, measured = rows(report.headline(assembled(made)), 0)[2:]
-    assert published[4] == "25.8 → 68.5"
-    assert measured[2:5] == ["3", "10,000", "27.0 ± 1.0 → 69.0 ± 1.0"]
+    assert published[5] == "25.8 → 68.5"
+    assert measured[2:6] == ["75 %", "3", "10,000", "27.0 ± 1.0 → 69.0 ± 1.0"]
+    lower = al2_frame(seeds=(0,)).assign(corruption=0.5)
+    assert rows(report.headline(assembled(together(made, lower))), 0)[3:] == [measured]
     made = made[((made.seed == 0) | (made.baseline == "bare")) & (made.baseline != "dropout")]
     made = made[~((made.baseline == "weight_decay") & made.al2)]
-    assert rows(report.headline(assembled(made)), 0)[3][2:] == [
+    assert rows(report.headline(assembled(made)), 0)[3][3:] == [
         "1–3", "10,000", "27.0 ± 1.0 → 69.0 ± 1.0", "26.0 → 81.0", "not run", "25.0 → not run",
     ]  # fmt: skip
 
@@ -55,8 +57,8 @@ def test_the_headline_gives_mean_spread_and_n_of_al2():
 def test_the_headline_of_no_runs_has_the_papers_rows_and_says_not_run():
     text = report.headline(assembled())
     *_, published, measured = rows(text, 0)
-    assert published[4] == "25.8 → 68.5"
-    assert measured == ["measured", "not run", "", "", *["not run"] * 4]
+    assert published[5] == "25.8 → 68.5"
+    assert measured == ["measured", "not run", "", "", "", *["not run"] * 4]
     head, _, *papers, measured = rows(text, 1)
     assert head == ["", "data set", "size", "optimiser", "n", *VARIANTS]
     sizes = ("s", "m", "xxl")
@@ -176,12 +178,12 @@ def test_the_matrix_has_a_row_where_something_was_measured_and_a_word_a_verdict(
         ["S2", "paper", "cifar100", "", 3, "does not hold"],
         ["S3", "paper", "cifar100", "sum", 3, "undecided"],
     ]
-    judged = pd.DataFrame(rows, columns=columns).assign(cells="1 fails, 3 indicative")
+    judged = pd.DataFrame(rows, columns=columns).assign(cells="4 holds, 1 fails, 3 indicative")
     text = report.matrix(judged, "claims/")
     assert report.matrix(judged.assign(n=0)).count("\n") < 6  # nothing measured: no rows
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     al2, sparsity = (row for row in lines if row and row[0].endswith((", lite", ", paper")))
-    assert al2[:4] == ["MNIST, lite", "in part", "2/3, 1 fails", "–"]
+    assert al2[:4] == ["MNIST, lite", "in part", "2/3, 4 holds, 1 fails", "–"]
     assert sparsity[:4] == ["CIFAR-100, sum, paper", "–", "fails", "undecided"]
     assert lines[0][:2] == ["AL2", "[A1](claims/A1.md)"]
 

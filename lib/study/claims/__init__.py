@@ -16,7 +16,7 @@ from lib import paths, store
 from lib.study.claims import al2, sparsity  # noqa: F401  they register their claims
 from lib.study.claims.verdicts import CLAIMS, NOT_RUN, NOTHING, SHOWN, Cell, counts, verdict
 from lib.study.claims.verdicts import RULE as RULE  # part of the surface
-from lib.study.tables import of_reading, readings_in
+from lib.study.tables import half_up, of_reading, readings_in
 
 OF_CLAIM = ["claim", "statement", "profile", "dataset", "reading"]
 CELL_COLUMNS = [*OF_CLAIM, *(f.name for f in fields(Cell))]
@@ -133,4 +133,5 @@ def _number(value: float) -> str:
     """With its sign; two digits behind the point, three where it is small; empty for none."""
     if np.isnan(value):
         return ""
-    return f"{value:+.3f}" if abs(value) < 0.995 else f"{value:+.2f}"
+    text = half_up(value, 3 if abs(value) < 0.995 else 2)
+    return text if text.startswith("-") else f"+{text}"

@@ -213,7 +213,7 @@ def _a5(own: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 
         wider, better = (_printed_gain(dataset, metric, "dropout", epoch) for metric in both)
         sample = _of_tables(beyond, *_pair(own, "dropout"), **area)
-        yield gain(f"area − |accuracy|, DO at {epoch}", sample, wider - abs(better))
+        yield gain(f"area − absolute accuracy, DO at {epoch}", sample, wider - abs(better))
 
 
 @claim("A6", "representations")
