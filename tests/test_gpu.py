@@ -66,7 +66,7 @@ class Waits(losses.ActivationL2):
         return value * (1 if value.item() >= 0 else 2)
 
 
-def pictures(name, *, root, normalize, size):
+def pictures(name, *, normalize, size):
     """A data set that no file is needed for: ten patterns, with noise."""
     source = torch.Generator().manual_seed(0)
     patterns = torch.randint(256, (10, 1, size, size), generator=source)
