@@ -5,7 +5,6 @@ sets are not here. The exit code is 1 if anything fails.
 """
 
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -87,8 +86,8 @@ def device() -> Iterator[Line]:
     from lib import machine, trainer
 
     sets = ", ".join(machine.instruction_sets()) or "none of those that are looked for"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Line(INFO, "processor", f"{machine.processor()}, {cores} cores, instruction sets: {sets}")
+    found = f"{machine.processor()}, {machine.cores()} cores, instruction sets: {sets}"
+    yield Line(INFO, "processor", found)
     try:
         chosen = torch.device(trainer.default_device())
         precision = trainer.default_precision()
