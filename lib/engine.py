@@ -313,8 +313,9 @@ def by(
     pending: dict[Future, Sequence[Run]] = {}
 
     def submit(runs: Sequence[Run], block: bool = False) -> None:
-        shared = profile, ends, may_begin, penalties, name, _teachers(runs), block
-        pending[executor.submit(work, Task(tuple(runs), *shared))] = runs
+        teachers = _teachers(runs)
+        task = Task(tuple(runs), profile, ends, may_begin, penalties, name, teachers, block)
+        pending[executor.submit(work, task)] = runs
 
     try:
         for runs in groups:

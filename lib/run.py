@@ -26,6 +26,7 @@ from lib.schedules import PAPER_EPOCHS, SCHEDULES
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
 CCA_STARTS = ("init", "epoch1")
 ABLATIONS = tuple(f"{mask}/{images}" for mask in ABLATION_MASKS for images in ABLATION_IMAGES)
+TABLE_EPOCHS = range(100, PAPER_EPOCHS + 1, 100)  # at which the AL2 paper's tables are printed
 ALLOWED = {
     "network": NETWORKS,
     "optimizer": ("sgd", "adam"),
@@ -432,8 +433,7 @@ class Run:
         """
         if self.network != "al2_cnn":
             return []
-        published = range(100, PAPER_EPOCHS + 1, 100)
-        return sorted({*(epoch_measured(e, self.epochs) for e in published), self.epochs})
+        return sorted({*(epoch_measured(e, self.epochs) for e in TABLE_EPOCHS), self.epochs})
 
     def with_measures(self, other: "Run") -> "Run":
         """This run, measuring what either of the two measures."""

@@ -166,9 +166,9 @@ def load(runs: Sequence[Run]) -> pd.DataFrame:
 
     With `profile` and what `Run.described` gives. Epoch 0, before training, is a row where
     something was measured there; what was not is empty, and `OPTIONAL` columns are there although
-    no run has them. A run whose loss became NaN has its rows up
-    to the last finite epoch (at least one, whose metrics are empty), and in `diverged` (else NaN)
-    the epoch after it. A frame of no run has the same columns, but only the metrics of every run.
+    no run has them. A run whose loss became NaN has its rows up to the last finite epoch (at least
+    one, whose metrics are empty), and in `diverged` (else NaN) the epoch after it. A frame of no
+    run has the same columns, but only the metrics of every run.
 
     Raises:
         LookupError: if a run has not been trained; the message says which and what to do.

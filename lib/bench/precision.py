@@ -28,11 +28,24 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
 SEEDS = (0, 1, 2)
 PRECISIONS = ("float32", "bfloat16")
-AL2 = dict(n_train=2000, epochs=80, learning_rate=0.005, momentum=0.9, al2=True, speed=6.15)
-AL2 = Run("mnist", **AL2, test_images=2000, ablations=())
-CONVNET = SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False}
-CONVNET |= {"learning_rate": 0.01, "test_images": 2000}
-CONVNET = Run("cifar10", network="convnet_s", **CONVNET)
+AL2 = Run(
+    "mnist",
+    n_train=2000,
+    epochs=80,
+    learning_rate=0.005,
+    momentum=0.9,
+    al2=True,
+    speed=6.15,
+    test_images=2000,
+    ablations=(),
+)
+CONVNET = Run(
+    "cifar10",
+    network="convnet_s",
+    **SPARSITY_DEFAULTS | {"epochs": 20, "n_train": 4000, "entropy": False},
+    learning_rate=0.01,
+    test_images=2000,
+)
 SR3 = dict(zip(("sparsity", "decorrelation"), SPARSITY_NETWORKS["sr3Net"], strict=True))
 NETWORKS = {
     "bare": replace(AL2, al2=False),

@@ -136,8 +136,8 @@ def quote_all() -> None:
 
 
 def headline(report: Report) -> str:
-    """Each paper's main table in short, published and measured: Table 1 of AL2 at 75 % corruption,
-    Table 2 of sparsity.
+    """Each paper's main table in short, published and measured: Table 1 of AL2 at each set's
+    highest corruption, Table 2 of sparsity.
     """
     return "\n".join([_al2_headline(report), _sparsity_headline(report)])
 

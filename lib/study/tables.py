@@ -12,7 +12,7 @@ import pandas as pd
 
 from lib import measures, paths
 from lib.losses import BATCHES
-from lib.run import PAPER_EPOCHS, SCREENING_SEED, Run, epoch_measured
+from lib.run import PAPER_EPOCHS, SCREENING_SEED, TABLE_EPOCHS, Run, epoch_measured
 from lib.schedules import schedule
 from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
 
@@ -160,7 +160,7 @@ def at_published_epochs(
     for keys, cell in frame.groupby(["profile", *CELL], sort=False):
         one_setting(cell, keys, but=("seed",))
         computed_in = precisions(cell)
-        for epoch in epochs or range(100, PAPER_EPOCHS + 1, 100):
+        for epoch in epochs or TABLE_EPOCHS:
             here = epoch_measured(epoch, lengths[keys[:3]])
             diverged = (cell.diverged <= here).any()
             read = cell[cell.epoch == here].reindex(columns=metrics)
@@ -470,7 +470,7 @@ def stopping(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def weights(run) -> np.ndarray:
-    """λ_e of a run's schedule, [epochs]; `run` is a row of a frame."""
+    """λ_e of a run's schedule, [epochs]; a row with schedule, epochs, speed, rate."""
     rate = None if run.schedule == "al2" or pd.isna(run.rate) else run.rate
     return schedule(run.schedule, int(run.epochs), run.speed, rate)
 

@@ -241,32 +241,45 @@ def gain(
         small = margin is not None and -margin < lower and upper < margin
         return upper < 0 or (small and not printed < margin)
 
-    judged = {"holds": lambda lower, upper: lower > 0, "as_claimed": lambda mean: mean > 0}
-    return _cell(name, kind, sample, printed, fails=fails, **judged)
+    return _cell(
+        name,
+        kind,
+        sample,
+        printed,
+        holds=lambda lower, upper: lower > 0,
+        fails=fails,
+        as_claimed=lambda mean: mean > 0,
+    )
 
 
 def above(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
     """A number that is claimed to lie above a bound."""
-    judged = {
-        "holds": lambda lower, upper: lower > bound,
-        "fails": lambda lower, upper: upper < bound,
-        "as_claimed": lambda mean: mean > bound,
-    }
-    return _cell(name, kind or f"above {bound:g}", sample, printed, **judged)
+    return _cell(
+        name,
+        kind or f"above {bound:g}",
+        sample,
+        printed,
+        holds=lambda lower, upper: lower > bound,
+        fails=lambda lower, upper: upper < bound,
+        as_claimed=lambda mean: mean > bound,
+    )
 
 
 def below(
     name: str, sample: Sample | None, bound: float, printed: float = np.nan, kind: str = ""
 ) -> Cell | None:
     """A number that is claimed to lie below a bound."""
-    judged = {
-        "holds": lambda lower, upper: upper < bound,
-        "fails": lambda lower, upper: lower > bound,
-        "as_claimed": lambda mean: mean < bound,
-    }
-    return _cell(name, kind or f"below {bound:g}", sample, printed, **judged)
+    return _cell(
+        name,
+        kind or f"below {bound:g}",
+        sample,
+        printed,
+        holds=lambda lower, upper: upper < bound,
+        fails=lambda lower, upper: lower > bound,
+        as_claimed=lambda mean: mean < bound,
+    )
 
 
 def not_lower(name: str, sample: Sample | None, printed: float = np.nan) -> Cell | None:
@@ -290,12 +303,16 @@ def each_run(
 ) -> Cell | None:
     """What is true or false of a run: it holds if true in every seed, and fails if in none."""
     truths = [] if sample is None else [claimed(value) for value in sample.values]
-    judged = {
-        "holds": lambda lower, upper: all(truths),
-        "fails": lambda lower, upper: not any(truths),
-        "as_claimed": lambda mean: all(truths),
-    }
-    return _cell(name, kind, sample, printed, **judged, spread=False)
+    return _cell(
+        name,
+        kind,
+        sample,
+        printed,
+        holds=lambda lower, upper: all(truths),
+        fails=lambda lower, upper: not any(truths),
+        as_claimed=lambda mean: all(truths),
+        spread=False,
+    )
 
 
 def all_gains(name: str, gains: Iterable[Cell | None], kind: str) -> Cell | None:
