@@ -124,7 +124,7 @@ def small_table(path: Path, rows: int = 15) -> list[str]:
     if not path.exists() or len(table := pd.read_csv(path)) > rows:
         return []
     texts = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
-    return [texts.to_markdown(index=False, disable_numparse=True)]
+    return [texts.mask(table.isna(), "–").to_markdown(index=False, disable_numparse=True)]
 
 
 def picture(name: str, caption: str, folder: str) -> str:
