@@ -210,7 +210,7 @@ def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_the_tables():
     ids = ids_of("lite", "label_randomization")
     runs = runs_of("lite", "schedules")
     shared = [r for r in runs if r.id in ids]
-    assert len(shared) == len(runs) - 3 * (3 + 11) == 3 * 3
+    assert len(shared) == len(runs) - 3 * (4 + 11) == 3 * 3
     assert values(shared, "baseline", "al2") == {
         ("bare", False), ("bare", True), ("weight_decay", False)
     }  # fmt: skip
