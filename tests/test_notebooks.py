@@ -206,30 +206,32 @@ def test_the_paper_profile_s_schedules_are_its_training_but_for_what_they_vary()
         assert {k for k, v in run.to_dict().items() if v != table1[0].to_dict()[k]} <= varied
 
 
-def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_its_options():
-    ids = ids_of("lite", "sensitivity")
+def test_the_lite_profile_s_schedules_go_out_from_the_networks_of_the_tables():
+    ids = ids_of("lite", "label_randomization")
     runs = runs_of("lite", "schedules")
     shared = [r for r in runs if r.id in ids]
-    assert len(shared) == len(runs) - 2 * (8 + 15) == 2 * 2
-    assert values([r for r in shared if r.al2], "baseline", "speed") == {("bare", 6.15)}
+    assert len(shared) == len(runs) - 3 * (3 + 11) == 3 * 3
+    assert values(shared, "baseline", "al2") == {
+        ("bare", False), ("bare", True), ("weight_decay", False)
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(("profile", "seeds", "tried"), [("lite", 2, 2 * 16), ("paper", 1, 8)])
-def test_options_go_out_from_the_networks_of_the_tables(profile, seeds, tried):
+@pytest.mark.parametrize(
+    ("profile", "seeds", "tried", "epochs"), [("lite", 2, 2 * 8, 50), ("paper", 1, 8, 700)]
+)
+def test_options_go_out_from_the_networks_of_the_tables(profile, seeds, tried, epochs):
     ids = ids_of(profile, "label_randomization")
     runs = runs_of(profile, "sensitivity")
     assert len({r.id for r in runs}) == len(runs) == 6 * seeds + tried
-    if profile == "paper":  # lite's are still those of its first miniature
-        assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
-        # what the options train is never longer than the paper's 700 epochs
-        assert {r.epochs for r in runs[6:]} == {700}
+    assert [r.id for r in runs if r.id in ids] == [r.id for r in runs[: 6 * seeds]]
+    # what the options train is never longer than the tables' training
+    assert {r.epochs for r in runs[6 * seeds :]} == {epochs}
 
 
 @pytest.mark.parametrize(
     ("profile", "experiments", "factor", "units"),
     [
         ("quick", ["label_randomization", "combined"], 3, {"digits": 200}),
-        ("lite", ["combined"], 3, {}),
         ("paper", ["label_randomization", "combined"], 1, {}),
     ],
 )
@@ -281,7 +283,7 @@ def test_the_readme_s_make_targets_exist():
 def test_lite_runs_at_the_speed_and_with_the_rules_of_its_calibration(monkeypatch):
     monkeypatch.setattr(paths, "EVIDENCE", (paths.ROOT / "results" / "calibration",))
     calibrated = runs_of("calibration", "calibration")
-    lite = [r for r in runs_of("lite", "label_randomization") if r.al2]
+    lite = [r for r in runs_of("lite", "label_randomization", "combined") if r.al2]
     names = ("speed", "epochs", "n_train", "learning_rate", "momentum", "batch_size")
     assert values(lite, *names) == values(calibrated, *names)
     # wd · η' · steps is the paper's

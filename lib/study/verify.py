@@ -1,26 +1,27 @@
 """`make verify`, or `python -m lib.study.verify`: do the stored runs come out again?
 
-One stored run of each kind is trained again for its first one to three epochs. The hashes of its
+One stored run of each kind is trained again for its first epoch or two. The hashes of its
 data and labels have to be the stored ones, and at each epoch test accuracy (points), training
 cross-entropy, L_r and the penalties (both as shares) may differ by no more than is allowed.
 
 What is allowed was measured with float32 on an AMD EPYC with AVX2 alone. Rounding differs between
-processors, and training magnifies it: of 18 AL2 CNNs on 2,000 images, stored in float32 by x86-64
-processors whose model was not recorded, the furthest differ after one epoch by 0.05 points, 0.00007
-and 0.1 % of L_r, after three by 1.5 points, 0.0007 and 1.5 %. Three of them, followed to epoch 12,
-differ there by up to 2 points, 0.0016 and 4.4 %: more epochs than three say little. Two LeNets
-stored by an AMD EPYC with AVX2 come out to five digits.
+processors, and training magnifies it: of 24 AL2 CNNs on 2,000 images, stored in float32 by x86-64
+processors whose model was not recorded (and since replaced by those on 10,000), the furthest differ
+after 96 steps by 1.2 points, 0.0005 and 1.5 % of L_r, after 160, about an epoch of 10,000 images,
+by 1.3 points, 0.002 and 4.4 %. Three others, followed for 384 steps, differ there by up to 2
+points, 0.0016 and 4.4 %: more epochs than one say little. Two LeNets stored by an AMD EPYC with
+AVX2 come out to five digits.
 Against runs stored in bfloat16 (ConvNets by an NVIDIA H200 with another version of PyTorch, an AL2
 CNN on 60,000 images by x86-64) the epochs trained here differ by 0.35 points, 0.01 and 17 % of
 L_r, and the penalties by 0.014 %; what of that is the precision alone was not measured. With
 DecorrReg a second epoch differs by 34 % of L_r, beyond what is allowed: only its first is trained.
 A training on a GPU in float32 was not measured.
 
-Among the runs stored in float32 every other seed lies beyond what is allowed, at 2.7 times it or
-more, and AL2 left off in the bare network at 7 times. Not seen in three epochs are a weight decay
-of 0.002 or less, and hardly AL2 beside batch norm. In bfloat16 more is allowed and less noticed:
-another seed often is not; SparsityReg or DecorrReg left off or weighted otherwise is, and AL2 left
-off, at 1.4 times.
+Among the runs stored in float32 every other seed lies beyond what is allowed, batch norm's nearest
+by a hair, the others' at 2.5 times it or more, and AL2 left off in the bare network at 4 times. Not
+seen in one epoch are a weight decay of 0.005 or less, and AL2 beside batch norm. In bfloat16 more
+is allowed and less noticed: another seed often is not; SparsityReg or DecorrReg left off or
+weighted otherwise is, and AL2 left off, at 1.4 times.
 """
 
 import argparse
@@ -71,12 +72,12 @@ class Curves(NamedTuple):
 
 
 KINDS = {
-    "AL2 CNN, bare": Kind("al2_cnn", whole=False, epochs=3),
-    "AL2 CNN, bare + AL2": Kind("al2_cnn", "bare", "al2", whole=False, epochs=3),
-    "AL2 CNN, batch norm": Kind("al2_cnn", "batchnorm", whole=False, epochs=3),
-    "AL2 CNN, dropout": Kind("al2_cnn", "dropout", whole=False, epochs=3),
-    "AL2 CNN, weight decay": Kind("al2_cnn", "weight_decay", whole=False, epochs=3),
-    "AL2 CNN, SparsityReg": Kind("al2_cnn", "bare", "sparsity", whole=False, epochs=3),
+    "AL2 CNN, bare": Kind("al2_cnn", whole=False),
+    "AL2 CNN, bare + AL2": Kind("al2_cnn", "bare", "al2", whole=False),
+    "AL2 CNN, batch norm": Kind("al2_cnn", "batchnorm", whole=False),
+    "AL2 CNN, dropout": Kind("al2_cnn", "dropout", whole=False),
+    "AL2 CNN, weight decay": Kind("al2_cnn", "weight_decay", whole=False),
+    "AL2 CNN, SparsityReg": Kind("al2_cnn", "bare", "sparsity", whole=False),
     "AL2 CNN, dropout + AL2, all images": Kind("al2_cnn", "dropout", "al2", epochs=2),
     "LeNet": Kind("lenet"),
     "LeNet, SparsityReg": Kind("lenet", "bare", "sparsity"),
@@ -85,7 +86,7 @@ KINDS = {
     "ConvNet-s, SparsityReg": Kind("convnet_s", "bare", "sparsity"),
     "ConvNet-s, DecorrReg": Kind("convnet_s", "bare", "sparsity+decorrelation"),
 }
-SAME = Curves(2.0, 0.0015, 0.03, 0.005)  # allowed where both are trained in one precision
+SAME = Curves(2.0, 0.0025, 0.05, 0.005)  # allowed where both are trained in one precision
 OTHER = Curves(3.0, 0.02, 0.30, 0.005)  # allowed where one is trained in bfloat16
 # a thousand images forwards and backwards on an AMD EPYC, one thread in float32
 SECONDS = {"al2_cnn": 0.4, "lenet": 0.5, "convnet_s": 1.0}
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; 0 if all that are trained again agree, else 1."""
     told = "Train the first epochs of stored runs again and compare."
     parser = argparse.ArgumentParser(prog="python -m lib.study.verify", description=told)
-    parser.add_argument("--epochs", type=int, help="of each run (default: 1 to 3 by its kind)")
+    parser.add_argument("--epochs", type=int, help="of each run (default: 1 or 2 by its kind)")
     parser.add_argument("--only", default="", help="kinds whose name holds this text")
     options = parser.parse_args(arguments)
     kinds = {name: kind for name, kind in KINDS.items() if options.only in name}
