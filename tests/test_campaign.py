@@ -190,6 +190,7 @@ def test_a_parameter_that_papermill_injects_and_no_notebook_has_is_refused(
         campaign.refuse_unknown_parameters("10_al2_label_randomization")
 
 
+@pytest.mark.slow
 def test_profiles_are_read_in_any_locale():
     """They hold λ and ×; a locale may have Latin letters alone."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

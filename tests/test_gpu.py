@@ -119,6 +119,7 @@ def same(one, other):
     return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_recorded_steps_are_the_eager_ones_bit_for_bit(precision):
     off = []

@@ -686,6 +686,7 @@ def test_a_computed_weight_is_read_before_and_after_a_pass_and_left_as_it_was(ma
     assert loss.isfinite()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_around_a_compiled_block_and_batches_of_other_sizes_count_once():
     torch._dynamo.reset()
     model, other = Net(reentrant=False), Net()

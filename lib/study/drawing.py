@@ -173,7 +173,8 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
             height = panel.smooth[(panel.id == run) & (panel.epoch == moment)]
             ax.plot(moment, height, "o", color=NETWORK_COLOURS[name], ms=6, mec="white")
             marked = True
-        what = f"{profile}, {seeds(panel)}, smoothed; thin: raw"
+        number = seeds(panel).partition(":")[0]  # what line and band are would not fit
+        what = f"{profile}, {number}, smoothed; thin: raw"
         ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{what}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
