@@ -78,8 +78,8 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 PYTEST := $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
-test: test-lib test-notebooks  ## the fast half of pytest, and nbval (about 15 minutes on two cores with AVX2)
-test-lib: setup  ## pytest without the tests marked slow (3 minutes)
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (11 to 13 minutes on two cores)
+test-lib: setup  ## pytest without the tests marked slow (2 minutes)
 	$(PYTEST) --dist worksteal -m "not slow" tests
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
