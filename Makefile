@@ -74,8 +74,8 @@ verify: setup  ## train the first epochs of stored runs again and compare their 
 data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 	$(PY) -m lib.data $(DATASET)
 
-# test processes beside each other, each of one thread (tests/conftest.py)
-PYTEST := $(PY) -m pytest -n $(JOBS)
+# test processes, and the kernels of notebooks, beside each other: each of one thread
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
 test: test-lib test-notebooks  ## the fast half of pytest, and nbval (11 to 13 minutes on two cores)
@@ -93,7 +93,7 @@ notebooks: setup  ## execute the committed notebooks in place with their quick s
 	mkdir -p .cache
 	for notebook in $(NOTEBOOKS); do \
 	  copy=.cache/$$(basename $$notebook); \
-	  PROGRESS=0 $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$copy; \
+	  OMP_NUM_THREADS=1 PROGRESS=0 $(PY) -m papermill --no-progress-bar --log-level WARNING -k python3 $$notebook $$copy; \
 	  $(VENV)/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys \
 	    "metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution" $$copy; \
 	  mv $$copy $$notebook; \

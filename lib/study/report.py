@@ -333,6 +333,7 @@ def execute(notebook: str, *, in_place: bool) -> None:
     (parameters,) = [k for k, cell in enumerate(book.cells) if "parameters" in _tags(cell)]
     book.cells.insert(parameters + 1, nbformat.v4.new_code_cell("save = True"))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several kernels beside each other
     client = NotebookClient(
         book,
         timeout=None,

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +80,13 @@ def published(name: str) -> pd.DataFrame:
     there = {file.stem: file for file in sorted(paths.PUBLISHED.glob("*.csv"))}
     if name not in there:
         raise ValueError(f"no published table {name!r}; there are {', '.join(there)}")
-    return with_regulariser(pd.read_csv(there[name]))
+    return _read(there[name], there[name].stat().st_mtime_ns).copy()
+
+
+@lru_cache
+def _read(file: Path, changed: int) -> pd.DataFrame:
+    """A table by its file, and when that changed: rules look up hundreds of numbers."""
+    return with_regulariser(pd.read_csv(file))
 
 
 def printed(name: str, column: str, **where: Any) -> float:
@@ -426,9 +434,9 @@ def one_setting(
         for f in fields(Run)
         if f.name in runs and f.name not in but and not f.metadata.get("measure")
     ]
-    # None and NaN are one
-    known = {name: runs[name].astype(object).where(runs[name].notna(), None) for name in names}
-    if mixed := [name for name in names if known[name].nunique(dropna=False) > 1]:
+    # None and NaN, which is unequal to itself, are one
+    known = {name: {v if v == v else None for v in runs[name].tolist()} for name in names}
+    if mixed := [name for name in names if len(known[name]) > 1]:
         raise ValueError(
             f"runs of one cell {cell} differ in {', '.join(mixed)}: a table averages over seeds "
             "alone"
