@@ -389,6 +389,7 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
 def render_all(entries: Iterable[Entry], profile: str, jobs: int) -> None:
     """Render the notebooks of the entries whose runs are finished, so many at a time."""
     asked = [(entry, stem) for entry in entries if entry.is_done() for stem in entry.rendered()]
+    asked.sort(key=lambda one: bool(one[0].experiment))  # first those that train by themselves
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         rendering = [pool.submit(render, entry, stem, profile) for entry, stem in asked]
         for done, future in enumerate(rendering, 1):
