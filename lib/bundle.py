@@ -192,16 +192,17 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
         with torch.device("meta"):
             attach(run, models.architecture(run.network, *shape, **run.network_options()))
         return
-    model = models.build(run.network, *shape, **run.network_options())
-    attached = attach(run, model)
-    channels, side, _ = shape
-    source = torch.Generator("cpu").manual_seed(0)
-    noise = torch.rand(2, channels, side, side, generator=source, device="cpu")
-    model.eval()  # dropout would draw from the global generator
-    with torch.enable_grad():
+    # as a training does, whatever the caller has switched off
+    with torch.inference_mode(False), torch.enable_grad():
+        model = models.build(run.network, *shape, **run.network_options())
+        attached = attach(run, model)
+        channels, side, _ = shape
+        source = torch.Generator("cpu").manual_seed(0)
+        noise = torch.rand(2, channels, side, side, generator=source, device="cpu")
+        model.eval()  # dropout would draw from the global generator
         model(noise)
-    for term, penalty in attached:
-        _check_value(term, penalty.penalty())
+        for term, penalty in attached:
+            _check_value(term, penalty.penalty())
 
 
 def _check_value(term: Term, value: object) -> None:

@@ -221,7 +221,7 @@ class Task:
         penalties: classes of added penalties, which a worker has not registered.
         marker: a file beside the profiles; a worker that does not see it does not share the results
             folder.
-        teachers: files of the runs that relabel these, by dataset/name, for such a worker.
+        teachers: the runs that relabel these, with their files, for such a worker.
         block: whether a run that another process trains is waited for.
     """
 
@@ -231,7 +231,7 @@ class Task:
     may_begin: MayBegin
     penalties: dict[str, type]
     marker: str
-    teachers: dict[str, Files]
+    teachers: tuple[tuple[Run, Files], ...]
     block: bool = False
 
 
@@ -261,8 +261,8 @@ def work(task: Task) -> Answer:
 
     try:
         with _alone:
-            for place, files in {} if shared else task.teachers.items():
-                _write_files(paths.results_dir() / task.profile / place, files)
+            for teacher, files in () if shared else task.teachers:
+                _write_files(folder_of(teacher, task.profile), files)
             deadline = None
             if task.deadline is not None:
                 deadline = task.deadline - time.time() + time.monotonic()
@@ -284,8 +284,17 @@ def _read_files(folder: Path) -> Files:
 
 
 def _write_files(folder: Path, files: Files) -> None:
-    """A run's folder, `metrics.csv` last, which says that it is whole."""
+    """A run's folder, `metrics.csv` last, which says that it is whole.
+
+    What is there of the run is replaced, and nothing of it stays; the same files are left alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    there = _read_files(folder)
+    if there == files:
+        return
+    (folder / "metrics.csv").unlink(missing_ok=True)  # killed from here on it is no finished run
+    for name in there.keys() - files.keys():
+        (folder / name).unlink(missing_ok=True)
     for name in sorted(files, key=lambda name: name == "metrics.csv"):
         with paths.replacing(folder / name) as part:
             part.write_bytes(files[name])
@@ -328,7 +337,8 @@ def by(
                 for run, files in answer.sent:
                     _write_files(folder_of(run, profile), files)
                 if answer.busy and deadline is None:
-                    submit(answer.busy, block=True)
+                    for run in answer.busy:  # one lock each: two that wait for several may for ever
+                        submit([run], block=True)
                 for run in runs:
                     if run not in answer.busy and is_done(run):
                         progress.finished(run)
@@ -348,9 +358,9 @@ def _look(run: Run, profile: str, progress: Progress) -> None:
         progress.at(run, int(file.read_text(encoding="utf-8")))
 
 
-def _teachers(runs: Iterable[Run]) -> dict[str, Files]:
+def _teachers(runs: Iterable[Run]) -> tuple[tuple[Run, Files], ...]:
     folders = {bundle.teacher_folder(run) for run in runs if run.relabelled_by} - {None}
-    return {f"{folder.parent.name}/{folder.name}": _read_files(folder) for folder in folders}
+    return tuple((run_dir.read_run(folder), _read_files(folder)) for folder in folders)
 
 
 # ---- Processes of our own ------------------------------------------------------------------------

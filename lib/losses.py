@@ -344,6 +344,8 @@ class _Passes:
         dims = output.dim()
         if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
             return (output.shape[0 if layer.batch_first else 1] if dims == 3 else 1), True
+        if isinstance(layer, nn.RNNCellBase) and dims == 1:
+            return 1, True
         positions = _positions(layer)
         if dims == 0 or (positions is not None and dims == positions + 1):  # of one sample
             return 1, True
@@ -459,7 +461,8 @@ def _with_history(output: Tensor) -> Tensor:
 def _first_dimensions(inputs: list) -> tuple[int, ...]:
     """Of the tensors among a network's inputs, and of those that are values of a mapping there."""
     inputs = [v for x in inputs for v in (x.values() if isinstance(x, Mapping) else [x])]
-    return tuple(x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim())
+    # size(0), since a nested tensor has no shape
+    return tuple(x.size(0) for x in inputs if isinstance(x, Tensor) and x.dim())
 
 
 def _activations(name: str, layer: nn.Module, output: Any) -> Tensor:

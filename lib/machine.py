@@ -69,6 +69,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has fast products in bfloat16, and not a plain loop or an emulation."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.mkldnn.is_available():
+        return False
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -351,7 +351,7 @@ def overfitting_onset(losses: Sequence[float]) -> int | None:
 def rise_after_least(losses: Sequence[float]) -> float:
     """By how much the smoothed validation loss ends above its least value, in % of that.
 
-    `losses` and errors: as for `overfitting_onset`.
+    NaN or infinite where the least is 0. `losses` and errors: as for `overfitting_onset`.
     """
     curve = _smoothed_loss(losses)
     return float(100 * (curve[-1] / curve.min() - 1))

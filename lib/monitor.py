@@ -167,7 +167,7 @@ class Monitor:
     def watch(self, run: Run, model: nn.Module, epoch: int) -> None:
         """`log` for `trainer.fit(runs, callback=…)`.
 
-        A run's log has its own folder, `log_dir`/<name of the run>.
+        A run's log has its own folder, `log_dir`/<name of the run>, closed after its last epoch.
         """
         self._refuse_if_closed()
         if run.name not in self._runs:
@@ -180,6 +180,8 @@ class Monitor:
                 batch=self.batch,
             )
         self._runs[run.name].log(model, epoch)
+        if epoch == run.epochs:  # each has a thread that writes
+            self._runs.pop(run.name).close()
 
     def close(self) -> None:
         """Draw what is not drawn yet and close the files; a second time does nothing."""

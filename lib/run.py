@@ -7,6 +7,7 @@ of the id, and neither is the device.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ import torch
 from lib.losses import BATCHES, CENTRES, PAIRS, REDUCTIONS
 from lib.measures import ABLATION_MASKS
 from lib.models import CONVNETS, NETWORKS, NORM_PLACES, PADDINGS, features_layer
-from lib.schedules import PAPER_EPOCHS, SCHEDULES
+from lib.schedules import PAPER_EPOCHS, SCHEDULES, schedule
 
 ABLATION_IMAGES = ("train-true", "train-corrupt", "test")
 CCA_STARTS = ("init", "epoch1")
@@ -225,9 +226,11 @@ class Run:
             for name in names.split():
                 value = getattr(self, name)
                 _check(name, value, wanted, value is None or is_allowed(value))
-        if self.al2 and self.schedule == "al2" and self.rate is not None:
-            raise ValueError(
-                f"rate is {self.rate}, but the schedule 'al2' has none: change its speed instead"
+        if self.al2:
+            largest = _largest_weight(self.schedule, self.epochs, self.speed, self.rate)
+            fits = largest <= torch.finfo(torch.float32).max
+            _check(
+                "epochs", self.epochs, "so few, at this speed and rate, that λ fits float32", fits
             )
         if self.entropy and not self.n_measure:
             raise ValueError(
@@ -521,6 +524,12 @@ def _as_text(penalty: dict[str, Any]) -> str:
     """An entry of `Run.penalties` in words: "name(weight=0.1, layer=conv3)"."""
     options = ", ".join(f"{key}={value}" for key, value in penalty.items() if key != "name")
     return f"{penalty['name']}({options})"
+
+
+@functools.cache
+def _largest_weight(name: str, epochs: int, speed: float, rate: float | None) -> float:
+    """λ_e's largest value, in Python's own float; a ValueError if there is no such schedule."""
+    return float(schedule(name, epochs, speed, rate).max())
 
 
 def _check(name: str, value: Any, wanted: str, ok: bool) -> None:

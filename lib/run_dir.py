@@ -10,6 +10,7 @@ checkpoint.pt   only while unfinished
 weights.pt      only on request (`keep_weights`)
 """
 
+import errno
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,10 @@ from lib import paths
 from lib.paths import replacing
 from lib.run import Run
 
+# what ails the machine, the disk or the permissions, and not the file: nothing to delete for
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM}
+_PASSING |= {getattr(errno, "ESTALE", errno.EIO)}  # Windows has none
+
 CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "starts", "seconds"}
 
 
@@ -38,9 +43,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RecordError(
-            f"{path} cannot be read ({error}). Delete the folder to train this run anew."
-        ) from error
+        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING
+        advice = "" if passing else " Delete the folder to train this run anew."
+        raise RecordError(f"{path} cannot be read ({error}).{advice}") from error
 
 
 def find(dataset: str, run_id: str, *, to_write: bool = False) -> Path | None:
@@ -179,6 +184,8 @@ def finish(
         status.unlink(missing_ok=True)
     if weights is not None:
         _write_torch(folder / "weights.pt", weights)
+    else:
+        (folder / "weights.pt").unlink(missing_ok=True)
     with replacing(folder / "metrics.csv") as part:
         metrics.to_csv(part, index=False, float_format="%.6g")
     if replaced:

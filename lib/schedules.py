@@ -19,13 +19,14 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     does over the paper's 700 epochs.
 
     Raises:
-        ValueError: for an unknown name, a rate given to `al2`, or a rate that is not positive.
+        ValueError: for an unknown name, a rate given to `al2`, a rate that is not positive, or one
+            with which λ overflows.
     """
-    weights = al2_weights(num_epochs, speed)  # also checks both
     if name == "al2":
         if rate is not None:
             raise ValueError(f"rate is {rate}, but 'al2' has none: change its speed instead")
-        return weights
+        return al2_weights(num_epochs, speed)
+    al2_weights(min(num_epochs, 1), speed)  # refuses no epochs, and a speed that is not positive
     reference = al2_weights(PAPER_EPOCHS)
     end, span = reference[-1], PAPER_EPOCHS - 1
     defaults = {
@@ -39,9 +40,15 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     if not 0 < rate < math.inf:
         raise ValueError(f"rate is {rate}; it has to be positive")
     t = speed * np.arange(num_epochs, dtype=np.float64)
-    if name == "geometric":
-        return AL2_START * rate**t
-    return AL2_START + rate * t if name == "linear" else np.full_like(t, rate)
+    with np.errstate(over="ignore"):
+        weights = {
+            "geometric": lambda: AL2_START * rate**t,
+            "linear": lambda: AL2_START + rate * t,
+            "constant": lambda: np.full_like(t, rate),
+        }[name]()
+    if not np.isfinite(weights).all():
+        raise ValueError(f"λ overflows at a rate of {rate}, {t[-1]:g} of the paper's epochs long")
+    return weights
 
 
 def schedule_of_total(
@@ -51,6 +58,9 @@ def schedule_of_total(
 
     {"speed": …} of `al2`, {"rate": …} of the others; to six digits, so that a run that holds it has
     one id on every machine.
+
+    By these six digits the sum of a geometric series is off by up to 5e-6 · num_epochs · speed of
+    itself.
 
     Raises:
         ValueError: as for `schedule`, for a total that is no positive number, and for one that the
@@ -73,10 +83,15 @@ def schedule_of_total(
             settings = {"speed": speed} | {key: math.exp(log)}
             return math.log(schedule(name, num_epochs, **settings).sum() / total)
 
-        if excess(math.log(low)) > 0 or excess(math.log(high)) < 0:
+        if excess(math.log(low)) > 0:
             raise ValueError(
                 f"no schedule {name!r} of {num_epochs} epochs adds up to {total}; it starts at "
                 f"{AL2_START} and grows, so the total has to be above {AL2_START * num_epochs:g}"
+            )
+        if excess(math.log(high)) < 0:
+            raise ValueError(
+                f"no schedule {name!r} of {num_epochs} epochs adds up to {total} by a {key} of up "
+                f"to {high:.3g}; choose a smaller total"
             )
         found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
     return {key: float(f"{found:.6g}")}

@@ -139,7 +139,7 @@ def _train(
 ) -> None:
     """Train runs that wait for no other, where they are to be trained."""
     ends = {"deadline": deadline, "may_begin": may_begin}
-    on_cpu = trainer.default_device() == "cpu"
+    on_cpu = trainer.default_device().startswith("cpu")  # or cpu:0
     gpus = engine.gpus()
     jobs = 1 if on_cpu and _under_parallel_make() else min(jobs, len(missing))
     if deadline is None and (jobs > 1 or executor) and on_cpu:
@@ -213,6 +213,8 @@ def load_long(runs: Sequence[Run], metrics: Sequence[str] | None = None) -> pd.D
 
 def to_long(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """A frame of `load`, or some of its rows, as `load_long` gives it."""
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics is {metrics!r}; a list of names is needed: [{metrics!r}]")
     columns = frame.columns[frame.columns.get_loc("epoch") + 1 :]
     names = {column: column.partition(" ")[0] for column in columns}
     if unknown := sorted(set(metrics or ()) - set(names.values())):

@@ -772,11 +772,13 @@ def commit() -> str:
 
     The latter are for machines that the code is only copied to.
     """
-    with contextlib.suppress(OSError):
-        command = ["git", "describe", "--always", "--dirty"]
-        git = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
-        if git.stdout.strip():
-            return git.stdout.strip()
+    # a folder of git's that does not hold this file is another project's
+    if (paths.ROOT / ".git").exists() and Path(__file__).parents[1].samefile(paths.ROOT):
+        with contextlib.suppress(OSError):
+            command = ["git", "describe", "--always", "--dirty"]
+            git = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+            if git.stdout.strip():
+                return git.stdout.strip()
     if said := os.environ.get("COMMIT", "").strip():
         return said
     with contextlib.suppress(OSError):

@@ -82,6 +82,14 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_penalties_are_checked_where_the_caller_has_switched_gradients_off(off):
+    added = [{"name": name, "layers": {"conv1": 1.0}} for name in ("sparsity", "decorrelation")]
+    with off():
+        for penalty in added:
+            bundle.prepare(replace(RUN, penalties=[penalty]))
+
+
 @pytest.mark.parametrize(("change", "message"), BAD, ids=["-".join(change) for change, _ in BAD])
 def test_a_run_that_its_data_or_network_cannot_serve_is_refused(change, message):
     run = replace(RUN, **change)

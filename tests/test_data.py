@@ -314,6 +314,24 @@ def test_names_are_read_as_people_mean_them(root, case):
     assert [file.name[:4] for file in sorted(paths.cache_dir().iterdir())] == ["pets", "plai"]
 
 
+def test_images_are_sorted_by_their_numbers_whatever_the_digits():
+    names = ["a10.png", "a2.png", "a١1.png", "a1b1.png"]  # an Arabic one between
+    assert sorted(names, key=readers._natural) == ["a1b1.png", "a2.png", "a10.png", "a١1.png"]
+
+
+def test_an_archive_packed_in_another_way_is_said(root):
+    write(root / "pets.zip", pets())
+    content = bytearray((root / "pets.zip").read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = content.find(signature)
+        while at >= 0:
+            content[at + offset] = 9  # "deflate64"
+            at = content.find(signature, at + 1)
+    (root / "pets.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"pets.zip: .* encrypted or packed in a way"):
+        load("pets")
+
+
 SEVEN = "train/dog/7.png"
 FAULTS = [
     ({SEVEN: encoded(7, (6, 5))}, rf"{SEVEN} is 6×5 pixels, but train/cat/1.png is 4×4"),

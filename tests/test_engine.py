@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -105,6 +106,30 @@ def test_a_worker_that_does_not_share_the_results_sends_them_back(monkeypatch, t
         store.ensure([TEACHER, STUDENT], executor=executor)
     assert store.find(STUDENT).is_relative_to(own) and metrics(STUDENT) == expected
     assert (tmp_path / "elsewhere" / "own" / "digits" / STUDENT.name / "metrics.csv").exists()
+    # under another profile's name the worker has the teacher already, and keeps one folder of it
+    shutil.rmtree(store.find(STUDENT))
+    (store.find(TEACHER).parent.parent).rename(own / "second")
+    with Elsewhere(1) as executor:
+        store.ensure([TEACHER, STUDENT], profile="second", executor=executor)
+    assert metrics(STUDENT) == expected
+
+
+def test_a_run_sent_over_an_older_record_of_it_is_whole_or_unfinished(tmp_path, monkeypatch):
+    old = {"metrics.csv": b"old", "env.json": b"old", "status.json": b"{}", "checkpoint.pt": b"0"}
+    new = {"metrics.csv": b"new", "env.json": b"new", "measures.npz": b"new"}
+    engine._write_files(tmp_path / "run", old)
+    seen, move = [], os.replace
+
+    def watched(source, target):
+        move(source, target)
+        seen.append(run_dir.is_finished(tmp_path / "run"))
+
+    monkeypatch.setattr(os, "replace", watched)
+    engine._write_files(tmp_path / "run", new)
+    assert seen == [False, False, True]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == new
+    engine._write_files(tmp_path / "run", new)  # another worker may be reading it
+    assert len(seen) == 3
 
 
 # ---- GPUs

@@ -95,6 +95,8 @@ def test_rates_and_speeds_of_the_other_schedules():
     np.testing.assert_allclose(schedule("geometric", 4, speed=3, rate=1.5), expected)
     np.testing.assert_allclose(schedule("linear", 4, speed=3, rate=0.5), [0.01, 1.51, 3.01, 4.51])
     np.testing.assert_array_equal(schedule("constant", 4, speed=3, rate=0.5), [0.5] * 4)
+    for name in ("linear", "constant"):  # longer than the paper's series can be
+        assert np.isfinite(schedule(name, 80_000)).all()
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -131,6 +133,8 @@ TOO_LITTLE = r"no schedule '{}' of 10 epochs adds up to 0\.09; .* has to be abov
             for total in (0, -1, math.nan, math.inf)
         ),
         *((schedule_of_total, (k, 10, 0.09), TOO_LITTLE.format(k)) for k in KINDS[:3]),
+        (schedule_of_total, ("al2", 2, 1e30), "adds up to 1e.30 by a speed of up to .* smaller"),
+        (schedule, ("geometric", 700, 1, 10.0), "overflows at a rate of 10.0"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_with_the_reason(function, arguments, message):

@@ -56,11 +56,19 @@ def test_the_commit_comes_from_git_else_from_the_environment_else_from_a_file(
     assert trainer.commit() == "abc1234"
     monkeypatch.setenv("COMMIT", "def5678")
     assert trainer.commit() == "def5678"
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert trainer.commit() == "def5678"  # another project's, in which this one was installed
+    monkeypatch.setattr(trainer, "__file__", str(tmp_path / "lib" / "trainer.py"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.c"]
-    subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True)
     assert head.startswith(trainer.commit()) and len(trainer.commit()) >= 7
+
+
+def test_without_one_dnn_there_are_no_products_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())
+    assert machine.has_bfloat16(torch.device("cpu")) is False
 
 
 CORE = "losses schedules models measures cca data run run_dir bundle trainer store machine paths"

@@ -632,6 +632,26 @@ def test_a_single_image_is_one_sample_and_rows_are_no_filters():
     found = sparsity.penalty()
     expected = -entropies(model[0](image).movedim(0, -1)).sum() - entropies(logits)
     torch.testing.assert_close(found, expected)
+    cell = nn.Sequential(nn.GRUCell(3, 5))
+    of_cell = ActivationL2(cell, "0")
+    hidden = cell(torch.randn(3))
+    torch.testing.assert_close(of_cell.penalty(), hidden.pow(2).mean())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_as_the_input_is_none_of_a_penalty_s_business():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, rows):
+            return self.fc(torch.nested.to_padded_tensor(rows, 0.0))
+
+    model = Padded()
+    penalty = ActivationL2(model, "fc")
+    output = model(torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)]))
+    torch.testing.assert_close(penalty.penalty(), output.pow(2).mean())
 
 
 def test_what_a_sample_is_can_be_said_and_is_asked_for_where_it_cannot_be_told():

@@ -334,6 +334,8 @@ REFUSED += [(LINEAR | {"rate": r}, ValueError, "^rate is") for r in (0, -1, math
 KNOWN = r"'learning_rat'.*did you mean 'learning_rate'\?.*Known: dataset, .*keep_weights"
 REFUSED += [
     ({"al2": True, "rate": 1.05}, ValueError, "rate"),
+    ({"al2": True, "epochs": 9000}, ValueError, "^epochs is 9000.* that λ fits float32"),
+    ({"al2": True, "epochs": 80_000}, ValueError, "80000"),
     ({"n_measure": 0, "entropy": True}, ValueError, "^entropy is .*n_measure is 0"),
     ({"network": "lenet", "dropout": 0.25}, ValueError, "^lenet has neither batch .*convnet_s"),
     ({"network": "alexnet", "batch_norm": True}, ValueError, "^alexnet has neither"),

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_remedy(finished, name,
     assert str(path) in str(error.value)
 
 
+def test_what_ails_the_machine_is_no_reason_to_delete_a_run(finished, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(RecordError, match=r"measures.npz cannot be read .*Too many") as error:
+        run_dir.read_arrays(finished)
+    assert "Delete" not in str(error.value)
+
+
 @pytest.mark.parametrize("content", [[], {}, {"id": RUN.id}, {"model": {}}])
 def test_a_checkpoint_without_its_marks_is_damaged(folder, content):
     run_dir.begin(folder, RUN)
@@ -265,7 +276,8 @@ def test_a_damaged_status_is_refused(finished, status):
 def test_a_run_replaced_by_one_that_ended_otherwise_is_whole_or_unfinished_at_every_moment(
     folder, monkeypatch, old, new
 ):
-    run_dir.finish(folder, RUN, metrics(5 if old is None else old - 1), arrays(), ENV, old)
+    kept = {"weight": torch.ones(1)}
+    run_dir.finish(folder, RUN, metrics(5 if old is None else old - 1), arrays(), ENV, old, kept)
     seen, move = [], os.replace
 
     def watched(source, target):
@@ -276,5 +288,5 @@ def test_a_run_replaced_by_one_that_ended_otherwise_is_whole_or_unfinished_at_ev
 
     monkeypatch.setattr(os, "replace", watched)
     run_dir.finish(folder, RUN, metrics(5 if new is None else new - 1), arrays(), ENV, new)
-    assert False in seen and seen[-1]
+    assert False in seen and seen[-1] and not (folder / "weights.pt").exists()
     assert run_dir.read_metrics(folder)[1] == new

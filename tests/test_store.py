@@ -110,6 +110,7 @@ def test_an_unfinished_run_is_missing_and_continued_in_its_profile():
 
 @pytest.mark.parametrize("late", [False, True])
 def test_several_processes_begin_with_the_longest_unless_time_is_short(late, monkeypatch):
+    monkeypatch.setenv("DEVICE", "cpu:0")  # as good a name as cpu
     runs, order = [BARE, replace(BARE, epochs=5)], []
     monkeypatch.setattr(
         engine, "by", lambda pool, groups, *_, **__: order.extend(run for (run,) in groups)
@@ -372,6 +373,8 @@ def test_load_long_takes_the_metrics_asked_for_and_parts_them_from_their_place()
     assert len(long) == 2 * 3 + 4 * len(LAYERS)
     assert store.to_long(store.load(runs), ["entropy", "test_accuracy"]).equals(long)
     known = "there are .*test_accuracy, .*entropy, .*correlation"
+    with pytest.raises(TypeError, match="metrics is 'entropy'; a list"):
+        store.load_long(runs, "entropy")
     with pytest.raises(ValueError, match=f"has the metric accuracy, entropy conv1; {known}"):
         store.load_long(runs, ["test_accuracy", "entropy conv1", "accuracy"])
 

@@ -211,7 +211,7 @@ def own_hash(name: str, *, root: str | os.PathLike | None = None) -> str | None:
         stats = [(str(f), s.st_size, s.st_mtime_ns) for f in inside for s in [f.stat()]]
     except (ValueError, DataError, OSError):
         return None
-    seen = hashlib.sha256(repr(stats).encode()).hexdigest()
+    seen = hashlib.sha256(repr((_CACHE_FORMAT, stats)).encode()).hexdigest()
     kept = paths.cache_dir() / f"{name}-seen.json"
     with contextlib.suppress(OSError, ValueError):
         said = json.loads(kept.read_text(encoding="utf-8"))

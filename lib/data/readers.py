@@ -272,8 +272,12 @@ class Archive:
             if self._zip:
                 return self._zip.read(self._inside[name])
             return (self.path / name).read_bytes()
-        # RuntimeError: encrypted
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except RuntimeError as error:  # NotImplementedError is one, too
+            raise DataError(
+                f"{self.path}: {name} is encrypted or packed in a way that cannot be read "
+                f"({error}); pack the archive anew, without a password"
+            ) from error
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.path}: {name} is truncated or altered ({error})") from error
 
 
@@ -299,7 +303,8 @@ def file_sha256(path: Path) -> bytes:
 
 def _natural(name: str) -> tuple:
     """Sorts `img2` before `img10`, the same on every machine."""
-    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)], name
+    parts = re.split("([0-9]+)", name)  # text and number by turns
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], name
 
 
 def folders_of(name: str, root: Path) -> list[Path]:
