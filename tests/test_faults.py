@@ -472,7 +472,7 @@ def test_a_run_killed_again_and_again_equals_one_trained_in_one_go(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["parent killed", "Ctrl-C"])
 def test_workers_end_with_their_parent_and_free_the_locks(how, start, trained):
-    runs = [replace(LONG, epochs=60_000, seed=seed) for seed in (0, 1)]
+    runs = [replace(LONG, al2=False, epochs=60_000, seed=seed) for seed in (0, 1)]
     parent = start(runs, jobs=2)
     for run in runs:
         wait_until(lambda run=run: checkpoint_version(run) is not None, lambda: is_running(parent))
