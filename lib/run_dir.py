@@ -27,8 +27,10 @@ from lib.paths import replacing
 from lib.run import Run
 
 # what ails the machine, the disk or the permissions, and not the file: nothing to delete for
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM}
-_PASSING |= {getattr(errno, "ESTALE", errno.EIO)}  # Windows has none
+_PASSING = {
+    getattr(errno, name, None)  # Windows has no ESTALE
+    for name in ("EMFILE", "ENFILE", "EACCES", "EPERM", "EIO", "ENOMEM", "ESTALE")
+} - {None}
 
 CHECKPOINT_KEYS = {"id", "measured", "model", "optimizer", "rows", "arrays", "starts", "seconds"}
 

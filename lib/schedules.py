@@ -41,11 +41,12 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
         raise ValueError(f"rate is {rate}; it has to be positive")
     t = speed * np.arange(num_epochs, dtype=np.float64)
     with np.errstate(over="ignore"):
-        weights = {
-            "geometric": lambda: AL2_START * rate**t,
-            "linear": lambda: AL2_START + rate * t,
-            "constant": lambda: np.full_like(t, rate),
-        }[name]()
+        if name == "geometric":
+            weights = AL2_START * rate**t
+        elif name == "linear":
+            weights = AL2_START + rate * t
+        else:
+            weights = np.full_like(t, rate)
     if not np.isfinite(weights).all():
         raise ValueError(f"λ overflows at a rate of {rate}, {t[-1]:g} of the paper's epochs long")
     return weights
