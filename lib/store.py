@@ -299,7 +299,7 @@ def _tidy(folder: Path) -> pd.DataFrame:
             layers = [name for name in metrics if name.startswith("entropy ")]
             start = pd.DataFrame({"epoch": [0]} | dict(zip(layers, before.T, strict=True)))
             metrics = pd.concat([start, metrics], ignore_index=True)[list(metrics)]
-    described = pd.DataFrame([fields] * max(len(metrics), 1))
+    described = pd.DataFrame([fields]).iloc[[0] * max(len(metrics), 1)].reset_index(drop=True)
     return pd.concat([described, metrics], axis=1)
 
 

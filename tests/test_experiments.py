@@ -458,6 +458,10 @@ def test_a_calibration_is_the_networks_with_al2_at_each_speed_on_screening_seeds
     four = ("bare", "batchnorm", "dropout", "weight_decay")
     assert [(r.speed, r.baseline) for r in runs] == [(s, b) for s in (2.0, 4.0) for b in four]
     assert values(runs, "al2", "seed", "n_validation") == {(True, 100, 500)}
+    two = calibration("mnist", speeds=[2.0, 4.0], baselines=["bare", "dropout"], **shared)
+    assert two == [run for run in runs if run.baseline in ("bare", "dropout")]
+    with pytest.raises(ValueError, match="baselines"):
+        calibration("mnist", baselines=["bare", "wd"], **shared)
 
 
 def test_what_lite_takes_over_from_paper_are_that_profile_s_own_runs():

@@ -19,6 +19,7 @@ SPARSITY_DEFAULTS = {"corruption": 0.0, "normalize": "unit", "momentum": 0.0, "e
 SPARSITY_DEFAULTS |= {"n_measure": 1000, "entropy": True}
 VARIANTS = ("vanillaNet", "dropNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 WITHOUT_AND_WITH = ({"al2": False}, {"al2": True})
+BASELINES = ("bare", "batchnorm", "dropout", "weight_decay")  # of AL2's Table 1
 
 
 def label_randomization(
@@ -61,10 +62,11 @@ def calibration(
     dataset: str,
     *,
     speeds: Sequence[float] = (1.0,),
+    baselines: Sequence[str] = BASELINES,
     seeds: Sequence[int] = (SCREENING_SEED,),
     **settings: Any,
 ) -> list[Run]:
-    """The four networks with AL2 of `label_randomization`, at several speeds of λ.
+    """The networks with AL2 of `label_randomization`, at several speeds of λ.
 
     A miniature's speed is chosen by them, from accuracies on held-out noisy labels alone
     (`lib.study.tables.alive`). ValueError for seeds that tables read, too.
@@ -73,10 +75,11 @@ def calibration(
         raise ValueError(
             f"seeds holds {', '.join(map(str, low))}; those below {SCREENING_SEED} are the tables'"
         )
+    _only("baselines", baselines, BASELINES)
     runs = []
     for speed in speeds:
         eight = label_randomization(dataset, seeds=seeds, speed=speed, **settings)
-        runs += [run for run in eight if run.al2]
+        runs += [run for run in eight if run.al2 and run.baseline in baselines]
     return runs
 
 

@@ -92,8 +92,8 @@ def _read(file: Path, changed: int) -> pd.DataFrame:
 def printed(name: str, column: str, **where: Any) -> float:
     """A published table's number in the row where columns have these values; NaN: there is none."""
     table = published(name)
-    rows = table[(table[list(where)] == pd.Series(where)).all(axis=1)]
-    return float(rows[column].iloc[0]) if len(rows) else np.nan
+    there = np.logical_and.reduce([table[key].to_numpy() == value for key, value in where.items()])
+    return float(table[column].to_numpy()[there][0]) if there.any() else np.nan
 
 
 def with_regulariser(frame: pd.DataFrame) -> pd.DataFrame:

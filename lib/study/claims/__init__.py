@@ -37,7 +37,7 @@ def runs_of(claim: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     experiments = CLAIMS[claim].experiments
     read = [frames[name] for name in experiments if name in frames and len(frames[name])]
     runs = pd.concat(read, ignore_index=True) if read else store.load([])
-    return CLAIMS[claim].select(runs)
+    return CLAIMS[claim].select(runs).copy()  # one block of memory a type: rules take many rows
 
 
 def cells(
