@@ -380,8 +380,8 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
             {name: value for name, value in entry.parameters.items() if name in known},
             kernel_name="python3",
             progress_bar=False,
-            # the kernel warns that its local connection is not encrypted
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            # else the kernel logs that its connection is not encrypted, and that it is told to end
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     return target
 

@@ -338,8 +338,8 @@ def execute(notebook: str, *, in_place: bool) -> None:
         book,
         timeout=None,
         kernel_name="python3",
-        # the kernel warns that its local connection is not encrypted
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        # else the kernel logs that its connection is not encrypted, and that it is told to end
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         resources={"metadata": {"path": str(source.parent)}},
     )
     with client.setup_kernel():
