@@ -78,7 +78,7 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
-test: test-lib test-notebooks  ## the fast half of pytest, and nbval (11 to 13 minutes on two cores)
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (10 to 13 minutes on two cores)
 test-lib: setup  ## pytest without the tests marked slow (2 minutes)
 	$(PYTEST) --dist worksteal -m "not slow" tests
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs

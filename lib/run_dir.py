@@ -13,7 +13,6 @@ weights.pt      only on request (`keep_weights`)
 import errno
 import io
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -226,7 +225,9 @@ def read_metrics(folder: Path) -> tuple[pd.DataFrame, int | None]:
     run = read_run(folder)
     path = folder / "metrics.csv"
     with _reading(path):
-        metrics = pd.read_csv(path, dtype=defaultdict(lambda: float, epoch=int, test_images=int))
+        metrics = pd.read_csv(path)
+        whole = ("epoch", "test_images")
+        metrics = metrics.astype({name: int if name in whole else float for name in metrics})
         if metrics.get(["test_accuracy", "cross_entropy"], metrics).isna().any(axis=None):
             raise ValueError("it has empty cells")
         diverged = _diverged(folder / "status.json")
