@@ -44,6 +44,8 @@ from lib.study.experiments import EXPERIMENTS
 
 # parameters of a notebook that are no arguments of its experiment
 NOT_OF_THE_RUNS = {"profile", "jobs", "interactive", "save"}
+# else a kernel logs that its connection is not encrypted, and that it is told to end
+QUIET_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]
 CONNECT_SECONDS = 10  # that a scheduler is given to answer
 # the safe one in C, if it is there: ten times as fast, and every notebook reads the profiles
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -380,8 +382,7 @@ def render(entry: Entry, stem: str, profile: str) -> Path:
             {name: value for name, value in entry.parameters.items() if name in known},
             kernel_name="python3",
             progress_bar=False,
-            # else the kernel logs that its connection is not encrypted, and that it is told to end
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            extra_arguments=QUIET_KERNEL,
         )
     return target
 

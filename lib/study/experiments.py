@@ -19,7 +19,7 @@ SPARSITY_DEFAULTS = {"corruption": 0.0, "normalize": "unit", "momentum": 0.0, "e
 SPARSITY_DEFAULTS |= {"n_measure": 1000, "entropy": True}
 VARIANTS = ("vanillaNet", "dropNet", "normNet", "sr1Net", "sr2Net", "sr3Net")
 WITHOUT_AND_WITH = ({"al2": False}, {"al2": True})
-BASELINES = ("bare", "batchnorm", "dropout", "weight_decay")  # of AL2's Table 1
+FOUR_BASELINES = ("bare", "batchnorm", "dropout", "weight_decay")  # of AL2's Table 1
 
 
 def label_randomization(
@@ -62,7 +62,7 @@ def calibration(
     dataset: str,
     *,
     speeds: Sequence[float] = (1.0,),
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] = FOUR_BASELINES,
     seeds: Sequence[int] = (SCREENING_SEED,),
     **settings: Any,
 ) -> list[Run]:
@@ -75,7 +75,7 @@ def calibration(
         raise ValueError(
             f"seeds holds {', '.join(map(str, low))}; those below {SCREENING_SEED} are the tables'"
         )
-    _only("baselines", baselines, BASELINES)
+    _only("baselines", baselines, FOUR_BASELINES)
     runs = []
     for speed in speeds:
         eight = label_randomization(dataset, seeds=seeds, speed=speed, **settings)

@@ -338,8 +338,7 @@ def execute(notebook: str, *, in_place: bool) -> None:
         book,
         timeout=None,
         kernel_name="python3",
-        # else the kernel logs that its connection is not encrypted, and that it is told to end
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        extra_arguments=campaign.QUIET_KERNEL,
         resources={"metadata": {"path": str(source.parent)}},
     )
     with client.setup_kernel():

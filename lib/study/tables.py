@@ -16,9 +16,9 @@ from lib import measures, paths
 from lib.losses import BATCHES
 from lib.run import PAPER_EPOCHS, SCREENING_SEED, TABLE_EPOCHS, Run, epoch_measured
 from lib.schedules import schedule
-from lib.study.experiments import PAPER_SPARSITY_WEIGHT, VARIANTS
+from lib.study.experiments import FOUR_BASELINES, PAPER_SPARSITY_WEIGHT, VARIANTS
 
-BASELINES = {"bare": "Bare", "batchnorm": "BN", "dropout": "DO", "weight_decay": "WD"}
+BASELINES = dict(zip(FOUR_BASELINES, ("Bare", "BN", "DO", "WD"), strict=True))
 # what a row of the AL2 paper's tables is about
 CELL = ["dataset", "corruption", "baseline", "regulariser"]
 # what a cell of the other paper's Table 2 is about
