@@ -53,7 +53,7 @@ bench: setup  ## time the trainer beside plain loops and the floor, into results
 	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: precision
-precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data)
+precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data; OPTIONS=--whole: one at the paper's settings, 3 hours)
 	$(PY) -m lib.bench.precision --jobs $(JOBS) $(OPTIONS)
 
 .PHONY: report evidence

@@ -199,3 +199,29 @@ def test_the_command_writes_every_curve(tmp_path, monkeypatch, capsys):
     assert len(table) == len(bench_precision.SEEDS) * 2 * SHORT.epochs
     assert set(table.precision) == set(bench_precision.PRECISIONS)
     assert "bare" in capsys.readouterr().out
+
+
+def test_the_twin_of_a_stored_run_is_trained_once_in_float32_and_set_beside_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench_precision, "WHOLE", SHORT)
+    monkeypatch.setattr(bench_precision, "TABLE_EPOCHS", [1, 3])
+    trainer.fit([SHORT], [folder_of(SHORT, "paper")], precision="bfloat16")
+    bench_precision.main(["--whole", "--out", str(tmp_path)])
+    table = capsys.readouterr().out
+    assert "bfloat16" in table and "float32" in table
+    assert [line.split()[0] for line in table.splitlines()[-2:]] == ["1", "3"]
+    folder = tmp_path / "precision" / SHORT.name
+    beside = bench_precision.twins(folder)
+    assert beside.groupby("precision").size().to_dict() == {"bfloat16": 3, "float32": 3}
+    stored = store.load([SHORT])
+    own = beside[beside.precision == "bfloat16"].reset_index(drop=True)
+    pd.testing.assert_series_equal(own.cross_entropy, stored.cross_entropy)
+    written = (folder / "metrics.csv").stat().st_mtime_ns
+    assert bench_precision.whole(tmp_path) == folder  # it is there
+    assert (folder / "metrics.csv").stat().st_mtime_ns == written
+
+
+def test_a_twin_alone_is_shown_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_precision, "WHOLE", SHORT)
+    assert set(bench_precision.twins(bench_precision.whole(tmp_path)).precision) == {"float32"}
