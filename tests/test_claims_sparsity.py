@@ -91,6 +91,14 @@ def test_what_is_stated_and_not_finished_is_not_run(claim):
     assert judge(made, profiles=["other"], only=[claim]).empty
 
 
+def test_a_data_set_that_was_not_to_be_had_is_named_until_one_of_its_runs_is_finished():
+    made = whole("S9").assign(dataset="tiny_imagenet")
+    (said,) = judge(unfinished(made, made.seed >= 0), only=["S9"]).verdict
+    assert said == "not run: data set not reachable"
+    (said,) = judge(unfinished(made, made.seed > 0), only=["S9"]).verdict
+    assert said.startswith("indicative: ")
+
+
 @pytest.mark.parametrize("claim", ["S1", "S2", "S3", "S9"])  # every cell is about vanillaNet
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_network_that_diverged_or_is_dead_in_one_seed_silences_its_cells(claim, at):

@@ -41,8 +41,8 @@ MATRIX_READ_AS = (
     "*paper*: the papers' own settings; *lite*: a miniature on two processor cores. Holds, in "
     "part, fails, undecided: by 90 % intervals over the seeds that there are. k/m: of the m cells "
     "with one seed k came out as claimed, an indication; cells with more seeds that hold or fail "
-    "are counted behind it. –: not run, or no claim about that set. Mean, sum: how SparsityReg "
-    "joins a batch, which the paper does not say."
+    "are counted behind it, undecided or silent ones are not. –: not run, or no claim about that "
+    "set. Mean, sum: how SparsityReg joins a batch, which the paper does not say."
 )
 
 
