@@ -3,6 +3,7 @@
 Every check of a run against its data and its network is made here, before anything trains.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ DATA_FIELDS = tuple("dataset image_size classes normalize n_train n_validation n
 # … with these, too, on the same labels; with these pass or fail the checks of `prepare` together.
 LABEL_FIELDS = ("corruption", "corruption_law", "seed", "relabelled_by")
 CHECKED_FIELDS = tuple(
-    "batch_size test_images network padding sparsity decorrelation penalties".split()
+    "batch_size test_images network batch_norm dropout norm_place padding sparsity decorrelation "
+    "penalties cca".split()
 )
 
 
@@ -53,6 +55,8 @@ class Images:
     num_classes: int
     sha256: str
 
+
+CCA_IMAGES = 1000  # of the training set, that canonical correlations are of (protocol, section 1)
 
 Loaded = dict[tuple, Images]  # by the values of `DATA_FIELDS`
 
@@ -90,7 +94,7 @@ def prepare(run: Run, device: str | torch.device = "cpu", loaded: Loaded | None 
     if run.relabelled_by is None:
         labels = corrupted(images.train, "corruption")
     else:
-        labels = _pseudo_labels(run, len(images.train))
+        labels = _pseudo_labels(run, images)
     return Bundle(
         train=placed(images.train, labels),
         true_labels=images.train.labels.to(device),
@@ -169,6 +173,7 @@ RESERVED_METRICS = {
     *"epoch lambda test_accuracy test_cross_entropy train_accuracy cross_entropy".split(),
     *"activation_l2 validation_accuracy validation_cross_entropy ablation_auc".split(),
     *"profile id baseline regulariser variant num_classes precision diverged".split(),
+    *"data_hash labels_hash metric where value".split(),  # the latter of the long frame
     *Run.__dataclass_fields__,
 }
 
@@ -176,8 +181,9 @@ RESERVED_METRICS = {
 def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> None:
     """Refuse, with a ValueError, a run that its data or its network cannot serve.
 
-    That is: a batch or a test set larger than there are images, images too small for the network, a
-    layer it does not have, a penalty that nobody registered or that is no differentiable scalar.
+    That is: a batch or a test set larger than there are images, images too small for the network or
+    too few for its canonical correlations, a layer it does not have, a penalty that nobody
+    registered or that is no differentiable scalar.
     """
     if run.batch_size > n_train:
         raise ValueError(
@@ -187,6 +193,8 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
         raise ValueError(
             f"test_images is {run.test_images}, but {run.dataset} has {n_test} test images"
         )
+    if run.cca:
+        _check_points(run, shape, n_train)
     # xxl networks are large: their shapes are enough, but for classes that nobody here has tried
     if not run.penalties:
         with torch.device("meta"):
@@ -203,6 +211,19 @@ def check(run: Run, shape: tuple[int, int, int], n_train: int, n_test: int) -> N
         model(noise)
         for term, penalty in attached:
             _check_value(term, penalty.penalty())
+
+
+def _check_points(run: Run, shape: tuple[int, int, int], n_train: int) -> None:
+    channels, side, _ = shape
+    with torch.device("meta"):
+        trunk = models.architecture(run.network, *shape, **run.network_options()).trunk.eval()
+        _, live, *positions = trunk(torch.empty(1, channels, side, side)).shape
+    images = min(n_train, CCA_IMAGES)
+    if images * math.prod(positions) <= live:
+        raise ValueError(
+            f"cca compares {live} channels over {images * math.prod(positions)} points, those of "
+            f"{images} training images; it needs more points than channels, several times as many"
+        )
 
 
 def _check_value(term: Term, value: object) -> None:
@@ -226,7 +247,7 @@ def teacher_folder(run: Run) -> Path | None:
     folder = run_dir.find(run.dataset, run.relabelled_by)
     if folder is None or not run_dir.is_finished(folder):
         return None
-    return folder if "predictions" in run_dir.read_arrays(folder) else None
+    return folder if "predictions" in run_dir.array_names(folder) else None
 
 
 def check_teacher(run: Run, teacher: Run) -> None:
@@ -236,6 +257,20 @@ def check_teacher(run: Run, teacher: Run) -> None:
         raise ValueError(
             f"{run.name} and {teacher.name}, which relabels it, differ in {', '.join(different)}; "
             "they need the same images"
+        )
+
+
+def is_of(folder: Path, images: str | None) -> bool:
+    """Whether a finished run was trained on the images of this hash; None: nothing is compared."""
+    return images is None or run_dir.read_environment(folder).get("data", images) == images
+
+
+def check_images(run: Run, folder: Path, images: str | None) -> None:
+    """Refuse, with a ValueError, a teacher (its folder) of other images than there are now."""
+    if not is_of(folder, images):
+        raise ValueError(
+            f"{folder.name}, which relabels {run.name}, was trained on other images than "
+            f"{run.dataset} has now: train it again first, or give it in the same list"
         )
 
 
@@ -285,16 +320,17 @@ def unlabelled(run: Run) -> str:
     )
 
 
-def _pseudo_labels(run: Run, count: int) -> Tensor:
-    """The labels [count] that `run.relabelled_by` predicted, checked to be of the same images."""
+def _pseudo_labels(run: Run, images: Images) -> Tensor:
+    """The labels [N] that `run.relabelled_by` predicted, checked to be of the same images."""
     folder = teacher_folder(run)
     if folder is None:
         raise LookupError(f"{unlabelled(run)}: train that run with predictions=True first")
     teacher = run_dir.read_run(folder)
     check_teacher(run, teacher)
+    check_images(run, folder, images.sha256)
     labels = _predictions(folder)
-    if len(labels) != count:
+    if len(labels) != len(images.train):
         raise ValueError(
-            f"{teacher.name} predicted {len(labels)} labels for {count} training images"
+            f"{teacher.name} predicted {len(labels)} labels for {len(images.train)} training images"
         )
     return labels

@@ -320,6 +320,8 @@ def by(
     marker.touch()
     ends = None if deadline is None else time.time() + deadline - time.monotonic()
     pending: dict[Future, Sequence[Run]] = {}
+    # where a worker that shares this folder says how far it is; looked up once
+    places = {run.id: folder_of(run, profile) for runs in groups for run in runs}
 
     def submit(runs: Sequence[Run], block: bool = False) -> None:
         teachers = _teachers(runs)
@@ -343,7 +345,7 @@ def by(
                     if run not in answer.busy and is_done(run):
                         progress.finished(run)
             for run in itertools.chain.from_iterable(pending.values()):
-                _look(run, profile, progress)
+                _look(run, places[run.id], progress)
             progress.tick()
     finally:
         for future in pending:
@@ -351,11 +353,10 @@ def by(
         marker.unlink(missing_ok=True)
 
 
-def _look(run: Run, profile: str, progress: Progress) -> None:
+def _look(run: Run, folder: Path, progress: Progress) -> None:
     """Tell the progress how far a worker says that it is."""
-    file = paths.results_dir() / profile / run.dataset / run.name / "progress"
     with contextlib.suppress(OSError, ValueError):
-        progress.at(run, int(file.read_text(encoding="utf-8")))
+        progress.at(run, int((folder / "progress").read_text(encoding="utf-8")))
 
 
 def _teachers(runs: Iterable[Run]) -> tuple[tuple[Run, Files], ...]:

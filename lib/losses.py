@@ -213,6 +213,17 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
+def _is_outermost_call(model: nn.Module) -> bool:
+    """Whether the call of the network that asks was made in no other call of it."""
+    calls = 0
+    frame = sys._getframe()
+    while frame is not None:
+        named = frame.f_code.co_name == "_call_impl"  # in which PyTorch calls the hooks
+        calls += named and frame.f_locals.get("self") is model
+        frame = frame.f_back
+    return calls == 1
+
+
 class _Passes:
     """The passes of some layers that a penalty speaks of, see the top of this file."""
 
@@ -267,6 +278,11 @@ class _Passes:
         if self.closed:
             return
         self.recomputed = None
+        # where a pass was interrupted by hand, the hook that ends its call was not called
+        if self._call() and not torch.compiler.is_compiling() and _is_outermost_call(model):
+            while call := self._call():
+                self._forget(call)
+                self.thread.call = call.outer
         sizes = ()
         if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             sizes = _first_dimensions([*inputs, *named.values()])
@@ -281,12 +297,16 @@ class _Passes:
             return
         # PyTorch calls this within its `except` where the pass failed, with nothing as the output
         if output is None and sys.exc_info()[0] is not None:
-            for name in list(self.uses):
-                self.uses[name] = [use for use in self.uses[name] if use.call is not call]
-                if not self.uses[name]:
-                    self.missing[name] = _FAILED
-                    del self.uses[name]
+            self._forget(call)
         self.thread.call = call.outer
+
+    def _forget(self, call: _Call) -> None:
+        """Drop what was seen in a call that failed."""
+        for name in list(self.uses):
+            self.uses[name] = [use for use in self.uses[name] if use.call is not call]
+            if not self.uses[name]:
+                self.missing[name] = _FAILED
+                del self.uses[name]
 
     def _call(self) -> _Call | None:
         return getattr(self.thread, "call", None)  # in a thread of its own there is none at first
@@ -550,8 +570,8 @@ class ActivationL2:
 def rfav_entropy(activations: Tensor) -> Tensor:
     """Entropy of the receptive-field activation vectors, in nats, 0 … ln D.
 
-    Targeted sparsity, Eq. 2–4: the softmax over a layer's D filters turns the vector of linear
-    outputs at one receptive field into a distribution; low entropy means a sparse vector.
+    Targeted sparsity, Eq. 1, 3 and 4: the softmax over a layer's D filters turns the vector of
+    linear outputs at one receptive field into a distribution; low entropy means a sparse vector.
 
     Args:
         activations: *linear* outputs of a layer (bias included, before batch norm and ReLU): [N, D]
@@ -650,8 +670,9 @@ def filter_correlation(weight: Tensor, centre: str = "own") -> Tensor:
         centre: `own` subtracts each filter's own mean (numpy.corrcoef); `mean_filter` the mean of
             all filters, as Eq. 6 reads literally: each then correlates with the others to about −1
             in sum from the start. A filter of which nothing is left (a constant one; one equal to
-            the mean filter) correlates with none: 0. One with a value that is NaN or infinite, or
-            that is too large to be squared, has NaN for all its correlations.
+            the mean filter; one too small to be squared) correlates with none: 0. One with a value
+            that is NaN or infinite, or that is too large to be squared, has NaN for all its
+            correlations.
 
     Raises:
         ValueError: for an unknown centre, a weight without a dimension beside the filters', and

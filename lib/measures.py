@@ -68,13 +68,13 @@ def cumulative_ablation(
         orders: random orders averaged over, for `shared` and `channel`.
 
     Raises:
-        ValueError: for an unknown mask, no images, and for features, labels or logits of other
-            shapes.
+        ValueError: for an unknown mask, no images, no orders, and for features, labels or logits of
+            other shapes.
     """
     if phi.dim() < 2 or labels.shape != phi.shape[:1] or not phi.numel():
         raise ValueError(
-            f"{len(phi)} feature vectors and {len(labels)} labels, of shapes {tuple(phi.shape)} "
-            f"and {tuple(labels.shape)}; [N, …] and [N] with at least one image are needed"
+            f"features have shape {tuple(phi.shape)} and labels {tuple(labels.shape)}; [N, …] and "
+            "[N] with at least one image are needed"
         )
     if mask not in ABLATION_MASKS:
         raise ValueError(f"mask is {mask!r}; allowed: {', '.join(ABLATION_MASKS)}")

@@ -23,10 +23,15 @@ class Dropout(nn.Module):
     """Dropout with probability p whose coins come from its own `.generator`.
 
     So a run can be resumed and compared. Kept units are scaled by 1 / (1 - p) in training mode.
+
+    Raises:
+        ValueError: for a p that is no probability, and for 1, which would keep nothing.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout is {p}; it has to be a probability in [0, 1)")
         self.p = p
         self.generator: torch.Generator | None = None
 
@@ -50,6 +55,13 @@ def _refuse_if_too_small(side: int, image_size: int, network: str, least: int) -
             f"images of {image_size}×{image_size} are too small for {network}: {least}×{least} is "
             "the least"
         )
+
+
+def _check_convnet_options(norm_place: str, padding: str) -> None:
+    if norm_place not in NORM_PLACES:
+        raise ValueError(f"norm_place is {norm_place!r}; allowed: {', '.join(NORM_PLACES)}")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
 
 
 class AL2Trunk(nn.Module):
@@ -161,6 +173,7 @@ class ConvNet(nn.Module):
         padding: str = "same",
     ) -> None:
         super().__init__()
+        _check_convnet_options(norm_place, padding)
         lost = 0 if padding == "same" else 4  # pixels that two 3×3 convolutions take off a side
         side = ((image_size - lost) // 2 - lost) // 2
         kind = f"a ConvNet with padding {padding!r}"
@@ -280,12 +293,7 @@ def architecture(
         raise ValueError(f"network is {network!r}; allowed: {', '.join(NETWORKS)}")
     if network in ("lenet", "alexnet") and (batch_norm or dropout):
         raise ValueError(f"{network} has neither batch norm nor dropout")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it has to be a probability in [0, 1)")
-    if norm_place not in NORM_PLACES:
-        raise ValueError(f"norm_place is {norm_place!r}; allowed: {', '.join(NORM_PLACES)}")
-    if padding not in PADDINGS:
-        raise ValueError(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
+    _check_convnet_options(norm_place, padding)
     shape = in_channels, image_size, num_classes
     if network in ("lenet", "alexnet"):
         return LeNet(*shape) if network == "lenet" else AlexNet(*shape)

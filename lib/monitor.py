@@ -145,13 +145,14 @@ class Monitor:
                 for name, weight in weights.items()
                 if len(weight) <= measures.MOST_FILTERS
             }
-        self._epochs.append(epoch)
 
-        writer = self._open(epoch)
+        writer = self._open(epoch)  # may fail: what is noted below is drawn together
+        self._epochs.append(epoch)
+        for name, counts in histograms.items():
+            self._histograms.setdefault(name, []).append(counts)
         for name, entropy in means.items():
             writer.add_scalar(f"entropy/{name}", entropy, epoch)
         for name, counts in histograms.items():
-            self._histograms.setdefault(name, []).append(counts)
             writer.add_histogram_raw(f"correlations/{name}", **_raw(counts), global_step=epoch)
         if epoch % self.every == 0:
             # [n, A, B]; not dense layers
@@ -187,11 +188,13 @@ class Monitor:
         """Draw what is not drawn yet and close the files; a second time does nothing."""
         for monitor in self._runs.values():
             monitor.close()
-        if self._writer:
-            if self._epochs[-1] % self.every:
+        try:
+            if self._writer and self._epochs and self._epochs[-1] % self.every:
                 self._draw_correlations()
-            self._writer.close()
-        self._writer, self.closed = None, True
+        finally:
+            if self._writer:
+                self._writer.close()
+            self._writer, self.closed = None, True
 
     def __enter__(self) -> "Monitor":
         return self

@@ -50,11 +50,11 @@ LIMITS: list[tuple[str, str, Callable[[Any], object]]] = [
     ("corruption", "a fraction in [0, 1]", lambda value: 0 <= value <= 1),
     ("dropout", "a probability in [0, 1)", lambda value: 0 <= value < 1),
     ("momentum", "a number in [0, 1)", lambda value: 0 <= value < 1),
-    ("learning_rate speed", "a positive number", lambda value: 0 < value < math.inf),
-    ("rate", "a positive number or None", lambda value: 0 < value < math.inf),
+    ("learning_rate speed", "a positive, finite number", lambda value: 0 < value < math.inf),
+    ("rate", "a positive, finite number or None", lambda value: 0 < value < math.inf),
     (
         "weight_decay sparsity_weight decorrelation_weight",
-        "a number ≥ 0",
+        "a finite number ≥ 0",
         lambda value: 0 <= value < math.inf,
     ),
     (

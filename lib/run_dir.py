@@ -248,6 +248,17 @@ def read_environment(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def array_names(folder: Path) -> list[str]:
+    """The names of `read_arrays`, without reading the arrays.
+
+    Raises:
+        RecordError: if the file is damaged.
+    """
+    path = folder / "measures.npz"
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        return list(file)
+
+
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a finished run, by name.
 

@@ -1,6 +1,7 @@
 """The series of weights λ_e beside Equation 2's (`losses.al2_weights`), and series of one total."""
 
 import math
+import operator
 
 import numpy as np
 from scipy.optimize import brentq
@@ -19,9 +20,10 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
     does over the paper's 700 epochs.
 
     Raises:
-        ValueError: for an unknown name, a rate given to `al2`, a rate that is not positive, or one
-            with which λ overflows.
+        ValueError: for an unknown name, less than one epoch, a speed that is not positive, a rate
+            given to `al2`, one that is not positive, or one with which λ overflows.
     """
+    num_epochs = operator.index(num_epochs)
     if name == "al2":
         if rate is not None:
             raise ValueError(f"rate is {rate}, but 'al2' has none: change its speed instead")
@@ -38,7 +40,7 @@ def schedule(name: str, num_epochs: int, speed: float = 1, rate: float | None = 
         raise ValueError(f"schedule is {name!r}; allowed: al2, {', '.join(defaults)}")
     rate = defaults[name] if rate is None else rate
     if not 0 < rate < math.inf:
-        raise ValueError(f"rate is {rate}; it has to be positive")
+        raise ValueError(f"rate is {rate}; it has to be a positive, finite number")
     t = speed * np.arange(num_epochs, dtype=np.float64)
     with np.errstate(over="ignore"):
         if name == "geometric":

@@ -252,17 +252,14 @@ def available(runs: Sequence[Run]) -> list[Run]:
     image folder of yours has changed since. Where the images are absent nothing is compared.
     """
     images = {name: data.own_hash(name) for name in {run.dataset for run in runs}}
-    return [run for run in runs if _is_finished(run) and _is_of(images[run.dataset], run)]
+    return [
+        run for run in runs if _is_finished(run) and bundle.is_of(find(run), images[run.dataset])
+    ]
 
 
 def _is_finished(run: Run) -> bool:
     folder = find(run)
     return folder is not None and run_dir.is_finished(folder)
-
-
-def _is_of(images: str | None, run: Run) -> bool:
-    """Whether a finished run was trained on the images of this hash; None: nothing is compared."""
-    return images is None or run_dir.read_environment(find(run)).get("data", images) == images
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
@@ -308,6 +305,7 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
 
     Their teacher has to be stored, or trained here, with its predictions.
     """
+    trained_here = {run.id for run in missing}
     for run in missing:
         if run.relabelled_by is None:
             continue
@@ -315,11 +313,13 @@ def _check_relabelling(missing: Sequence[Run], asked: dict[str, Run]) -> None:
         folder = bundle.teacher_folder(run)
         if folder is not None:
             teacher = run_dir.read_run(folder)
+            if teacher.id not in trained_here:
+                bundle.check_images(run, folder, data.own_hash(run.dataset))
         elif not (teacher and teacher.predictions):
-            raise ValueError(
-                f"{bundle.unlabelled(run)}: give that run with predictions=True in the same list, "
-                "or train it first"
-            )
+            what = "give that run with predictions=True in the same list, or train it first"
+            if is_without_labels(run):
+                what = f"leave {run.name} out"
+            raise ValueError(f"{bundle.unlabelled(run)}: {what}")
         bundle.check_teacher(run, teacher)
 
 

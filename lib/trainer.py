@@ -44,7 +44,6 @@ CHECKPOINT_SECONDS = 30
 _FAILED_GRAPHS: list[Any] = []
 WARM_UP = 3  # steps made before one is recorded: libraries set themselves up, and the optimiser
 EVAL_BATCHES = {"cpu": 500, "cuda": 5000}  # what fits a cache; what fills a GPU
-CCA_IMAGES = 1000  # protocol, section 1
 SIMILARITIES = ("mean_cca", "svcca", "pwcca")
 # what every run has, an epoch each
 METRICS = ("epoch", "test_accuracy", "test_cross_entropy", "test_images")
@@ -92,7 +91,7 @@ def fit(
     Raises:
         ValueError: if a run does not fit its data, for a precision that is unknown or that the
             device has not, within torch.autocast, and for a device that is not there; raised before
-            any of them is trained.
+            any of them is trained, but for the precision of a checkpoint: when its turn comes.
         data.DataError, LookupError: as for `bundle.prepare`, before any of them is trained.
         run_dir.RecordError: if a folder's checkpoint is damaged.
         OutOfTime: at the deadline, if epochs are left; with folders, the runs' checkpoints then
@@ -156,7 +155,8 @@ def _train(
     starts: dict[str, Tensor] = begun["starts"]
     if state:
         precision = state.get("precision", PRECISIONS[0])  # one training, one precision
-        check_precision(precision, device, f"the checkpoint of {run.name}: ")
+        said = f"the checkpoint of {run.name} goes on as it was begun, or delete it: "
+        check_precision(precision, device, said)
     if precision == "bfloat16":
         machine.warn_where_bfloat16_is_slow(device)
     # a penalty may look at the initial weights: it is attached before others are loaded
@@ -179,17 +179,19 @@ def _train(
     started = saved - begun["seconds"]
     diverged = None
     if not rows:
-        measure(model, data, run, 0, arrays, starts)
+        with convolutions(device, precision):
+            measure(model, data, run, 0, arrays, starts)
         if callback:
             callback(run, model, 0)
     for epoch in range(len(rows) + 1, run.epochs + 1):
         row = {"epoch": epoch}
         row |= yield from step.epoch(epoch, weights[epoch - 1])
-        row |= evaluate(model, data, run, full=epoch in run.table_epochs())
-        if not all(map(math.isfinite, row.values())):
-            diverged = epoch
-            break
-        row |= measure(model, data, run, epoch, arrays, starts)
+        with convolutions(device, precision):
+            row |= evaluate(model, data, run, full=epoch in run.table_epochs())
+            if not all(map(math.isfinite, row.values())):
+                diverged = epoch
+                break
+            row |= measure(model, data, run, epoch, arrays, starts)
         if undeclared := row.keys() - set(names):
             raise KeyError(f"nobody declared {', '.join(sorted(undeclared))}, see metric_names")
         rows.append(row)
@@ -224,7 +226,8 @@ def _train(
         env |= {"seconds": round(time.monotonic() - started, 1)}
         stacked = {name: torch.stack(values).numpy() for name, values in arrays.items()}
         if diverged is None:
-            stacked |= final_arrays(model, data, run)
+            with convolutions(device, precision):
+                stacked |= final_arrays(model, data, run)
         kept = None
         if run.keep_weights:
             kept = {name: value.cpu() for name, value in model.state_dict().items()}
@@ -552,7 +555,8 @@ def measure(
             add(f"correlations {layer}", histogram.int())
 
     if run.cca and (epoch <= 1 or epoch in run.cca_epochs()):
-        phi = measures.channel_points(predict(model.trunk, data.train.images[:CCA_IMAGES])).cpu()
+        images = data.train.images[: bundle.CCA_IMAGES]
+        phi = measures.channel_points(predict(model.trunk, images)).cpu()
         if epoch < len(CCA_STARTS) and CCA_STARTS[epoch] in run.cca:
             starts[CCA_STARTS[epoch]] = phi
         for start in starts if epoch in run.cca_epochs() else ():
@@ -688,6 +692,22 @@ def check_precision(precision: str, device: torch.device, what: str = "") -> Non
 
 
 @contextmanager
+def convolutions(device: torch.device, precision: str) -> Iterator[None]:
+    """How a GPU's convolutions multiply where a network of that precision is evaluated.
+
+    As TF32 unless it is trained in float32. On a CPU nothing changes.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    if device.type != "cpu":
+        cudnn.allow_tf32 = precision != PRECISIONS[0]
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
 def products(device: torch.device, precision: str) -> Iterator[None]:
     """How a GPU multiplies float32 numbers in the steps of one training: as TF32 where asked to.
 
@@ -697,15 +717,13 @@ def products(device: torch.device, precision: str) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    cudnn.allow_tf32 = precision != PRECISIONS[0]
     try:
-        yield
+        with convolutions(device, precision):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(before)
 
 
 def device_name(device: str | torch.device | None = None) -> str:

@@ -99,6 +99,30 @@ def test_a_run_that_its_data_or_network_cannot_serve_is_refused(change, message)
     assert bundle.check_key(run) != bundle.check_key(RUN)
 
 
+@pytest.mark.parametrize(
+    "change", [{"batch_norm": False}, {"dropout": 0.0}, {"norm_place": "block"}]
+)
+def test_options_that_an_added_penalty_may_need_are_part_of_the_key(change):
+    run = replace(RUN, batch_norm=True, dropout=0.3)
+    assert bundle.check_key(run) != bundle.check_key(replace(run, **change))
+
+
+def test_canonical_correlations_of_too_few_points_are_refused_before_training():
+    run = Run("digits", image_size=16, n_train=50, batch_size=8, cca=("init",))
+    with pytest.raises(ValueError, match="cca compares 50 channels over 50 points"):
+        bundle.prepare(run)
+    bundle.prepare(replace(run, n_train=51))
+
+
+@pytest.mark.parametrize("name", ["value", "data_hash", "labels_hash", "metric", "where"])
+def test_a_penalty_s_metric_is_no_column_that_frames_have(name, monkeypatch):
+    made = type("Named", (losses.SparsityReg,), {"metric": name})
+    monkeypatch.setitem(losses.PENALTIES, "named", made)
+    run = replace(RUN, penalties=[{"name": "named", "layers": {"conv1": 1.0}}])
+    with pytest.raises(ValueError, match=f"'{name}', which is taken"):
+        bundle.prepare(run)
+
+
 def test_images_that_are_not_square_are_refused(monkeypatch):
     split = data.Split(torch.zeros(20, 1, 16, 18, dtype=torch.uint8), torch.arange(20) % 10)
     wide = data.RawDataSet("wide", split, split, tuple("0123456789"), "0", (), torch.Tensor.float)

@@ -1,5 +1,6 @@
 """lib.data: names, scales, splits, label corruption, cache, faults. No network."""
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -414,6 +415,20 @@ def test_an_image_is_turned_as_it_says(root):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise: the top becomes the right
     assert seven(root, encoded(pixels, exif=exif)) == [[0, 0, 0, 200]] * 4
+
+
+def test_a_class_that_cannot_be_listed_is_an_error_and_not_left_out(root, monkeypatch):
+    write(root / "pets", pets())
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"dog cannot be listed \(Permission denied\); make it"):
+        load("pets")
 
 
 def test_links_to_a_folder_above_are_not_followed_round_and_round(root):

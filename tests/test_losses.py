@@ -75,6 +75,9 @@ def test_al2_weights_are_a_plain_loop_that_speed_interpolates_geometrically(spee
     for epochs in (1, 2, 66, 67, 68, 80):
         for found in (al2_weights(epochs, speed), schedule("al2", epochs, speed)):
             np.testing.assert_array_equal(found, weights[:epochs])
+    for name in KINDS:
+        with pytest.raises(TypeError):
+            schedule(name, 2.5, speed)
 
 
 def test_the_default_rates_end_or_average_where_al2_does_and_warn_of_nothing():

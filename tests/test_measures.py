@@ -354,8 +354,12 @@ TWICE = nn.Sequential(*[nn.Conv2d(1, 1, 1)] * 2)
     ("call", "message"),
     [
         (lambda: ablate(mask="unit"), "'unit'.*element, shared, channel"),
-        (lambda: ablate(labels=59), "60 feature vectors and 59 labels"),
+        (lambda: ablate(labels=59), r"shape \(60, 6, 2, 3\) and labels \(59,\)"),
         (lambda: ablate(0, 0), "at least one"),
+        (
+            lambda: cumulative_ablation(nn.Linear(5, 2), torch.ones(1, 5), torch.tensor(1)),
+            r"labels \(\); \[N, …\]",
+        ),
         (lambda: ablate(mask="shared", orders=0), "orders is 0"),
         (lambda: entropy_maps(small_net(), pictures(), ["conv3"]), "'conv3'; its layers are conv1"),
         (lambda: entropy_maps(small_net(), pictures(0)), "there are 0 images"),

@@ -10,7 +10,7 @@ from made import source
 from torch import nn
 
 from lib import losses, models, paths
-from lib.models import AL2CNN, Dropout, architecture, features_layer
+from lib.models import AL2CNN, ConvNet, Dropout, architecture, features_layer
 from lib.run import Run, generator
 from lib.study.experiments import label_randomization, sparsity_networks
 from lib.trainer import build_network as build
@@ -232,6 +232,18 @@ def test_networks_are_their_papers_with_pooling_before_relu_as_good_as_after(run
 
 
 ONES = torch.ones(64, 50, 4, 4)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, math.nan])
+def test_dropout_refuses_what_is_no_probability_or_keeps_nothing(p):
+    for network in (lambda: Dropout(p), lambda: AL2CNN(1, 28, 10, dropout=p)):
+        with pytest.raises(ValueError, match=r"dropout is .*probability in \[0, 1\)"):
+            network()
+
+
+def test_a_convnet_refuses_options_that_it_does_not_know():
+    with pytest.raises(ValueError, match="norm_place is 'Conv'; allowed: conv, block"):
+        ConvNet((4, 4, 4, 4, 8), batch_norm=True, norm_place="Conv")
 
 
 def coins(seed: int, p: float = 0.5, x: torch.Tensor = ONES) -> torch.Tensor:

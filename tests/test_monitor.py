@@ -157,6 +157,36 @@ def test_dense_layers_have_entropy_and_correlations_but_no_heat_map(tmp_path):
     assert tags["images"] == ["correlations_over_epochs"]
 
 
+def test_a_log_that_failed_can_be_made_again(tmp_path, net, monkeypatch):
+    monitor = Monitor(tmp_path, batch(), every=2)
+    monkeypatch.setattr(Monitor, "_open", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        monitor.log(net, 0)
+    monkeypatch.undo()
+    monitor.log(net, 0)
+    monitor.log(net, 1)
+    monitor.close()
+    events = read(tmp_path)
+    assert steps(events.Scalars("entropy/conv1")) == [0, 1]
+    assert steps(events.Images("correlations_over_epochs")) == [0, 1]
+
+
+def test_the_files_are_closed_though_a_last_picture_cannot_be_drawn(tmp_path, net, monkeypatch):
+    monitor = Monitor(tmp_path, batch(), every=2)
+    monitor.log(net, 0)
+    monitor.log(net, 1)
+
+    def fail(*_):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(Monitor, "_draw_correlations", fail)
+    with pytest.raises(RuntimeError, match="no picture"):
+        monitor.close()
+    assert monitor.closed
+    monitor.close()  # does nothing
+    assert steps(read(tmp_path).Scalars("entropy/conv1")) == [0, 1]
+
+
 def test_a_network_that_has_diverged_can_be_logged(tmp_path, net):
     with torch.no_grad():
         net.conv1.weight[2] = math.nan

@@ -252,6 +252,43 @@ def test_a_pass_that_failed_does_not_count():
         assert_read(penalties, model, *[images()] * before, images(3, seed=3))
 
 
+def test_a_pass_that_was_interrupted_by_hand_does_not_count():
+    """PyTorch calls no hook after a KeyboardInterrupt: the next call has to notice."""
+    model = Net()
+    penalties = attached(model)
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    stopped = model.fc.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(images(seed=2))
+    stopped.remove()
+    model(images(3, seed=3))
+    assert_read(penalties, model, images(3, seed=3))
+    model.block(model.stem(images()))  # a part alone, which no call is open for
+    penalties[0].penalty()
+
+
+def test_a_network_that_calls_itself_is_one_pass_with_what_it_calls():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, again: bool = True) -> Tensor:
+            return self(self.fc(x), again=False) if again else self.fc(x)
+
+    model = Twice()
+    penalty = ActivationL2(model, "fc")
+    x = torch.randn(4, 3)
+    first = model.fc.weight.detach() @ x.T + model.fc.bias.detach()[:, None]
+    second = model.fc.weight.detach() @ first + model.fc.bias.detach()[:, None]
+    model(x)
+    mean = (first.square().mean() + second.square().mean()) / 2
+    torch.testing.assert_close(penalty.penalty().detach(), mean)
+
+
 def test_a_layer_that_was_replaced_is_said():
     model = Net()
     penalty = SparsityReg(model, {"fc": 1.0})

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from made import image_folder
 
-from lib import data, engine, paths, run_dir, store, trainer
+from lib import bundle, data, engine, paths, run_dir, store, trainer
 from lib.data.sources import DataNotFoundError
 from lib.run import Run
 from lib.trainer import TrainStep
@@ -514,6 +514,25 @@ def test_runs_on_a_folder_of_one_s_own_are_trained_anew_once_it_has_changed(mine
     after = store.load([run])
     assert trained and before.num_classes.unique() == [2] and after.num_classes.unique() == [3]
     assert before.data_hash[0] != after.data_hash[0]
+
+
+def test_a_teacher_of_images_that_have_changed_since_is_refused_unless_it_is_trained_again(
+    mine, trained
+):
+    folder, run = mine
+    teacher = replace(run, predictions=True)
+    store.ensure([teacher])
+    student = replace(run, relabelled_by=teacher.id)
+    image_folder(folder, "cat", "dog", shade=7)  # as many of other pixels
+    trained.clear()
+    said = f"{teacher.name}, which relabels {student.name}, was trained on other images than mine"
+    with pytest.raises(ValueError, match=said):
+        store.ensure([student])
+    with pytest.raises(ValueError, match=said):
+        bundle.prepare(student)
+    assert trained == []
+    store.ensure([student, teacher])
+    assert store.available([student, teacher]) == [student, teacher]
 
 
 def test_a_stored_run_is_read_where_its_images_are_absent(mine, monkeypatch, tmp_path):

@@ -244,7 +244,14 @@ class Archive:
         self._zip = None
         if path.is_dir():
             names = set()
-            for at, folders, found in os.walk(path, followlinks=True):
+
+            def refuse(error: OSError) -> None:
+                raise DataError(
+                    f"{error.filename} cannot be listed ({error.strerror}); make it readable"
+                ) from error
+
+            # what cannot be listed would be left out in silence, a class and its images
+            for at, folders, found in os.walk(path, onerror=refuse, followlinks=True):
                 here = Path(at)
                 above = {parent.resolve() for parent in (here, *here.parents)}
                 # a link to a folder above would lead round and round
