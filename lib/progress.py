@@ -30,6 +30,7 @@ class Progress:
         self.add(runs)
         self.began: dict[str, tuple[int, float]] = {}  # by run its first epoch seen here, and when
         self.seen: dict[str, float] = {}  # when its last one was
+        self.reached: dict[str, int] = {}  # and which that was: a run may end before its time
         self.shown = 0.0
         self.started = time.monotonic()
         self.every, self.show = _way()
@@ -51,7 +52,7 @@ class Progress:
             now = time.monotonic()
             self.began.setdefault(run.id, (epoch, now))
             self.seen[run.id] = now
-            self.done[run.id] = epoch
+            self.done[run.id] = self.reached[run.id] = epoch
         self.tick()
 
     def finished(self, run: Run) -> None:
@@ -91,7 +92,7 @@ class Progress:
         spent, epochs = Counter(), Counter()
         for i, (first, when) in self.began.items():
             spent[kind(self.runs[i])] += self.seen[i] - when
-            epochs[kind(self.runs[i])] += self.done[i] - first
+            epochs[kind(self.runs[i])] += self.reached[i] - first
         if not epochs.total():
             return None
         average = spent.total() / epochs.total()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -95,6 +96,19 @@ def test_bad_arguments_are_refused_before_anything_is_measured(arguments, said, 
         bench_command.main([*arguments, "--out", str(tmp_path / "out")])
     assert end.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_does_not_replace_the_project_s_measurements(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_cpu, "measure", stop)
+    monkeypatch.setattr(bench_command, "busy_cores", lambda: 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        bench_command.main(["--tiny", "--device", "cpu"])
+    place = capsys.readouterr().out.removeprefix("written to ").strip()
+    assert Path(place).is_dir() and not Path(place).is_relative_to(paths.ROOT)
+    Path(place).rmdir()
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 a campaign trains them.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import types
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from test_data import WNIDS, tiny, write
@@ -169,6 +171,29 @@ def test_a_data_set_of_which_classes_are_absent_is_named_and_the_campaign_goes_o
     assert campaign.train(entries, "quick", jobs=1) and asked == [("quick", there)]
     said = "not run: schedules-0: data set not reachable: tiny_imagenet: classes=200 were asked for"
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_is_stored_needs_no_images_and_is_not_passed_over_with_what_does(
+    monkeypatch, tmp_path, entries_of, capsys
+):
+    stored, missing = [Run("mnist", epochs=k) for k in (1, 2)]
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
+    done = {stored.id}
+    monkeypatch.setattr(campaign.engine, "is_done", lambda run: run.id in done and not run.cca)
+    entries, asked = entries_of([missing], [stored])
+    assert campaign.train(entries, "quick", jobs=1) and asked == [("quick", [stored])]
+    assert capsys.readouterr().err.count("not run") == 1
+    # a measure that is asked for elsewhere needs the images, too
+    entries, asked = entries_of([stored], [replace(stored, cca=("init",))])
+    asked.clear()
+    assert not campaign.train(entries, "quick", jobs=1) and asked == []
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_processes_is_a_whole_positive_one(jobs):
+    with pytest.raises(argparse.ArgumentTypeError, match="no whole number of at least 1"):
+        campaign.positive(jobs)
+    assert campaign.positive("3") == 3
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_and_a_full_disk_fail(tmp_path, monkeypa
     assert "1.0 GB free, 2 GB are needed" in cache.found and "CACHE_DIR" in cache.advice
 
 
-def test_the_state_of_the_code_is_told(monkeypatch):
+def test_the_state_of_the_code_is_told(monkeypatch, tmp_path):
     found = {}
     for commit in ("unknown", "abc1234", "abc1234-dirty"):
         monkeypatch.setattr(trainer, "commit", lambda commit=commit: commit)
@@ -151,6 +151,9 @@ def test_the_state_of_the_code_is_told(monkeypatch):
     assert states(found.values()) == {"code": check.INFO}
     assert found["abc1234"].state == check.OK and not found["abc1234"].advice
     assert "COMMIT" in found["unknown"].advice and "commit them" in found["abc1234-dirty"].advice
+    monkeypatch.setattr(paths, "ROOT", tmp_path)  # without git, $COMMIT says it
+    (line,) = check.code()
+    assert line.state == check.OK and "abc1234-dirty" in line.found
 
 
 def test_every_test_that_the_table_of_faults_names_is_there():

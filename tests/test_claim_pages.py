@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 from made import ALL_CLAIMS, by_experiment, cell, together, unfinished
 from test_claims import frame as al2_frame
@@ -81,6 +82,13 @@ def test_deviations_are_the_settings_in_which_the_runs_differ_from_the_paper():
     ]
 
 
+def test_weight_decay_is_that_of_the_runs_which_have_any_and_images_held_out_are_told():
+    decays = {"weight_decay": np.where(al2_frame().baseline == "weight_decay", 1.68e-3, 0.0)}
+    rows = rows_of(deviations("A1", al2_frame(n_validation=1000).assign(**decays)))
+    assert ["weight decay, where there is any", "0.0005", "0.00168"] in rows
+    assert ["images held out", "0", "1000"] in rows
+
+
 def test_figure_1_of_the_paper_is_of_750_epochs():
     made = al2_frame()
     assert ["epochs", "750", "70"] in rows_of(deviations("A6", made))
@@ -97,7 +105,7 @@ def test_adam_deviates_where_the_claim_is_about_sgd_only_if_it_is_judged_by_it()
     of = partial(cell, dict.fromkeys(VARIANTS, 30.0), epochs=100)
     frame = together(of(optimizer="sgd"), of(optimizer="adam"))
     assert "adam" not in deviations("S2", frame)
-    assert "0.001" in deviations("S8", frame)
+    assert "0.001" in deviations("S8", frame) and "0.001" in deviations("S5", frame)
 
 
 @pytest.mark.parametrize("claim", ["A6", "S4"])

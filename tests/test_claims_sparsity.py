@@ -23,6 +23,8 @@ from made import (
 )
 
 from lib import run_dir, store
+from lib.study import tables
+from lib.study.claims import verdicts
 from lib.study.experiments import VARIANTS, sparsity_networks
 
 
@@ -134,6 +136,15 @@ CONV2 = {"conv2": lambda e: cliff(e, depth=0.8)}
 )
 def test_claims_about_curves(claim, changed, wanted):
     assert verdict(claim, cell(S, **changed)) == wanted
+
+
+def test_a_network_and_seed_at_two_lengths_is_one_run_the_longer():
+    parts = [cell({"vanillaNet": 30.0}, seeds=[0], epochs=epochs) for epochs in (20, 40)]
+    rows = tables.sparsity_runs(together(*parts))
+    found = verdicts.by_seed(lambda run: len(run), rows)
+    assert found.values.to_dict() == {0: 40}
+    (best,) = tables.best_accuracies(rows).itertuples()
+    assert best.id == parts[1].id[0] and best.epochs_read == 20
 
 
 def test_s1_window_is_shifted_inside_the_run():

@@ -44,6 +44,19 @@ def test_losses_and_entropies_are_drawn_whatever_the_runs(made):
         assert all(ax.get_title() and ax.get_xlabel() == "epoch" for ax in axes)
 
 
+def test_readings_of_sparsity_reg_are_never_drawn_as_seeds_of_one_another():
+    mean, summed = (cell(FEW, seeds=[0], sparsity_batches=[b]) for b in ("mean", "sum"))
+    summed = summed[summed.variant == "sr1Net"].assign(test_cross_entropy=5.0, id="other")
+    runs = tables.sparsity_runs(together(mean, summed))
+    axes, _ = drawn(drawing.validation_losses(runs))
+    assert [ax.get_title().rpartition("; ")[2] for ax in axes] == ["mean", "sum"]
+    tops = [max(line.get_ydata().max() for line in ax.lines) for ax in axes]
+    assert tops[0] < 5 == tops[1]
+    axes, _ = drawn(drawing.entropies(runs))
+    titles = [f"{layer}, {reading}" for reading in ("mean", "sum") for layer in LAYERS]
+    assert [ax.get_title() for ax in axes] == titles
+
+
 def test_each_seed_that_overfits_has_its_moment_and_a_run_that_diverged_has_none():
     later = {"vanillaNet": {"loss": lambda epoch: rising(epoch - 4)}}
     parts = cell(FEW, seeds=[0]), cell(FEW, seeds=[1], over=later)

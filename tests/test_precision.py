@@ -105,7 +105,9 @@ def test_tf32_is_refused_where_the_device_has_none():
         trainer.fit([SHORT], [folder_of(SHORT)], precision="tf32")
     assert not folder_of(SHORT).exists()
     run_dir.save_checkpoint(folder_of(SHORT), begun(SHORT) | {"precision": "tf32"})
-    with pytest.raises(ValueError, match=f"^the checkpoint of {SHORT.name}: precision is 'tf32'"):
+    with pytest.raises(
+        ValueError, match=rf"^the checkpoint of {SHORT.name} .*delete it: precision"
+    ):
         trainer.fit([SHORT], [folder_of(SHORT)])
 
 
@@ -225,3 +227,11 @@ def test_the_twin_of_a_stored_run_is_trained_once_in_float32_and_set_beside_it(
 def test_a_twin_alone_is_shown_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_precision, "WHOLE", SHORT)
     assert set(bench_precision.twins(bench_precision.whole(tmp_path)).precision) == {"float32"}
+
+
+def test_a_run_that_is_stored_in_float32_has_no_twin(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_precision, "WHOLE", SHORT)
+    trainer.fit([SHORT], [folder_of(SHORT, "paper")], precision="float32")
+    with pytest.raises(SystemExit, match="is of float32 itself; there is nothing to compare"):
+        bench_precision.main(["--whole", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -51,6 +51,15 @@ def test_finished_runs_count_whole_whatever_they_had(clock):
     assert told.text().startswith("2 of 3 runs")
 
 
+def test_epochs_that_a_diverged_run_never_had_do_not_make_the_others_look_fast(clock):
+    told = Progress([LONG, replace(LONG, seed=1)])
+    for epoch in (1, 2):
+        clock[0] += 10
+        told.at(LONG, epoch)
+    told.finished(LONG)  # its loss became NaN
+    assert told.seconds_left() == 100 * 10
+
+
 def test_a_log_file_gets_a_line_a_minute_and_one_at_the_end(clock, monkeypatch, capsys):
     monkeypatch.setenv("PROGRESS", "")
     with Progress([LONG]) as told:

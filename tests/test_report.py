@@ -169,6 +169,11 @@ def test_quoting_needs_the_marks(tmp_path):
         report.quote("headline.md", file)
 
 
+def test_the_report_of_another_results_folder_is_quoted_nowhere(monkeypatch):
+    monkeypatch.setattr(report, "quote", lambda *_: pytest.fail("quoted"))
+    report.quote_all()  # of the test's own folder
+
+
 def test_the_matrix_has_a_row_where_something_was_measured_and_a_word_a_verdict():
     columns = ["claim", "profile", "dataset", "reading", "n", "verdict"]
     rows = [
@@ -186,6 +191,8 @@ def test_the_matrix_has_a_row_where_something_was_measured_and_a_word_a_verdict(
     assert al2[:4] == ["MNIST, lite", "in part", "2/3, 4 holds, 1 fails", "–"]
     assert sparsity[:4] == ["CIFAR-100, sum, paper", "–", "fails", "undecided"]
     assert lines[0][:2] == ["AL2", "[A1](claims/A1.md)"]
+    dead = judged.assign(n=0, verdict="nothing")  # run, and silent
+    assert "| nothing " in report.matrix(dead)
 
 
 def test_the_committed_report_was_made_of_the_committed_notebooks_code_and_runs(monkeypatch):
@@ -254,5 +261,8 @@ def test_cells_that_rest_on_stored_runs_are_executed_and_know_what_they_are_made
     assert evidence.saved()["10_made"]["tables"] == {"made": "Made."}
     before = report.inputs("10_made")
     assert before == report.inputs("10_made") != report.inputs("11_never_saved") == ""
+    files = report.input_files("10_made")
+    newest = max(file.stat().st_mtime for file in files)
+    assert report._is_older(files, newest + 1) and not report._is_older(files, newest)
     write_notebook(tmp_path / "notebooks", value=2)
     assert report.inputs("10_made") != before

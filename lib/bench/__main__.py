@@ -6,6 +6,8 @@ minutes on two idle cores. On a GPU (`--device cuda`): `cuda.csv`, see `lib.benc
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -25,7 +27,11 @@ def main(arguments: list[str] | None = None) -> None:
     add("--seconds", type=float, help="of a row: 5 on a CPU, over all rounds; 2 on a GPU")
     add("--cores", type=int, default=min(2, most), help="of a CPU, default: 2")
     add("--rounds", type=int, default=ROUNDS, help=f"on a CPU, default: {ROUNDS}; more say better")
-    add("--tiny", action="store_true", help="few rows at tiny sizes, to try the command")
+    add(
+        "--tiny",
+        action="store_true",
+        help="few rows at tiny sizes, to try the command; without --out in a temporary folder",
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
@@ -43,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--cores is {options.cores}; this machine gives 1 to {most}")
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; at least one is needed")
+    if options.tiny and options.out == parser.get_default("out"):
+        options.out = Path(tempfile.mkdtemp())  # not among the project's measurements
+        print(f"written to {options.out}")
     options.out.mkdir(parents=True, exist_ok=True)
     described = record.machine(device.type) | {"seconds": seconds}
     if device.type == "cuda":

@@ -4,8 +4,8 @@ Called by `make precision`, or `python -m lib.bench.precision`.
 
 Each network is trained in float32 and in bfloat16, each seed in both: the same first weights,
 labels, batches and coins. What the precision changes is set against what another seed changes.
-Written is `precision.csv`: network, seed, precision, epoch and the curves, with the settings of the
-lite profile; `machine.json` says where. About fifteen minutes on two cores.
+Written is `precision.csv`: network, seed, precision, epoch and the curves, on a few thousand
+images; `machine.json` says where. About fifteen minutes on two cores.
 
 `--whole` trains one network at the AL2 paper's own settings in float32 instead, the twin of a run
 that is stored in bfloat16. Precision is no part of a run's id, so the twin is no second run: it is
@@ -14,16 +14,16 @@ a comparison, in the folder `precision`. Three hours of a core; interrupted, it 
 
 import itertools
 import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from lib import run_dir, store, trainer
+from lib import machine, run_dir, store, trainer
 from lib.bench import record
 from lib.bench.tables import spreads
 from lib.data.sources import DataError
@@ -79,13 +79,21 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
     work = [(name, replace(run, seed=seed), precision) for (name, run), seed, precision in every]
     if jobs == 1:
         return pd.concat(map(trained, tqdm(work, unit="run", disable=None)), ignore_index=True)
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        found = tqdm(pool.imap(trained, work), total=len(work), unit="run", disable=None)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        found = tqdm(pool.map(trained, work), total=len(work), unit="run", disable=None)
         return pd.concat(found, ignore_index=True)
 
 
 def whole(out: Path) -> Path:
-    """The folder of `WHOLE` in float32, below `out`, trained where it is not finished."""
+    """The folder of `WHOLE` in float32, below `out`, trained where it is not finished.
+
+    Raises:
+        ValueError: if the stored run is of float32 itself: there is nothing to compare.
+    """
+    stored = store.find(WHOLE)
+    done = stored is not None and run_dir.is_finished(stored)
+    if done and run_dir.read_environment(stored)["precision"] == "float32":
+        raise ValueError(f"{stored} is of float32 itself; there is nothing to compare")
     folder = out / "precision" / WHOLE.name
     if not run_dir.is_finished(folder):
         run_dir.begin(folder, WHOLE)
@@ -120,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = record.parser("lib.bench.precision", "Compare float32 and bfloat16.")
     add = parser.add_argument
-    add("--jobs", type=int, default=os.cpu_count(), help="processes on a CPU, default: all cores")
+    add("--jobs", type=int, default=machine.cores(), help="processes on a CPU, default: all cores")
     add("--only", default="", help="networks whose name holds this text; nothing is written")
     add("--whole", action="store_true", help="one network at the paper's settings, in float32")
     options = parser.parse_args(arguments)

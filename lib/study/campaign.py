@@ -27,7 +27,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from lib import bundle, engine, paths, run_dir, store
+from lib import bundle, engine, machine, paths, run_dir, store
 from lib.data.sources import DataError, DataNotFoundError
 from lib.run import Run
 from lib.study import budget
@@ -244,7 +244,7 @@ def train(
     reached = []
     absent: dict[tuple, DataNotFoundError | None] = {}
     for entry in entries:
-        if (error := _not_reachable(entry, absent)) is None:
+        if (error := _not_reachable(entry, wanted, absent)) is None:
             reached.append(entry)
         else:
             print(f"not run: {entry.name}: data set not reachable: {error}", file=sys.stderr)
@@ -269,14 +269,19 @@ def _wanted(entries: Iterable[Entry]) -> dict[str, Run]:
 
 
 def _not_reachable(
-    entry: Entry, absent: dict[tuple, DataNotFoundError | None]
+    entry: Entry, wanted: Mapping[str, Run], absent: dict[tuple, DataNotFoundError | None]
 ) -> DataNotFoundError | None:
-    """Why the images of an entry cannot be read, if they cannot; `absent` is what is known of
-    others.
+    """Why the images of an entry's runs that are not done cannot be read, if they cannot.
+
+    Args:
+        wanted: the runs by id, with all that is to be measured of them.
+        absent: what is known of other entries' images.
     """
     for run in entry.runs:
+        if engine.is_done(wanted[run.id]):
+            continue
         key = run.dataset, run.image_size, run.classes
-        if key not in absent and not engine.is_done(run):
+        if key not in absent:
             absent[key] = None
             try:
                 bundle.prepare(replace(run, relabelled_by=None))
@@ -398,6 +403,13 @@ def render_all(entries: Iterable[Entry], profile: str, jobs: int) -> None:
             print(f"{path} ({done} of {len(asked)})", flush=True)
 
 
+def positive(text: str) -> int:
+    """A number of processes, as an argument on the command line."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(
@@ -414,7 +426,7 @@ def main() -> None:
     parser.add_argument("--experiment", help="this one alone, by its name")
     told = "runs at a time: processes on a CPU (default: all cores), networks side by side on "
     told += "each GPU (default: by its memory)"
-    parser.add_argument("--jobs", type=int, help=told)
+    parser.add_argument("--jobs", type=positive, help=told)
     parser.add_argument("--only", default="", help="only entries whose name holds this text")
     told = "train for so many seconds, render nothing; a later call goes on"
     parser.add_argument("--budget", type=_seconds, help=told)
@@ -438,7 +450,7 @@ def main() -> None:
         if arguments.budget is not None:
             print(*progress(entries, arguments.budget), sep="\n")
         elif not arguments.train_only:
-            render_all(entries, arguments.profile, arguments.jobs or os.cpu_count() or 1)
+            render_all(entries, arguments.profile, arguments.jobs or machine.cores())
     except (ValueError, TypeError, OSError, DataError, run_dir.RecordError) as error:
         sys.exit(f"error: {error}")
 

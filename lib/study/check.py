@@ -155,7 +155,7 @@ def code() -> Iterator[Line]:
         advice = "runs will not say by which code; set COMMIT, or write it into a file COMMIT here"
         yield Line(INFO, "code", "no git here, commit unknown", advice)
         return
-    if not commit.endswith("-dirty"):
+    if not (commit.endswith("-dirty") and (paths.ROOT / ".git").exists()):
         yield Line(OK, "code", f"commit {commit}")
         return
     command = ["git", "diff", "--name-only", "HEAD"]

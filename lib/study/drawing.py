@@ -19,7 +19,7 @@ from lib import measures, models, plots
 from lib.data import noise_floor
 from lib.study import tables
 from lib.study.experiments import VARIANTS
-from lib.study.tables import BASELINES, regularisers_in
+from lib.study.tables import BASELINES, of_reading, readings_in, regularisers_in
 
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(BASELINES, _PALETTE, strict=False))
@@ -146,7 +146,8 @@ def beside_paper(table: pd.DataFrame, metric: str = "test_accuracy") -> Figure:
 
 
 def validation_losses(runs: pd.DataFrame) -> Figure:
-    """Validation loss against epochs, one panel per data set, size and optimiser (Figures 3 and 6).
+    """Validation loss against epochs, one panel per data set, size, optimiser and reading of
+    SparsityReg (Figures 3 and 6).
 
     Penalties are left out. Thin lines are measured, a run each; the line is smoothed (σ = 2
     epochs), the mean over seeds, the band their range; a dot marks the moment of overfitting of
@@ -161,10 +162,15 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
     runs = runs.sort_values("epoch", kind="stable").reset_index(drop=True)
     measured = runs[runs.test_cross_entropy.notna()].groupby(["profile", "id"])
     runs = runs.assign(smooth=measured.test_cross_entropy.transform(measures.smoothed))
-    panels = list(runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False))
+    panels = [
+        (*key, reading, of_reading(own, reading))
+        for key, own in runs.groupby(["profile", "dataset", "size", "optimizer"], sort=False)
+        for reading in readings_in(own)
+    ]
     fig, axes = grid(len(panels), 3.6, 3.0)
     marked = False
-    for ax, ((profile, dataset, size, optimizer), panel) in zip(axes, panels, strict=True):
+    several = len(readings_in(runs)) > 1
+    for ax, (profile, dataset, size, optimizer, reading, panel) in zip(axes, panels, strict=True):
         for (name, _), run in panel.groupby(["variant", "id"], sort=False):
             thin = {"color": NETWORK_COLOURS[name], "lw": 0.5, "alpha": 0.4}
             ax.plot(run.epoch, run.test_cross_entropy, **thin)
@@ -175,6 +181,7 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
             marked = True
         number = seeds(panel).partition(":")[0]  # what line and band are would not fit
         what = f"{profile}, {number}, smoothed; thin: raw"
+        what += f"; {reading}" if several else ""
         ax.set_title(f"{panel_name(dataset, size, optimizer)}\n{what}")
         ax.set(xlabel="epoch", ylabel="validation loss (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -183,7 +190,8 @@ def validation_losses(runs: pd.DataFrame) -> Figure:
 
 
 def entropies(runs: pd.DataFrame) -> Figure:
-    """Mean entropy of a layer's activation vectors over training, one panel per layer (Fig. 5).
+    """Mean entropy of a layer's activation vectors over training, one panel per layer and reading
+    of SparsityReg (Fig. 5).
 
     The line is the mean over seeds, the band their range, from before training (epoch 0) on; a
     dashed vertical line is the moment of overfitting of each seed that has one; grey dots: ln D.
@@ -196,13 +204,17 @@ def entropies(runs: pd.DataFrame) -> Figure:
         NothingToShow: if no run measured it.
     """
     layers = layers_measured(runs, "entropy")
-    fig, axes = grid(len(layers), 3.0, 2.7)
+    readings = readings_in(runs)
+    panels = [(reading, layer) for reading in readings for layer in layers]
+    fig, axes = grid(len(panels), 3.0, 2.7)
     moments = _moments(runs)
-    for ax, layer in zip(axes, layers, strict=True):
-        plots.curves(runs, f"entropy {layer}", ax, hue="variant", palette=NETWORK_COLOURS)
-        for name, _, moment in moments:
-            ax.axvline(moment, color=NETWORK_COLOURS[name], lw=1.2, ls="--")
-        ax.set_title(layer)
+    for ax, (reading, layer) in zip(axes, panels, strict=True):
+        own = of_reading(runs, reading)
+        plots.curves(own, f"entropy {layer}", ax, hue="variant", palette=NETWORK_COLOURS)
+        for name, run, moment in moments:
+            if run in set(own.id):
+                ax.axvline(moment, color=NETWORK_COLOURS[name], lw=1.2, ls="--")
+        ax.set_title(f"{layer}, {reading}" if len(readings) > 1 else layer)
         if size := runs["size"].iloc[0]:  # a ConvNet
             highest = math.log(models.convnet_filters(size)[layer])
             ax.axhline(highest, color="0.3", lw=1, ls=":")

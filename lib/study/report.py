@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import nbformat
 import pandas as pd
 from nbclient import NotebookClient
 
-from lib import paths, store
+from lib import machine, paths, store
 from lib.study import campaign, claims, evidence, tables
 from lib.study.claims import pages as claim_pages
 from lib.study.claims.verdicts import CLAIMS
@@ -130,7 +131,9 @@ def quote(quoted: str, file: Path) -> None:
 
 
 def quote_all() -> None:
-    """Quote the report wherever `QUOTED` says."""
+    """Quote the report wherever `QUOTED` says; that of another results folder nowhere."""
+    if paths.results_dir() != paths.ROOT / "results":
+        return
     for quoted, file in QUOTED.items():
         quote(quoted, paths.ROOT / file)
 
@@ -151,7 +154,8 @@ def matrix(judged: pd.DataFrame, links: str | None = None) -> str:
     """
     parts = []
     for paper, name in (("A", "AL2"), ("S", "Targeted sparsity")):
-        own = judged[judged.claim.str.startswith(paper) & (judged.n > 0)]
+        answered = (judged.n > 0) | (judged.verdict == claims.NOTHING)
+        own = judged[judged.claim.str.startswith(paper) & answered]
         rows = {}
         for profile, dataset in own[["profile", "dataset"]].drop_duplicates().itertuples(False):
             here = own[(own.profile == profile) & (own.dataset == dataset)]
@@ -363,26 +367,40 @@ def _tags(cell: nbformat.NotebookNode) -> list[str]:
 
 def inputs(notebook: str) -> str:
     """A hash of what a notebook's saved figures are made from: its code cells, the modules it
-    imported, the settings of its experiments, the published numbers, and the metrics of the stored
-    runs that it read; "" where it has saved nothing yet.
+    imported, the settings of its experiments, the published numbers, and the settings and metrics
+    of the stored runs that it read; "" where it has saved nothing yet.
     """
-    said = evidence.saved().get(notebook)
-    if said is None:
+    files = input_files(notebook)
+    if not files:
         return ""
     book = nbformat.read(paths.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4)
     seen = hashlib.sha256()
     for cell in book.cells:
         if cell.cell_type == "code" and "live" not in _tags(cell):
             seen.update(cell.source.encode())
+    for file in files:
+        seen.update(file.read_bytes() if file.exists() else b"gone")
+    return seen.hexdigest()
+
+
+def input_files(notebook: str) -> list[Path]:
+    """The files that a notebook's saved figures are made from; none where it has saved nothing."""
+    said = evidence.saved().get(notebook)
+    if said is None:
+        return []
     files = [paths.ROOT / name for name in said["modules"]]
     files += [paths.PARAMS / f"{profile}.yaml" for profile in evidence.COMMITTED]
     files += sorted(paths.PUBLISHED.iterdir())
     for experiment in said["experiments"]:
         for runs in evidence.finished(experiment, evidence.COMMITTED).values():
-            files += [store.find(run) / "metrics.csv" for run in runs]
-    for file in files:
-        seen.update(file.read_bytes() if file.exists() else b"gone")
-    return seen.hexdigest()
+            folders = [store.find(run) for run in runs]
+            files += [f / name for f in folders for name in ("config.json", "metrics.csv")]
+    return files
+
+
+def _is_older(files: Iterable[Path], moment: float) -> bool:
+    """Whether none of the files has changed since."""
+    return all(file.stat().st_mtime < moment for file in files if file.exists())
 
 
 def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
@@ -398,10 +416,15 @@ def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
     noted = evidence.folder() / "inputs.json"
     known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
     asked = [n for n in names if n != INDEX and (every or not known.get(n) == inputs(n) != "")]
+    # one that is interrupted, or whose inputs change while it runs, is made again the next time
+    known = {name: known[name] for name in names if name in known and name not in asked}
+    evidence.write(noted, json.dumps(known, indent=1) + "\n")
+    began = time.time()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         work = pool.map(partial(execute, in_place=in_place), asked)
         for done, (name, _) in enumerate(zip(asked, work, strict=True), 1):
-            known[name] = inputs(name)
+            if _is_older(input_files(name), began):
+                known[name] = inputs(name)
             print(f"{name} ({done} of {len(asked)})", flush=True)
     for gone in evidence.saved().keys() - set(names):
         (evidence.folder() / "saved" / f"{gone}.json").unlink()
@@ -414,7 +437,8 @@ def make(jobs: int, *, in_place: bool, every: bool = False) -> None:
 def main() -> None:
     """Command line, see the top of this module."""
     parser = argparse.ArgumentParser(description="Bring results/report up to date.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="notebooks at a time")
+    add = parser.add_argument
+    add("--jobs", type=campaign.positive, default=machine.cores(), help="notebooks at a time")
     parser.add_argument("--in-place", action="store_true", help="the notebooks' outputs, too")
     parser.add_argument("--all", action="store_true", help="also where no input changed")
     arguments = parser.parse_args()

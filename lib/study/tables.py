@@ -246,8 +246,15 @@ def sparsity_epochs_read(runs: pd.DataFrame) -> pd.Series:
     return shortest.clip(upper=SPARSITY_EPOCHS).astype(int)
 
 
+def longest(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Of the runs that share these columns the longest: a shorter one is its beginning."""
+    return runs[runs.epochs == runs.groupby(list(by)).epochs.transform("max")]
+
+
 def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run's test accuracy in % at the best and the last of its `sparsity_epochs_read`.
+
+    Of a network and seed that was trained at several lengths the longest.
 
     Args:
         runs: as `sparsity_runs` gives them.
@@ -260,7 +267,8 @@ def best_accuracies(runs: pd.DataFrame) -> pd.DataFrame:
     of_run = ["profile", *SPARSITY_CELL, "regularized", "reading", "seed", "id"]
     if runs.empty:
         return pd.DataFrame(columns=[*of_run, "epochs_read", "best", "best_epoch", "last"])
-    rows = runs.assign(epochs_read=sparsity_epochs_read(runs)).reset_index(drop=True)
+    rows = runs.assign(epochs_read=sparsity_epochs_read(runs))
+    rows = longest(rows, of_run[:-1]).reset_index(drop=True)
     found = rows.drop_duplicates(["profile", "id"])[[*of_run, "epochs_read"]]
     counted = rows.test_accuracy.notna() & (rows.epoch <= rows.epochs_read)
     read = rows[counted & ~(rows.diverged <= rows.epochs_read)]

@@ -19,11 +19,13 @@ from lib.study.experiments import SPARSITY_DEFAULTS
 # Settings in which a profile's runs may deviate from the papers', as a reader would call them.
 SETTINGS = {
     "n_train": "training images",
+    "n_validation": "images held out",
     "epochs": "epochs",
     "batch_size": "batch size",
     "optimizer": "optimiser",
     "learning_rate": "learning rate",
     "momentum": "momentum",
+    "weight_decay": "weight decay, where there is any",
     "speed": "epochs of the λ series an epoch",
     "image_size": "image size (pixels)",
     "classes": "classes",
@@ -39,11 +41,13 @@ READING = (
 UNSTATED = "not run: no profile of this report states its runs."
 # what both papers' frameworks compute in where nothing is said
 PAPERS_PRECISION = {"precision": "float32"}
+BOTH_OPTIMISERS = {"optimizer": "sgd, adam", "learning_rate": "0.01 (SGD), not given (Adam)"}
 # where a paper trains differently for one claim
 DIFFERENTLY = {
     "A6": {"epochs": "750"},  # AL2, Figure 1: its dropout networks train a little longer
     "S3": {"epochs": "100, 200 (Figure 6)"},
-    "S8": {"optimizer": "sgd, adam", "learning_rate": "0.01 (SGD), not given (Adam)"},
+    "S5": BOTH_OPTIMISERS,
+    "S8": BOTH_OPTIMISERS,
 }
 
 
@@ -138,8 +142,8 @@ def deviations(claim: str, frames: Mapping[str, pd.DataFrame]) -> str:
     runs = runs[runs.epoch.notna() | runs.diverged.notna()]  # finished
     if runs.empty:
         return "No run of it is stored."
-    if claim.startswith("S") and claim != "S8":
-        runs = runs[runs.optimizer == "sgd"]  # Adam has a claim of its own
+    if claim.startswith("S") and DIFFERENTLY.get(claim) is not BOTH_OPTIMISERS:
+        runs = runs[runs.optimizer == "sgd"]  # which alone is judged
     if claim.startswith("S") and claim not in ("S6", "S7"):
         runs = runs[runs["size"] != ""]  # LeNet and AlexNet have claims of their own
     paper = _papers_settings(claim)
@@ -158,7 +162,7 @@ def deviations(claim: str, frames: Mapping[str, pd.DataFrame]) -> str:
 
 def _papers_settings(claim: str) -> dict[str, str]:
     """The papers' settings: the defaults of `Run`, or those of `lib.study.experiments`."""
-    settings = Run("mnist", al2=True).to_dict() | PAPERS_PRECISION
+    settings = Run("mnist", al2=True, weight_decay=5e-4).to_dict() | PAPERS_PRECISION
     if claim.startswith("S"):
         settings |= SPARSITY_DEFAULTS | {"optimizer": "sgd", "learning_rate": "0.01"}
     settings |= DIFFERENTLY.get(claim, {})
@@ -171,6 +175,8 @@ def _values(runs: pd.DataFrame, name: str) -> str:
         runs = runs[runs.al2.astype(bool)]
     if name == "momentum":
         runs = runs[runs.optimizer == "sgd"]
+    if name == "weight_decay":
+        runs = runs[runs.weight_decay > 0]
     texts = {_text(name, value) for value in runs[name]} or {"–"}
     values = sorted(texts, key=lambda text: (len(text), text))
     return ", ".join(values) if len(values) <= 4 else f"{values[0]} … {values[-1]}"

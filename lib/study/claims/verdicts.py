@@ -52,11 +52,14 @@ class Sample:
         alive: whether no network is at chance in any of these seeds.
         images: test images that the accuracies were measured on, by the number "2,000" or by
             several.
+        unequal: whether a seed is left out because its networks' runs differ in what they have to
+            share.
     """
 
     values: pd.Series
     alive: bool = True
     images: str = ""
+    unequal: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,13 +167,16 @@ def by_seed(
     """
     if not set.intersection(*(set(rows.seed) for rows in networks)):
         return None
-    of_run = [dict(list(_finished(rows, needs).groupby("seed"))) for rows in networks]
+    finished = [tables.longest(_finished(rows, needs), ["seed"]) for rows in networks]
+    of_run = [dict(list(rows.groupby("seed"))) for rows in finished]
     values = {}
     alive = True
+    unequal = False
     images = set()
     for seed in sorted(set.intersection(*map(set, of_run))):
         runs = [found[seed] for found in of_run]
         if any(len({run[c].iloc[0] for run in runs} - {None}) > 1 for c in same if c in runs[0]):
+            unequal = True
             continue
         read = min(most, *(run.epochs.iloc[0] for run in runs))
         diverged = any((run.diverged <= read).any() for run in runs)
@@ -180,7 +186,7 @@ def by_seed(
         for run in runs:
             measured = run.test_images.dropna()
             images |= set(measured if accuracy == "best" else measured.iloc[-1:])
-    return Sample(pd.Series(values, dtype=float), alive, tables.images_text(images))
+    return Sample(pd.Series(values, dtype=float), alive, tables.images_text(images), unequal)
 
 
 def _finished(rows: pd.DataFrame, needs: Iterable[str]) -> pd.DataFrame:
@@ -369,7 +375,10 @@ def _cell(
         return None
     n = len(sample.values)
     if n == 0:
-        return Cell(name, kind, NOT_RUN, printed=printed, why="no seed is finished")
+        why = "no seed is finished"
+        if sample.unequal:
+            why = "its networks differ in precision, images or labels"
+        return Cell(name, kind, NOT_RUN, printed=printed, why=why)
     mean, *ends = interval(sample.values)
     if not (sample.alive and np.isfinite(sample.values).all()):
         state = NOTHING
