@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import bundle, losses, machine, measures, models, paths, run_dir, schedules
-from lib.bundle import Bundle
+from lib.bundle import CCA_IMAGES, Bundle
 from lib.data import Split
 from lib.run import CCA_STARTS, Run, generator
 
@@ -555,7 +555,7 @@ def measure(
             add(f"correlations {layer}", histogram.int())
 
     if run.cca and (epoch <= 1 or epoch in run.cca_epochs()):
-        images = data.train.images[: bundle.CCA_IMAGES]
+        images = data.train.images[:CCA_IMAGES]
         phi = measures.channel_points(predict(model.trunk, images)).cpu()
         if epoch < len(CCA_STARTS) and CCA_STARTS[epoch] in run.cca:
             starts[CCA_STARTS[epoch]] = phi
