@@ -55,7 +55,7 @@ bench: setup  ## time the trainer beside plain loops and the floor, into results
 
 .PHONY: precision
 precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data; OPTIONS=--whole: one at the paper's settings, 3 hours)
-	$(PY) -m lib.bench.precision --jobs $(JOBS) $(OPTIONS)
+	$(PY) -m lib.bench.precision --jobs $(JOBS) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: report evidence
 report: setup  ## bring results/report (and the README's table) up to date with the stored runs of lite and paper; trains nothing

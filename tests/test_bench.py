@@ -1,10 +1,12 @@
 """Each way trains what it says; rows, costs and profiles; the commands."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from lib import paths, trainer
 from lib.bench import __main__ as bench_command
 from lib.bench import cpu as bench_cpu
+from lib.bench import precision as bench_precision
 from lib.bench import tables, ways
 from lib.bench.cpu import Row
 from lib.run import Run
@@ -109,6 +112,56 @@ def test_a_trial_does_not_replace_the_project_s_measurements(monkeypatch, capsys
     place = capsys.readouterr().out.removeprefix("written to ").strip()
     assert Path(place).is_dir() and not Path(place).is_relative_to(paths.ROOT)
     Path(place).rmdir()
+
+
+def damage(place):
+    place.mkdir()
+    (place / "machine.json").write_text('{"cpu": ')
+
+
+@pytest.mark.parametrize("command", [bench_command, bench_precision])
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(Path.touch, "File exists"), (damage, "machine.json is damaged")]
+)
+def test_where_nothing_can_be_written_nothing_is_measured(
+    command, spoil, said, tmp_path, monkeypatch
+):
+    place = tmp_path / "out"
+    spoil(place)
+    for module in (bench_cpu, bench_precision):
+        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit, match=rf"^error: .*{said}"):
+        command.main(["--out", str(place)])
+
+
+def read_by_notebook_80(folder):
+    """What it shows of a folder that `make bench` wrote."""
+    shown = []
+    names = {"display": shown.append}
+    book = nbformat.read(paths.ROOT / "notebooks" / "80_speed.ipynb", as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            names["bench"] = str(folder)  # after the parameters, which are the first
+    return shown
+
+
+def test_the_notebook_says_what_was_not_measured(tmp_path, capsys):
+    floor = {"part": ["floor"], "name": ["products"], "study_minutes": [1.0], "problem": [None]}
+    for gpu in (None, pd.DataFrame(floor)):  # nothing; a GPU's measurement that was interrupted
+        if gpu is not None:
+            gpu.to_csv(tmp_path / "cuda.csv")
+        assert read_by_notebook_80(tmp_path) == []
+        said = capsys.readouterr().out
+        assert said.count("not run: make bench") > 5 and "not run: no GPU measured yet" in said
+
+
+def test_machines_of_one_processor_stand_beside_each_other(tmp_path):
+    measured = paths.ROOT / "results" / "bench"
+    for name in ("main", "main/one", "main/other"):
+        shutil.copytree(measured / "xeon_amx", tmp_path / name)
+    tables_shown = read_by_notebook_80(tmp_path / "main")
+    assert "ours, AL2, bfloat16" in tables_shown[-1].index and tables_shown[-1].shape[1] == 3
 
 
 @pytest.mark.slow

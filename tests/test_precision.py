@@ -179,6 +179,14 @@ def test_what_is_further_than_a_seed_is_not_within(curves):
     assert not bench_precision.spreads(curves).within.any()
 
 
+def test_a_training_that_ended_early_or_is_missing_is_not_within():
+    whole = made((1.0, -1.0))
+    for lost in (whole.epoch == 2, whole.epoch > 0):
+        rest = whole[~(lost & (whole.precision == "bfloat16") & (whole.seed == 1))]
+        assert bench_precision.spreads(whole).within.all()
+        assert not bench_precision.spreads(rest).within.any()
+
+
 def test_one_seed_has_no_spread():
     with pytest.raises(ValueError, match="there is 1 seed; a spread needs two"):
         bench_precision.spreads(made((1.0,), seeds=(0.0,)))
@@ -186,7 +194,7 @@ def test_one_seed_has_no_spread():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(["--only", "resnet"], "networks are bare"), (["--jobs", "0"], "at least one process")],
+    [(["--only", "resnet"], "networks are bare"), (["--jobs", "0"], "of at least 1")],
 )
 def test_the_command_refuses_what_it_does_not_know(wrong, message, capsys):
     with pytest.raises(SystemExit):
@@ -214,7 +222,7 @@ def test_the_twin_of_a_stored_run_is_trained_once_in_float32_and_set_beside_it(
     assert "bfloat16" in table and "float32" in table
     assert [line.split()[0] for line in table.splitlines()[-2:]] == ["1", "3"]
     folder = tmp_path / "precision" / SHORT.name
-    beside = bench_precision.twins(folder)
+    beside = bench_precision.twins(tmp_path)
     assert beside.groupby("precision").size().to_dict() == {"bfloat16": 3, "float32": 3}
     stored = store.load([SHORT])
     own = beside[beside.precision == "bfloat16"].reset_index(drop=True)
@@ -226,7 +234,9 @@ def test_the_twin_of_a_stored_run_is_trained_once_in_float32_and_set_beside_it(
 
 def test_a_twin_alone_is_shown_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_precision, "WHOLE", SHORT)
-    assert set(bench_precision.twins(bench_precision.whole(tmp_path)).precision) == {"float32"}
+    assert bench_precision.twins(tmp_path).empty  # neither is there
+    bench_precision.whole(tmp_path)
+    assert set(bench_precision.twins(tmp_path).precision) == {"float32"}
 
 
 def test_a_run_that_is_stored_in_float32_has_no_twin(tmp_path, monkeypatch, capsys):

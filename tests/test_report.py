@@ -246,6 +246,20 @@ def write_notebook(folder, *, value=1):
     (folder / "10_made.ipynb").write_text(json.dumps(book))
 
 
+def test_a_notebook_that_shows_the_float32_twin_is_made_of_its_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    twin = tmp_path / "results" / "bench" / "precision" / "run" / "metrics.csv"
+    twin.parent.mkdir(parents=True)
+    twin.write_text("epoch\n1\n")
+    modules = {"10_shows": ["lib/bench/precision.py"], "11_does_not": ["lib/run.py"]}
+    said = {name: {"modules": own, "experiments": []} for name, own in modules.items()}
+    monkeypatch.setattr(evidence, "saved", lambda: said)
+    assert {name: twin in report.input_files(name) for name in said} == {
+        "10_shows": True,
+        "11_does_not": False,
+    }
+
+
 @pytest.mark.slow
 def test_cells_that_rest_on_stored_runs_are_executed_and_know_what_they_are_made_of(
     tmp_path, monkeypatch

@@ -52,8 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.tiny and options.out == parser.get_default("out"):
         options.out = Path(tempfile.mkdtemp())  # not among the project's measurements
         print(f"written to {options.out}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    described = record.machine(device.type) | {"seconds": seconds}
+    try:
+        record.known(options.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    described = record.machine(str(device)) | {"seconds": seconds}
     if device.type == "cuda":
         record.describe(options.out, "cuda", described)
         gpu.measure(device, seconds, options.out / "cuda.csv", options.tiny)

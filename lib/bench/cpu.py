@@ -236,8 +236,8 @@ def rate(start: Callable[[], object], row: Row, seconds: float) -> float:
 class Operators(TorchDispatchMode):
     """The processor's milliseconds by operator, of this thread, while it is entered.
 
-    Other programs do not count. An operator counts with all that it calls; what happens inside the
-    DataLoader is one entry.
+    Waiting for other programs does not count; a cache shared with them does. An operator counts
+    with all that it calls; what happens inside the DataLoader is one entry.
     """
 
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ from lib.bench.tables import spreads
 from lib.data.sources import DataError
 from lib.progress import Progress
 from lib.run import SPARSITY_NETWORKS, TABLE_EPOCHS, Run
+from lib.study.campaign import positive
 from lib.study.experiments import SPARSITY_DEFAULTS
 
 CURVES = ["test_accuracy", "test_cross_entropy", "cross_entropy"]
@@ -78,9 +79,9 @@ def measure(networks: dict[str, Run], seeds: Sequence[int], jobs: int) -> pd.Dat
     every = itertools.product(networks.items(), seeds, PRECISIONS)
     work = [(name, replace(run, seed=seed), precision) for (name, run), seed, precision in every]
     if jobs == 1:
-        return pd.concat(map(trained, tqdm(work, unit="run", disable=None)), ignore_index=True)
+        return pd.concat(map(trained, tqdm(work, unit="run")), ignore_index=True)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        found = tqdm(pool.map(trained, work), total=len(work), unit="run", disable=None)
+        found = tqdm(pool.map(trained, work), total=len(work), unit="run")
         return pd.concat(found, ignore_index=True)
 
 
@@ -94,7 +95,7 @@ def whole(out: Path) -> Path:
     done = stored is not None and run_dir.is_finished(stored)
     if done and run_dir.read_environment(stored)["precision"] == "float32":
         raise ValueError(f"{stored} is of float32 itself; there is nothing to compare")
-    folder = out / "precision" / WHOLE.name
+    folder = _twin(out)
     if not run_dir.is_finished(folder):
         run_dir.begin(folder, WHOLE)
         with Progress([WHOLE]) as progress:
@@ -106,50 +107,52 @@ def whole(out: Path) -> Path:
     return folder
 
 
-def twins(folder: Path) -> pd.DataFrame:
-    """The curves of a folder's run and of the stored run with its id, as `measure` gives them.
+def twins(out: Path = record.FOLDER) -> pd.DataFrame:
+    """The curves of `WHOLE`, stored and as its twin below `out`, as `measure` gives them.
 
-    The latter's rows are missing where it is not stored.
+    There are no rows of one that is not finished.
     """
-    run = run_dir.read_run(folder)
-    places = [place for place in (store.find(run), folder) if place and run_dir.is_finished(place)]
-    found = [
-        run_dir.read_metrics(place)[0].assign(
-            network="bare + AL2",
-            seed=run.seed,
-            precision=run_dir.read_environment(place)["precision"],
-        )
-        for place in places
-    ]
-    return pd.concat(found, ignore_index=True)[["network", "seed", "precision", "epoch", *CURVES]]
+    columns = ["network", "seed", "precision", "epoch", *CURVES]
+    found = [pd.DataFrame(columns=columns)]
+    for place in (store.find(WHOLE), _twin(out)):
+        if place and run_dir.is_finished(place):
+            precision = run_dir.read_environment(place)["precision"]
+            said = {"network": "bare + AL2", "seed": WHOLE.seed, "precision": precision}
+            found.append(run_dir.read_metrics(place)[0].assign(**said)[columns])
+    return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def _twin(out: Path) -> Path:
+    return out / "precision" / WHOLE.name
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = record.parser("lib.bench.precision", "Compare float32 and bfloat16.")
     add = parser.add_argument
-    add("--jobs", type=int, default=machine.cores(), help="processes on a CPU, default: all cores")
+    jobs = {"type": positive, "default": machine.cores()}
+    add("--jobs", **jobs, help="processes on a CPU, default: all cores")
     add("--only", default="", help="networks whose name holds this text; nothing is written")
     add("--whole", action="store_true", help="one network at the paper's settings, in float32")
     options = parser.parse_args(arguments)
     chosen = {name: run for name, run in NETWORKS.items() if options.only in name}
     if not chosen:
         parser.error(f"--only is {options.only!r}; networks are {', '.join(NETWORKS)}")
-    if options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; at least one process is needed")
     try:
         if options.whole:
-            curves = twins(whole(options.out))
+            whole(options.out)
+            curves = twins(options.out)
             curves = curves[curves.epoch.isin(TABLE_EPOCHS)]
             wide = curves.pivot(index="epoch", columns="precision", values=CURVES)
             print(wide.round(4).to_string())
             return
+        if not options.only:
+            record.known(options.out)
         device = trainer.default_device()
         curves = measure(chosen, SEEDS, options.jobs if device == "cpu" else 1)
     except (ValueError, OSError, DataError, run_dir.RecordError) as error:
         sys.exit(f"error: {error}")
     if not options.only:
-        options.out.mkdir(parents=True, exist_ok=True)
         record.write(curves, options.out / "precision.csv")
         record.describe(options.out, "precision", record.machine(device))
     print(spreads(curves).round(2).to_string(index=False))

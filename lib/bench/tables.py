@@ -109,7 +109,7 @@ def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
         precisions of one seed; `last`: bfloat16 less float32 at the last epoch, mean over seeds;
         `last_sd`: of the float32 seeds there; all in the curve's unit. `within`: whether
         `precisions` is below `seeds` and |last| at most 2·last_sd·√(2/n), what chance makes of the
-        means of n seeds.
+        means of n seeds; not where a training is missing or ended early, as one that diverged.
 
     Raises:
         ValueError: for fewer than two seeds.
@@ -127,5 +127,6 @@ def spreads(curves: pd.DataFrame, curve: str = "test_accuracy") -> pd.DataFrame:
         row |= {"precisions": apart.pow(2).mean(axis=1).mean() ** 0.5}
         row |= {"last": apart.iloc[-1].mean(), "last_sd": single.iloc[-1].std(), "n": n}
         unbiased = abs(row["last"]) <= 2 * row["last_sd"] * (2 / n) ** 0.5
-        rows.append(row | {"within": row["precisions"] < row["seeds"] and unbiased})
+        whole = apart.notna().all(axis=None)
+        rows.append(row | {"within": row["precisions"] < row["seeds"] and unbiased and whole})
     return pd.DataFrame(rows)

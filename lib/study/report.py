@@ -395,6 +395,8 @@ def input_files(notebook: str) -> list[Path]:
         for runs in evidence.finished(experiment, evidence.COMMITTED).values():
             folders = [store.find(run) for run in runs]
             files += [f / name for f in folders for name in ("config.json", "metrics.csv")]
+    if "lib/bench/precision.py" in said["modules"]:
+        files += sorted((paths.ROOT / "results" / "bench" / "precision").rglob("metrics.csv"))
     return files
 
 
