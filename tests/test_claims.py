@@ -403,6 +403,11 @@ def test_al2_changes_the_course_if_it_does_so_by_more_than_another_seed(made, wa
     assert verdict("A6", curves(**made)) == wanted
 
 
+def test_a6_s_control_is_of_all_finished_seeds_of_a_network():
+    made = curves(by_al2=0.03, dropouts=[0.5])  # seeds 0 and 2 without AL2 are .04 apart
+    assert verdict("A6", unfinished(made, (made.seed == 2) & made.al2)) == "does not hold"
+
+
 def test_a6_counts_the_network_with_dropout_and_shows_the_other():
     found = cells(curves(), "A6")
     names = ["AL2 − another seed", "AL2 − another seed, without dropout"]
@@ -451,6 +456,16 @@ def test_without_a_geometric_or_linear_series_no_multiple_is_known(kinds, known)
     found = tables.totals(made[~made.al2 | made.schedule.isin(kinds.split())])
     expected = [0.1, 1.0, 3.0] if known else [np.nan] * 3
     assert list(found) == pytest.approx(expected * len(kinds.split()), nan_ok=True)
+
+
+def test_a7_says_what_is_missing_where_no_multiple_is_known():
+    made = study()
+    made = made[made.schedule.isin(["al2", "constant"]) | ~made.al2]
+    assert verdict("A7", made).startswith("not run: which Σλ is al2's own")
+
+
+def test_a_claim_of_which_only_numbers_beside_its_cells_are_stated_says_so():
+    assert verdict("A6", curves(dropouts=[0.0])) == "not run: none of its cells is stated"
 
 
 OTHERS = {(kind, total): -9.0 for kind in ("linear", "constant") for total in (0.3, 1.0, 3.0)}
@@ -522,7 +537,30 @@ def test_a9_shows_the_control_and_the_true_labels_beside():
     assert shown == {"its own labels": 1.0, "true labels": 74.0, "with AL2": 43.0}
 
 
+def test_a9_of_a_teacher_that_diverged_says_nothing_though_its_student_cannot_be_trained():
+    whole, made = relabelled(), relabelled(diverged={("teacher", 0)})
+    student = whole[(whole.seed == 0) & whole.relabelled_by.notna() & ~whole.id.isin(made.id)]
+    assert student.id.nunique() == 1
+    made = together(made, unfinished(student, student.seed == 0))
+    (found,) = cells(made, "A9").query("state != 'shown'").to_dict("records")
+    assert (found["state"], found["n"]) == ("nothing", 3)
+
+
+def test_a9_a_student_at_chance_is_dead_though_it_knows_its_labels_by_heart():
+    made = relabelled(finals=FINALS | {"al2": 10.0})
+    made.loc[made.relabelled_by.notna(), "cross_entropy"] = 0.0
+    assert verdict("A9", made) == "nothing"
+
+
 # ---- of every rule
+
+
+@pytest.mark.parametrize(("claim", "make"), [("A6", curves), ("A7", study), ("A9", relabelled)])
+def test_screening_and_a_reader_s_penalties_are_judged_by_no_claim_of_other_networks(claim, make):
+    assert verdict(claim, make()) == "holds"
+    for none in (make(seeds=(100, 101)), make().assign(penalties="mine(weight=1)")):
+        assert judge(none, only=[claim]).empty
+        assert verdict(claim, together(make(), none)) == "holds"
 
 
 def of_one_total(made):

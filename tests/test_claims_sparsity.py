@@ -158,16 +158,24 @@ def test_s1_window_is_shifted_inside_the_run():
     assert set(states(made, "S1").values()) == {"holds"}
 
 
-def test_s3_reads_all_epochs_trained_and_judges_dropnet_at_s_and_m():
+@pytest.mark.parametrize("longer", [["vanillaNet", "sr2Net"], ["sr2Net"]])
+def test_s3_reads_all_epochs_trained_and_judges_dropnet_at_s_and_m(longer):
     def later(epoch):
         return np.where(epoch <= 100, kept(epoch), 2.0)
 
-    long = {"epochs": 100, "long_networks": ["vanillaNet", "sr2Net"], "long_epochs": 120}
+    long = {"epochs": 100, "long_networks": longer, "long_epochs": 120}
     made = cell(S, over={"sr2Net": {"loss": later}}, **long)
     found = states(made, "S3")
     assert found["rise of sr2Net-s's loss (%)"] == "fails"
     assert found["rise of dropNet-s's loss (%)"] == "holds"
     assert found["rise of normNet-s's loss (%)"] == "shown"
+
+
+def test_s8_says_nothing_of_entropies_after_5_epochs_of_a_shorter_training():
+    found = states(together(cell(S, epochs=4), adam(epochs=4)), "S8")
+    after = {name: state for name, state in found.items() if "after 5 epochs" in name}
+    assert len(after) == 3 and set(after.values()) == {"nothing"}
+    assert found["sr1Net − vanillaNet, s, Adam"] == "holds"
 
 
 LOSES = S | {"sr3Net": 33.0}

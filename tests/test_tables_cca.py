@@ -39,10 +39,10 @@ def test_differences_are_by_al2_of_each_seed_and_by_each_two_seeds_of_each_netwo
             assert list(extreme) == pytest.approx([2, 4, 2])
 
 
-def test_a_seed_that_is_not_there_without_and_with_al2_is_compared_with_nothing():
+def test_each_pair_of_curves_that_is_there_is_compared():
     lost = (0.5, True, 1), (0.0, False, 0), (0.0, True, 1)
     apart = course_differences(courses(*lost))
-    assert list(apart["differing in"].unique()) == ["AL2 (seed 0)"]
+    assert list(apart["differing in"].unique()) == ["AL2 (seed 0)", "seed (0 or 1, without AL2)"]
     assert set(apart.network) == {"dropout 0.5"}
     assert course_differences(courses(*lost, (0.5, False, 0))).empty
 

@@ -207,13 +207,12 @@ def entropies(runs: pd.DataFrame) -> Figure:
     readings = readings_in(runs)
     panels = [(reading, layer) for reading in readings for layer in layers]
     fig, axes = grid(len(panels), 3.0, 2.7)
-    moments = _moments(runs)
+    marked = "moment of overfitting, each seed" if _moments(runs) else ""
     for ax, (reading, layer) in zip(axes, panels, strict=True):
         own = of_reading(runs, reading)
         plots.curves(own, f"entropy {layer}", ax, hue="variant", palette=NETWORK_COLOURS)
-        for name, run, moment in moments:
-            if run in set(own.id):
-                ax.axvline(moment, color=NETWORK_COLOURS[name], lw=1.2, ls="--")
+        for name, _, moment in _moments(own):
+            ax.axvline(moment, color=NETWORK_COLOURS[name], lw=1.2, ls="--")
         ax.set_title(f"{layer}, {reading}" if len(readings) > 1 else layer)
         if size := runs["size"].iloc[0]:  # a ConvNet
             highest = math.log(models.convnet_filters(size)[layer])
@@ -224,7 +223,7 @@ def entropies(runs: pd.DataFrame) -> Figure:
         ax.set(xlabel="epoch", ylabel="mean entropy (nats)")
         ax.xaxis.get_major_locator().set_params(integer=True)
     cell_title(fig, runs)
-    network_legend(fig, runs, "moment of overfitting, each seed" if moments else "", vertical=True)
+    network_legend(fig, runs, marked, vertical=True)
     return fig
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -524,7 +524,8 @@ def dropouts_of(frame: pd.DataFrame) -> list[float]:
 def course_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """How far apart two curves of mean CCA with the start are: without and with AL2, or two seeds.
 
-    Only seeds that were trained both without and with AL2 are compared.
+    By AL2 of each seed that was trained both without and with it, by the seed of each two of one
+    network, whether the other network has them or not.
 
     Args:
         frame: runs that differ in dropout, AL2 and seed alone, as `lib.store.load` gives them; of
@@ -545,14 +546,13 @@ def course_differences(frame: pd.DataFrame) -> pd.DataFrame:
     for dropout in dropouts_of(frame):
         network = f"dropout {dropout:g}"
         of = {al2: curves.get((dropout, al2), pd.DataFrame()) for al2 in (False, True)}
-        both = sorted(set(of[False]) & set(of[True]))
-        for seed in both:
+        for seed in sorted(set(of[False]) & set(of[True])):
             key = network, f"AL2 (seed {seed})", "AL2"
             found[key] = of[True][seed] - of[False][seed]
-        for (one, other), al2 in product(combinations(both, 2), (False, True)):
-            word = "with AL2" if al2 else "without AL2"
-            key = network, f"seed ({one} or {other}, {word})", f"seed, {word}"
-            found[key] = of[al2][one] - of[al2][other]
+        for al2, word in ((False, "without AL2"), (True, "with AL2")):
+            for one, other in combinations(sorted(of[al2]), 2):
+                key = network, f"seed ({one} or {other}, {word})", f"seed, {word}"
+                found[key] = of[al2][one] - of[al2][other]
     rows = [
         (*key, epoch, 100 * abs(value))
         for key, curve in found.items()

@@ -107,7 +107,8 @@ def verdicts_of(cells: pd.DataFrame) -> pd.DataFrame:
         alive = own[~own.state.isin([NOT_RUN, NOTHING, SHOWN])]
         found = verdict(own.state, own.as_claimed)
         if found == NOT_RUN:
-            found = f"{NOT_RUN}: {', '.join(sorted(set(own.why) - {''}))}"
+            reasons = sorted(set(own.why) - {""}) or ["none of its cells is stated"]
+            found = f"{NOT_RUN}: {', '.join(reasons)}"
         images = ", ".join(sorted(set(own.images) - {""}))
         n = int(alive.n.min()) if len(alive) else 0
         rows.append([*key, counts(own.state), n, images, found])

@@ -185,8 +185,8 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 def _s3(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """With SGD, a cell for sr1, sr2, sr3 of each size, and dropNet of s and m, true or false of a
     run: over all its epochs it does not overfit, that is, its smoothed validation loss ends at most
-    2 % above its least. A seed in which vanillaNet does not overfit by then is not counted; where
-    none is left, the cell says nothing.
+    2 % above its least. A seed in which vanillaNet does not overfit in its own is not counted;
+    where none is left, the cell says nothing.
     """
 
     def rise(run: pd.DataFrame, vanilla: pd.DataFrame) -> float:
@@ -198,7 +198,7 @@ def _s3(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
         judged = (*SR, "dropNet") if size in ("s", "m") else SR
         for network in (*judged, *({"dropNet", "normNet"} - set(judged))):
             pair = [_network(runs, name, size) for name in (network, "vanillaNet")]
-            sample = _where_known(by_seed(rise, *pair, accuracy="best"))
+            sample = _where_known(by_seed(rise, *pair, accuracy="best", cut=False))
             name = f"rise of {network}-{size}'s loss (%)"
             if network in judged:
                 yield each_run(name, sample, lambda v: v <= 2, "≤ 2 %")
@@ -282,6 +282,8 @@ def _s8(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """
 
     def lower(adam: pd.DataFrame, sgd: pd.DataFrame, size: str) -> float:
+        if min(adam.epoch.max(), sgd.epoch.max()) < 5:
+            return np.nan
         after = [[_relative_entropy(run, size, k)[5] for k in LAYERS] for run in (adam, sgd)]
         return sum(one < other for one, other in zip(*after, strict=True))
 

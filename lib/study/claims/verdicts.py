@@ -151,11 +151,11 @@ def by_seed(
     most: float = np.inf,
     same: Iterable[str] = PAIRED_BY,
     needs: Iterable[str] = (),
+    cut: bool = True,
 ) -> Sample | None:
     """A number by seed, of a run a network; None where no seed of all networks is stated.
 
-    A seed counts once the runs of all networks are finished, and share what `same` names. A longer
-    run is read at the shorter one's epochs.
+    A seed counts once the runs of all networks are finished, and share what `same` names.
 
     Args:
         value: takes the rows of a run per network.
@@ -164,6 +164,7 @@ def by_seed(
         most: epochs that are read of a run at most.
         same: columns.
         needs: columns that `value` reads; a run that has not measured them is not finished.
+        cut: whether a longer run is read at the shorter one's epochs, and not to its own end.
     """
     if not set.intersection(*(set(rows.seed) for rows in networks)):
         return None
@@ -178,9 +179,12 @@ def by_seed(
         if any(len({run[c].iloc[0] for run in runs} - {None}) > 1 for c in same if c in runs[0]):
             unequal = True
             continue
-        read = min(most, *(run.epochs.iloc[0] for run in runs))
-        diverged = any((run.diverged <= read).any() for run in runs)
-        runs = [run[run.epoch <= read].sort_values("epoch") for run in runs]
+        reads = [min(most, run.epochs.iloc[0]) for run in runs]
+        if cut:
+            reads = [min(reads)] * len(runs)
+        ends = list(zip(runs, reads, strict=True))
+        diverged = any((run.diverged <= read).any() for run, read in ends)
+        runs = [run[run.epoch <= read].sort_values("epoch") for run, read in ends]
         alive &= not (diverged or any(at_chance(run, accuracy) for run in runs))
         values[seed] = np.nan if diverged else float(value(*runs))
         for run in runs:
@@ -207,7 +211,9 @@ def at_chance(run: pd.DataFrame, accuracy: str = "final") -> bool:
     found = run.test_accuracy.dropna()
     reached = found.max() if accuracy == "best" else found.iloc[-1]
     classes = int(run.num_classes.iloc[0])
-    memorised = run.cross_entropy.iloc[-1] < noise_floor(run.corruption.iloc[0], classes) / 2
+    # what a network predicted are no corrupted labels: learning them by heart takes no memorising
+    corruption = 0.0 if run.relabelled_by.notna().any() else run.corruption.iloc[0]
+    memorised = run.cross_entropy.iloc[-1] < noise_floor(corruption, classes) / 2
     return bool(tables.at_chance(reached, classes)) and not memorised
 
 
