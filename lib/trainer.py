@@ -335,7 +335,7 @@ class TrainStep:
         self.precision = precision
         device = data.train.images.device
         if use_cuda_graph is None:
-            use_cuda_graph = device.type == "cuda" and os.environ.get("CUDA_GRAPHS") != "0"
+            use_cuda_graph = records_steps(device)
         self.use_cuda_graph = use_cuda_graph
         self.penalties = bundle.attach(run, model)
         # L_r is measured in every run, so that networks with and without AL2 can be compared
@@ -671,6 +671,11 @@ def checked_device(asked: str | torch.device) -> str:
             "numbered from 0 (DEVICE sets it)"
         )
     return str(asked)
+
+
+def records_steps(device: torch.device) -> bool:
+    """Whether steps are recorded on a device: on a GPU, unless $CUDA_GRAPHS is 0."""
+    return device.type == "cuda" and os.environ.get("CUDA_GRAPHS") != "0"
 
 
 def default_precision(asked: str | None = None) -> str:

@@ -182,7 +182,7 @@ def test_a_penalty_that_cannot_be_trained_with_is_refused_before_anything_trains
     run = replace(RUN, penalties=penalties)
     for train in (store.ensure, trainer.fit):
         with pytest.raises(ValueError, match=message):
-            train([RUN, run])
+            train([RUN, run, replace(RUN, seed=1)])
         assert not paths.results_dir().exists() or store.available([RUN]) == []
 
 

@@ -171,6 +171,56 @@ def test_s3_reads_all_epochs_trained_and_judges_dropnet_at_s_and_m(longer):
     assert found["rise of normNet-s's loss (%)"] == "shown"
 
 
+def test_accuracies_are_compared_at_the_best_of_the_100_epochs_that_are_read():
+    made = cell(S, epochs=120)
+    made.loc[made.variant.eq("sr2Net") & (made.epoch == 100), "test_accuracy"] = 5.0
+    made.loc[made.variant.eq("sr1Net") & (made.epoch == 110), "test_accuracy"] = 90.0
+    assert states(made, "S5")["sr2Net − sr1Net, s"] == "holds"
+
+
+def test_s2_and_s9_read_the_last_of_the_100_epochs_and_s2_has_no_margin():
+    made = cell(S, epochs=120)
+    last = made.epoch == 100
+    made.loc[made.variant.eq("dropNet") & last, "entropy conv1"] = 0.1
+    made.loc[made.variant.eq("sr1Net") & last, "correlation conv1"] = 0.5
+    vanilla = made[made.variant.eq("vanillaNet")]
+    near = vanilla["entropy conv2"] + 0.01 * np.log(16) * (vanilla.seed - 1)  # by up to 1 %
+    made.loc[made.variant.eq("dropNet"), "entropy conv2"] = near.to_numpy()
+    found = states(made, "S2")
+    assert found["dropNet-s, conv1"] == "fails" and found["dropNet-s, conv2"] == "undecided"
+    assert states(made, "S9")["sr1Net-s, conv1"] == "fails"
+
+
+@pytest.mark.parametrize(("rise", "wanted"), [(0.019, "holds"), (0.021, "fails")])
+def test_s3_allows_2_percent(rise, wanted):
+    over = {"sr2Net": {"loss": lambda epoch: 1 + rise * (epoch > 10)}}
+    found = states(cell(S, epochs=40, over=over), "S3")
+    assert found["rise of sr2Net-s's loss (%)"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [({46: 0.1, 75: 0.15}, "holds"), ({15: 0.15, 30: 0.15, 46: 0.1, 75: 0.15}, "fails")],
+)
+def test_s1_s_window_is_a_twentieth_to_either_side_and_unusual_above_three_quarters(steps, wanted):
+    def falling(epoch):
+        return 0.9 - sum(by * (epoch > at) for at, by in steps.items())
+
+    own = {"loss": lambda epoch: 1 + (epoch - 50) ** 2 / 1000} | dict.fromkeys(DEEP, falling)
+    made = cell(S, epochs=100, over={"vanillaNet": own})
+    assert states(made, "S1")["layers that fall unusually fast, s"] == wanted
+
+
+def test_s8_reads_entropies_after_5_epochs():
+    lower_at_5, higher_else = (
+        dict.fromkeys(LAYERS, lambda epoch, at=at, else_=else_: np.where(epoch == 5, at, else_))
+        for at, else_ in ((0.4, 0.9), (0.5, 0.1))
+    )
+    plain = cell(S, over={"normNet": higher_else})
+    found = states(together(plain, adam(over={"normNet": lower_at_5})), "S8")
+    assert found["layers in which normNet-s has lower entropy after 5 epochs"] == "holds"
+
+
 def test_s8_says_nothing_of_entropies_after_5_epochs_of_a_shorter_training():
     found = states(together(cell(S, epochs=4), adam(epochs=4)), "S8")
     after = {name: state for name, state in found.items() if "after 5 epochs" in name}

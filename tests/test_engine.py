@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from made import image_folder
 
-from lib import engine, losses, paths, run_dir, store, trainer
+from lib import engine, losses, paths, progress, run_dir, store, trainer
 from lib.run import Run
 from lib.study import campaign
 
@@ -58,6 +58,73 @@ def test_a_run_that_another_process_trains_is_waited_for():
     with ThreadPoolExecutor(1) as threads, engine.lock(SHORT, block=False):
         task = engine.Task((SHORT,), "own", None, None, {}, "none", {})
         assert threads.submit(engine.work, task).result().busy == (SHORT,)
+
+
+def test_a_campaign_waits_for_a_run_that_another_process_trains(monkeypatch):
+    asked, work = [], engine.work
+    monkeypatch.setattr(engine, "work", lambda task: (asked.append(task.block), work(task))[1])
+    with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(1) as beside:
+        with engine.lock(SHORT, block=False):
+            training = beside.submit(store.ensure, [SHORT], executor=threads)
+            until(lambda: asked == [False, True] or training.done())
+        training.result(timeout=DEADLINE)
+    assert asked == [False, True] and store.available([SHORT]) == [SHORT]
+
+
+def test_a_deadline_reaches_workers_and_they_ask_again_whether_a_run_may_begin():
+    runs = [SHORT, replace(SHORT, seed=1)]
+    with ThreadPoolExecutor(1) as threads:
+        store.ensure(runs, executor=threads, deadline=0.0, may_begin=lambda *_: True)
+        left = [run.epochs - 1 for run in runs]  # an epoch each, and a checkpoint
+        assert [store.epochs_left(run) for run in runs] == left
+        asked = []
+
+        def once(run, *_):
+            asked.append(run.id)
+            return asked.count(run.id) == 1
+
+        store.ensure(runs, executor=threads, deadline=time.monotonic() + 1e6, may_begin=once)
+        assert [store.epochs_left(run) for run in runs] == left and len(asked) == 4
+
+
+def test_the_first_error_cancels_what_has_not_begun():
+    made = []
+
+    class FirstFails(Executor):
+        def submit(self, function, task):
+            made.append(Future())
+            if len(made) == 1:
+                made[0].set_exception(FloatingPointError("in a step"))
+            return made[-1]
+
+    with pytest.raises(FloatingPointError):
+        store.ensure([replace(SHORT, seed=seed) for seed in range(3)], executor=FirstFails())
+    assert [future.cancelled() for future in made] == [False, True, True]
+
+
+def test_how_far_a_worker_is_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(engine, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(progress.Progress, "at", lambda self, run, epoch: told.append(epoch))
+    fit = trainer.fit
+
+    def until_told(*arguments, callback, **more):
+        def after(run, model, epoch):
+            callback(run, model, epoch)
+            until(lambda: epoch in told)
+
+        return fit(*arguments, callback=after, **more)
+
+    monkeypatch.setattr(trainer, "fit", until_told)
+    with ThreadPoolExecutor(1) as threads:
+        store.ensure([SHORT], executor=threads)
+    assert set(range(1, SHORT.epochs + 1)) <= set(told)
+
+
+def test_a_training_process_that_is_killed_is_said():
+    ended = pytest.raises(RuntimeError, match=r"ended from outside .*run again")
+    with ended, engine.processes(1) as pool:
+        pool.submit(os._exit, 1).result(timeout=DEADLINE)
 
 
 ANOTHER_S = rf"{SHORT.id} cannot be locked \(Permission denied\): it is another user's; .*chmod"
@@ -211,6 +278,7 @@ def cluster(tmp_path_factory):
     (folder / "often.py").write_text("from lib import trainer\ntrainer.CHECKPOINT_SECONDS = -1\n")
     said = folder / "scheduler.json"
     environment = os.environ | {"PYTHONPATH": f"{paths.ROOT}{os.pathsep}{folder}"}
+    environment.pop("PRECISION", None)
     started = []
 
     def start(kind, *arguments, **more):
@@ -226,7 +294,9 @@ def cluster(tmp_path_factory):
 
     def worker(name, **more):
         options = ["--nthreads", "1", "--no-nanny", "--name", name, "--preload", "often"]
-        return start("worker", address, *options, RESULTS_DIR=str(paths.results_dir()), **more)
+        # the test's, which are not yet set where this module's fixture begins
+        own = {name: os.environ[name] for name in ("RESULTS_DIR", "CACHE_DIR", "DEVICE")}
+        return start("worker", address, *options, **own | more)
 
     worker.address = address
     worker.folder = folder

@@ -380,8 +380,9 @@ def start(driver, tmp_path):
     started = []
 
     def start(runs, jobs=1):
-        environment = {"RESULTS_DIR": os.environ["RESULTS_DIR"], "DEVICE": "cpu"}
-        environment["TRAINED"] = str(tmp_path / "trained")
+        # the test's, which are not yet set where the driver begins
+        environment = {name: os.environ[name] for name in ("RESULTS_DIR", "CACHE_DIR", "DEVICE")}
+        environment |= {"PRECISION": "", "TRAINED": str(tmp_path / "trained")}
         order = {"environment": environment, "jobs": jobs, "done": str(tmp_path / "done")}
         order["runs"] = [run.to_dict() | run.measured() for run in runs]
         driver.stdin.write(json.dumps(order) + "\n")

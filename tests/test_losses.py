@@ -449,3 +449,14 @@ def test_bad_layers_and_weights_are_refused_and_leave_no_hook_behind(make, symbo
     assert not any(module._forward_hooks for module in model.modules())
     with pytest.raises(ValueError, match=r"'0' is a ReLU; .*: none"):
         make(nn.Sequential(nn.ReLU()), {"0": 1})
+
+
+@pytest.mark.parametrize("measure", [losses.rfav_entropy, losses.filter_correlation])
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(3, 4, dtype=torch.complex64), torch.zeros(3)], ids=["complex", "a row"]
+)
+def test_measures_refuse_complex_numbers_and_what_has_no_filters(measure, wrong):
+    with pytest.raises(ValueError, match="of real numbers"):
+        measure(wrong)
+    with pytest.raises(ValueError, match="of real numbers"):
+        losses.rfav_entropy(torch.zeros(4, 0))

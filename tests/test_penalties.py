@@ -722,6 +722,39 @@ COMPUTED = {
 }
 
 
+@pytest.mark.parametrize(
+    "call", [lambda m, x: m(images=x), lambda m, x: m({"images": x})], ids=["by name", "mapping"]
+)
+def test_samples_are_counted_of_inputs_by_name_and_in_a_mapping(call):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 5)
+
+        def forward(self, given=None, images=None):
+            return self.fc((images if given is None else given["images"]).flatten(0, 1))
+
+    model = Named()
+    asked, told = (SparsityReg(model, {"fc": 1.0}, samples=s) for s in (None, "input"))
+    logits = call(model, torch.randn(3, 2, 4))
+    total = torch.distributions.Categorical(logits=logits).entropy().sum()
+    torch.testing.assert_close(told.penalty(), -total / 3)
+    with pytest.raises(RuntimeError, match="called with 3 samples"):
+        asked.penalty()
+
+
+def test_of_an_lstm_cell_the_first_of_the_tuple_is_measured():
+    model = nn.Sequential(nn.LSTMCell(3, 5))
+    al2 = ActivationL2(model, "0")
+    hidden, _ = model(torch.randn(2, 3))
+    torch.testing.assert_close(al2.penalty(), hidden.square().mean())
+
+
+def test_a_layer_without_weights_before_its_first_pass_is_said():
+    with pytest.raises(ValueError, match="no weight before its first pass"):
+        DecorrReg(nn.Sequential(nn.LazyLinear(3)), {"0": 1.0}).penalty()
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("make", COMPUTED.values(), ids=COMPUTED)
 @pytest.mark.parametrize("penalty_first", [True, False])

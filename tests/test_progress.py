@@ -28,6 +28,13 @@ def test_durations_are_said_as_a_person_would():
     assert {seconds: duration(seconds) for seconds in said} == said
 
 
+def test_progress_0_shows_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("PROGRESS", "0")
+    with Progress([SHORT]) as told:
+        told.at(SHORT, 1)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_remaining_time_is_that_of_the_kinds_seen_and_of_the_runs_under_way(clock):
     told = Progress([LONG, SHORT, OTHER])
     assert told.seconds_left() is None and "left" not in told.text()

@@ -432,7 +432,7 @@ def test_bad_input_is_refused_before_anything_trains_and_leaves_no_folder(
     monkeypatch.setattr(TrainStep, "epoch", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(engine, "processes", lambda *_: pytest.fail("started processes"))
     with pytest.raises(kind, match=message):
-        store.ensure([BARE, bad], jobs=jobs)
+        store.ensure([BARE, bad, replace(BARE, seed=1)], jobs=jobs)
     assert run_folders() == []
 
 

@@ -421,6 +421,7 @@ def test_columns_are_the_published_metrics_and_those_of_every_penalty_and_measur
 
 
 def test_correlations_are_measured_of_layers_of_at_most_1024_filters(monkeypatch):
+    assert measures.MOST_FILTERS == 1024
     monkeypatch.setattr(measures, "MOST_FILTERS", 32)
     found = list(trainer.fit([replace(CONV, epochs=1)]))
     assert found[-10:-1] == entropy_columns()[:-1]
@@ -739,6 +740,7 @@ def test_wall_time_adds_up_over_interruptions(tmp_path, often, monkeypatch):
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path, monkeypatch):
+    assert trainer.CHECKPOINT_SECONDS == 30  # what README promises
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", math.inf)
     train_until(BARE, tmp_path / BARE.name, 3)
     assert [f.name for f in (tmp_path / BARE.name).iterdir()] == ["config.json"]
@@ -779,7 +781,12 @@ def test_side_by_side_one_that_diverges_leaves_the_others_alone():
     assert len(found[found.id == wild.id]) < wild.epochs
 
 
-def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():
+def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.delenv("CUDA_GRAPHS", raising=False)
+    assert trainer.records_steps(gpu) and not trainer.records_steps(torch.device("cpu"))
+    monkeypatch.setenv("CUDA_GRAPHS", "0")
+    assert not trainer.records_steps(gpu)
     found, model = bundle.prepare(BARE), trainer.build_network(BARE, 1, 16, 10)
     made = [model, trainer.make_optimizer(BARE, model), found, BARE]
     assert not trainer.TrainStep(*made).use_cuda_graph

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -612,4 +612,5 @@ def half_up(value: float, digits: int = 1) -> str:
         return f"{value}"
     # nine digits take back what binary fractions and 100 × 0.5615 have added
     exact = Decimal(f"{value:.9f}")
-    return str(exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+    # no float has more digits before the point than 309
+    return str(exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, Context(prec=400)))

@@ -309,6 +309,8 @@ def _taught_by_the_diverged(runs: pd.DataFrame) -> pd.DataFrame:
     """
     teachers = runs[runs.diverged.notna()].drop_duplicates("id").set_index("id")
     lost = runs.epoch.isna() & runs.relabelled_by.isin(teachers.index)
+    if not lost.any():
+        return runs
     runs = runs.copy()
     for column in ("diverged", "data_hash", "precision"):
         runs.loc[lost, column] = runs.relabelled_by[lost].map(teachers[column])

@@ -185,7 +185,7 @@ def _s2(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
 def _s3(runs: pd.DataFrame, dataset: str) -> Iterable[Cell | None]:
     """With SGD, a cell for sr1, sr2, sr3 of each size, and dropNet of s and m, true or false of a
     run: over all its epochs it does not overfit, that is, its smoothed validation loss ends at most
-    2 % above its least. A seed in which vanillaNet does not overfit in its own is not counted;
+    2 % above its least. A seed in which vanillaNet does not overfit over its own is not counted;
     where none is left, the cell says nothing.
     """
 
