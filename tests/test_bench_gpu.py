@@ -76,14 +76,14 @@ def test_shares_are_of_the_floor_and_factors_of_the_best_loop():
 
 def test_the_command_measures_a_gpu_and_describes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     asked = []
     monkeypatch.setattr(bench_gpu, "measure", lambda *arguments: asked.append(arguments))
     record.describe(tmp_path, "cpu", {"cores": 2})
     bench_command.main(["--device", "cuda", "--out", str(tmp_path)])
     assert asked == [(torch.device("cuda"), 2.0, tmp_path / "cuda.csv", False)]
     machine = json.loads((tmp_path / "machine.json").read_text())
-    assert machine["cpu"] == {"cores": 2} and machine["cuda"]["gpu"] == "a GPU"
+    assert machine["cpu"] == {"cores": 2} and machine["cuda"]["gpu"] == "GPU cuda"
 
 
 @pytest.mark.slow

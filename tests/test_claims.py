@@ -227,8 +227,6 @@ def test_a_diverged_run_is_at_chance():
 def test_every_claim_has_a_text_and_a_rule_in_words():
     assert list(claims.STATEMENTS) == list(ALL_CLAIMS)
     assert all(claims.CLAIMS[name].text.endswith(".") for name in ALL_CLAIMS)
-    for said in claims.TEXTS.values():  # a colon in a sentence makes a mapping of it
-        assert all(isinstance(text, str) for text in [*said["unclear"], *said.get("changes", [])])
 
 
 @pytest.mark.parametrize(
