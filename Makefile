@@ -54,7 +54,7 @@ bench: setup  ## time the trainer beside plain loops and the floor, into results
 	$(PY) -m lib.bench $(if $(DEVICE),--device $(DEVICE)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: precision
-precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data; OPTIONS=--whole: one at the paper's settings, 3 hours)
+precision: setup  ## train six networks in float32 and in bfloat16, into results/bench (15 minutes on two cores; DATA_DIR has the data; OPTIONS=--whole: one at the paper's settings, 2 to 3 hours)
 	$(PY) -m lib.bench.precision --jobs $(JOBS) $(if $(OUT),--out $(OUT)) $(OPTIONS)
 
 .PHONY: report evidence
@@ -79,7 +79,7 @@ data: setup  ## download a data set into DATA_DIR: make data DATASET=mnist
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
 .PHONY: test test-lib test-notebooks test-slow
-test: test-lib test-notebooks  ## the fast half of pytest, and nbval (10 to 13 minutes on two cores)
+test: test-lib test-notebooks  ## the fast half of pytest, and nbval (6 to 13 minutes on two cores)
 test-lib: setup  ## pytest without the tests marked slow (2 minutes)
 	$(PYTEST) --dist worksteal -m "not slow" tests
 test-notebooks: setup  ## nbval: the quick runs are trained, then every notebook is compared with its committed outputs

@@ -54,7 +54,7 @@ def test_the_first_error_is_raised_and_says_where_it_was(monkeypatch):
     assert store.available([SHORT]) == []
 
 
-def test_a_run_that_another_process_trains_is_waited_for():
+def test_a_worker_tells_which_runs_another_process_trains():
     with ThreadPoolExecutor(1) as threads, engine.lock(SHORT, block=False):
         task = engine.Task((SHORT,), "own", None, None, {}, "none", {})
         assert threads.submit(engine.work, task).result().busy == (SHORT,)

@@ -9,7 +9,7 @@ images; `machine.json` says where. About fifteen minutes on two cores.
 
 `--whole` trains one network at the AL2 paper's own settings in float32 instead, the twin of a run
 that is stored in bfloat16. Precision is no part of a run's id, so the twin is no second run: it is
-a comparison, in the folder `precision`. Three hours of a core; interrupted, it goes on.
+a comparison, in the folder `precision`. Two to three hours of a core; interrupted, it goes on.
 """
 
 import itertools

@@ -524,8 +524,8 @@ def dropouts_of(frame: pd.DataFrame) -> list[float]:
 def course_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """How far apart two curves of mean CCA with the start are: without and with AL2, or two seeds.
 
-    By AL2 of each seed that was trained both without and with it, by the seed of each two of one
-    network, whether the other network has them or not.
+    AL2 is compared in each seed that was trained both without and with it; seeds are compared in
+    each network by itself, whether the other one has them or not.
 
     Args:
         frame: runs that differ in dropout, AL2 and seed alone, as `lib.store.load` gives them; of
